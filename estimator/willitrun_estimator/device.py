@@ -1,0 +1,63 @@
+"""What the planner sees of a machine: devices with memory, rates and a family, already merged with the data sheets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+Backend = Literal["cuda", "rocm", "vulkan", "metal", "cpu"]
+
+
+class Device(Struct, frozen=True, kw_only=True):
+    """One GPU (or slice of one) that an engine can be given."""
+
+    name: str
+    backend: Backend
+    family: str
+    """Architecture family of the speed constants: `ada`, `ampere`, `a100`, `hopper`, `rdna3`, `cdna1`, `apple` …;
+    `unknown` when nothing is known about it."""
+    memory_total_bytes: int
+    memory_free_bytes: int
+    bandwidth_bytes_per_s: float | None
+    flops_per_s: float | None = None
+    """Dense 16-bit matrix rate with the accumulation that llama.cpp uses; None when unknown."""
+    int8_ops_per_s: float | None = None
+    multiprocessors: int | None = None
+    link_bytes_per_s: float | None = None
+    """Host to device, one direction, measured or from the PCIe link; None when unknown."""
+    unified: bool = False
+    """Its memory is the host's: both pools shrink together."""
+    uuid: str | None = None
+    index: int | None = None
+    pci_address: str | None = None
+    numa_node: int | None = None
+    compute_capability: str | None = None
+    gfx_target: str | None = None
+    display_active: bool = False
+    peer_bytes_per_s: float | None = None
+    """To the fastest other GPU of the machine, one direction."""
+
+
+class Host(Struct, frozen=True, kw_only=True):
+    """CPU and RAM as the planner sees them."""
+
+    ram_total_bytes: int
+    ram_available_bytes: int
+    bandwidth_bytes_per_s: float | None
+    """Measured, given, or derived from what is known of the CPU; None when nothing is."""
+    bandwidth_basis: str = "unknown"
+    """`measured`, `given`, `data-sheet`, `assumed` or `unknown`."""
+    threads: int
+    """Physical cores an engine may use."""
+    cpu_name: str | None = None
+    flags: tuple[str, ...] = ()
+    disk_read_bytes_per_s: float | None = None
+
+
+class Devices(Struct, frozen=True, kw_only=True):
+    """Everything a plan may use. `gpus` is ordered as engines will see them (visible ones only)."""
+
+    name: str
+    gpus: tuple[Device, ...]
+    host: Host

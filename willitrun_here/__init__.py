@@ -1,0 +1,3 @@
+"""The agent and its command: cli, render, launch, fleet."""
+
+__version__ = "0.1.0"
