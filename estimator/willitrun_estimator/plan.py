@@ -10,6 +10,8 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from willitrun_estimator.request import Mode, Request
+
 SCHEMA = "willitrun.check/1"
 
 Status = Literal["comfortable", "fits", "tight", "offload", "paging", "too-large"]
@@ -210,6 +212,14 @@ class QuantOption(Struct, frozen=True, kw_only=True):
     best: bool
     engine: str = "llama.cpp"
     context_tokens: int = 0
+    decode: Interval | None = None
+    """`decode_tokens_per_s` with its bounds and basis."""
+    ttft_s: float | None = None
+    headroom_bytes: int | None = None
+    offloaded_fraction: float | None = None
+    safe_context_tokens: int | None = None
+    devices: tuple[DeviceUse, ...] = ()
+    """What this option's own best plan puts on each device."""
 
 
 class WorkloadRow(Struct, frozen=True, kw_only=True):
@@ -266,6 +276,31 @@ class Command(Struct, frozen=True, kw_only=True):
     """Files the command needs beside it (a Modelfile), name to text."""
 
 
+class CurvePoint(Struct, frozen=True, kw_only=True):
+    """The plan's placement at another context length: memory reserved for it, speed with it filled."""
+
+    context_tokens: int
+    device_bytes: tuple[int, ...]
+    """Needed on each device, in the order of `Plan.devices`."""
+    decode_tokens_per_s: Interval | None
+
+
+class ModeRow(Struct, frozen=True, kw_only=True):
+    """The best plan under another operating mode, scored by that mode's lens."""
+
+    mode: Mode
+    score: int
+    grade: Grade
+    quant: str
+    status: Status
+    context_tokens: int
+    decode_tokens_per_s: Interval | None
+    ttft_s: float | None
+    concurrency: int = 1
+    output_tokens_per_s: float | None = None
+    """Aggregate over all requests at `concurrency`; None for the one-user modes."""
+
+
 class ScorePart(Struct, frozen=True, kw_only=True):
     """One factor of the score."""
 
@@ -300,3 +335,8 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=False):
     findings: tuple[str, ...] = ()
     """Plain sentences the reader must know: an unknown architecture, a stale catalog, an assumption."""
     commands: dict[str, Command] = {}
+    request: Request | None = None
+    """What was asked: workload, mode and whatever the user fixed."""
+    curve: tuple[CurvePoint, ...] = ()
+    """Rising context lengths from 1K to the model's limit, for the plots."""
+    modes: tuple[ModeRow, ...] = ()
