@@ -106,7 +106,13 @@ def score(*, quality: float, decode: float, ttft: float, context: float, lens: L
 
 
 def score_parts(
-    *, quality: float, decode: float, ttft: float, context: float, lens: Lens, reasons: tuple[str, str, str, str]
+    *,
+    quality: float,
+    decode: float,
+    ttft: float,
+    context: float,
+    lens: Lens,
+    reasons: tuple[str, str, str, str],
 ) -> tuple[ScorePart, ...]:
     """Return the factors with their exponents, for showing how a score came about."""
     rows = (

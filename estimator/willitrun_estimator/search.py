@@ -1,0 +1,270 @@
+"""The best way to run one model: every quantization x KV type x context x micro-batch x GPU set x layout.
+
+Exact on these spaces by branch and bound. A combination is first given the score it would reach if the whole model
+ran on whichever single device is fastest (decode time is linear in the blocks per device, so no layout is faster);
+combinations are worked out in falling order of that bound until it drops below the best score found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from willitrun_estimator.layout import Layouts, Needs
+from willitrun_estimator.placement import Placement
+from willitrun_estimator.score import (
+    Lens,
+    Purpose,
+    context_factor,
+    decode_factor,
+    quality_factor,
+    score,
+    ttft_factor,
+)
+
+
+class Setup(Protocol):
+    """One model in one quantization on one GPU set with fixed settings: what it needs and how fast it is."""
+
+    needs: Needs
+    budgets: Sequence[int]
+    """Bytes each GPU of the set may be given."""
+    host_budget: int
+    """Bytes the host may be asked for."""
+
+    def rate(self, placement: Placement, context_tokens: int, /) -> float | None:
+        """Return the decode rate the lens looks at (aggregate for serving modes), tokens per second."""
+        ...
+
+    def ttft(self, placement: Placement, context_tokens: int, /) -> float | None:
+        """Return the time to the first token for the workload's prompt, in seconds."""
+        ...
+
+    def paged_rate(self, placement: Placement, context_tokens: int, /) -> float | None:
+        """Return the decode rate when weights beyond memory are read from disk, tokens per second."""
+        ...
+
+
+class Space(Struct, frozen=True, kw_only=True):
+    """The values each dimension may take; a dimension the user fixed has one value."""
+
+    quants: tuple[str, ...]
+    kv_types: tuple[str, ...]
+    contexts: tuple[int, ...]
+    ubatches: tuple[int, ...]
+    gpu_sets: tuple[tuple[int, ...], ...]
+    """Indexes into `Devices.gpus`; the empty set is the host alone."""
+    gpu_layers: int | None = None
+    cpu_moe_layers: int | None = None
+
+
+class Found(Struct, frozen=True, kw_only=True):
+    """One plan that can start, with what it needs and the factors of its score."""
+
+    quant: str
+    kv_type: str
+    context_tokens: int
+    ubatch: int
+    gpus: tuple[int, ...]
+    placement: Placement
+    used_bytes: tuple[int, ...]
+    """Per GPU of the set, then the host."""
+    rate: float
+    ttft_s: float
+    quality: float
+    paging: bool
+    score: float
+
+
+class Combination(Struct, frozen=True):
+    """One point of the space before its layout is chosen, with the score it cannot exceed."""
+
+    bound: float
+    gpus: tuple[int, ...]
+    kv_type: str
+    context_tokens: int
+    ubatch: int
+    quality: float
+
+
+class Objective(Struct, frozen=True, kw_only=True):
+    """What is being maximised, and what must hold."""
+
+    purpose: Purpose
+    lens: Lens
+    min_rate: float | None = None
+    max_ttft_s: float | None = None
+
+    def judge(self, *, quality: float, rate: float, ttft_s: float, context_tokens: int) -> float:
+        """Return the score of a plan; one that misses a demanded rate or wait is scaled down by how far it misses."""
+        concurrency = self.lens.concurrency
+        points = score(
+            quality=quality,
+            decode=decode_factor(rate, self.purpose.half_decode_per_s * concurrency),
+            ttft=ttft_factor(ttft_s, self.purpose.half_ttft_s),
+            context=context_factor(context_tokens, self.purpose.context_tokens),
+            lens=self.lens,
+        )
+        if self.min_rate is not None and rate < self.min_rate:
+            points *= 0.1 * rate / self.min_rate
+        if self.max_ttft_s is not None and ttft_s > self.max_ttft_s:
+            points *= 0.1 * self.max_ttft_s / ttft_s
+        return points
+
+
+def single_device_placements(setup: Setup, gpus: int) -> list[Placement]:
+    """Return the layouts with everything on one device: each GPU, and the host."""
+    units = setup.needs.blocks + 1
+    whole = [
+        Placement(gpu_layers=units, split=tuple(units if i == device else 0 for i in range(gpus)))
+        for device in range(gpus)
+    ]
+    return [*whole, Placement(gpu_layers=0, split=(0,) * gpus)]
+
+
+def search_quant(
+    quant: str,
+    space: Space,
+    objective: Objective,
+    kl_divergence: Callable[[str, str], float],
+    setup: Callable[[str, str, int, tuple[int, ...]], Setup],
+    *,
+    floor: float = 0.0,
+) -> list[Found]:
+    """Return the plans worked out for one quantization, best first; empty when nothing starts without paging.
+
+    `kl_divergence(quant, kv_type)` is the quality lost; `setup(quant, kv_type, ubatch, gpus)` builds a setup.
+    Combinations that cannot exceed `floor` are not worked out once something was found.
+    """
+    combinations = bounded(quant, space, objective, kl_divergence, setup)
+    found: list[Found] = []
+    best = floor
+    for combination in combinations:
+        if found and combination.bound <= best:
+            break
+        for plan in worked_out(quant, combination, space, objective, setup):
+            found.append(plan)
+            best = max(best, plan.score)
+    found.sort(key=lambda plan: -plan.score)
+    return found
+
+
+def bounded(
+    quant: str,
+    space: Space,
+    objective: Objective,
+    kl_divergence: Callable[[str, str], float],
+    setup: Callable[[str, str, int, tuple[int, ...]], Setup],
+) -> list[Combination]:
+    """Return every combination with the score it cannot exceed, best bound first."""
+    shortest = min(space.contexts)
+    combinations = []
+    for gpus in space.gpu_sets:
+        rates, waits = [0.0], [float("inf")]
+        for ubatch in {max(space.ubatches), min(space.ubatches)}:
+            ideal = setup(quant, space.kv_types[0], ubatch, gpus)
+            for placement in single_device_placements(ideal, len(gpus)):
+                rate, wait = ideal.rate(placement, shortest), ideal.ttft(placement, shortest)
+                rates.append(rate or 0.0)
+                waits.append(wait if wait is not None else 0.0)
+        for kv_type in space.kv_types:
+            quality = quality_factor(kl_divergence(quant, kv_type))
+            for context_tokens in space.contexts:
+                bound = objective.judge(
+                    quality=quality,
+                    rate=max(rates) * 1.05,
+                    ttft_s=min(waits) * 0.95,
+                    context_tokens=context_tokens,
+                )
+                combinations.extend(
+                    Combination(bound, gpus, kv_type, context_tokens, ubatch, quality)
+                    for ubatch in space.ubatches
+                )
+    combinations.sort(key=lambda combination: (-combination.bound, combination.ubatch))
+    return combinations
+
+
+def worked_out(
+    quant: str,
+    combination: Combination,
+    space: Space,
+    objective: Objective,
+    setup: Callable[[str, str, int, tuple[int, ...]], Setup],
+    *,
+    paging: bool = False,
+) -> list[Found]:
+    """Return the layouts of one combination that start, each with its score."""
+    one = setup(quant, combination.kv_type, combination.ubatch, combination.gpus)
+    context_tokens = combination.context_tokens
+    found = []
+    for placement in layouts(one, combination.gpus, context_tokens, space):
+        used = tuple(one.needs.per_device_bytes(placement, context_tokens))
+        over = used[-1] > one.host_budget
+        if over and not paging:
+            continue
+        rate = one.paged_rate(placement, context_tokens) if over else one.rate(placement, context_tokens)
+        ttft_s = one.ttft(placement, context_tokens)
+        if rate is None:
+            rate = 0.0
+        points = objective.judge(
+            quality=combination.quality,
+            rate=rate,
+            ttft_s=ttft_s if ttft_s is not None else 0.0,
+            context_tokens=context_tokens,
+        )
+        found.append(
+            Found(
+                quant=quant,
+                kv_type=combination.kv_type,
+                context_tokens=context_tokens,
+                ubatch=combination.ubatch,
+                gpus=combination.gpus,
+                placement=placement,
+                used_bytes=used,
+                rate=rate,
+                ttft_s=ttft_s if ttft_s is not None else 0.0,
+                quality=combination.quality,
+                paging=over,
+                score=points,
+            )
+        )
+    return found
+
+
+def layouts(one: Setup, gpus: tuple[int, ...], context_tokens: int, space: Space) -> list[Placement]:
+    """Return the layouts worth trying of one combination."""
+    if not gpus:
+        return [Placement(gpu_layers=0)]
+    return list(
+        Layouts(one.needs, one.budgets, context_tokens).candidates(
+            units=space.gpu_layers, cpu_moe=space.cpu_moe_layers
+        )
+    )
+
+
+def search_paging(
+    quant: str,
+    space: Space,
+    objective: Objective,
+    kl_divergence: Callable[[str, str], float],
+    setup: Callable[[str, str, int, tuple[int, ...]], Setup],
+) -> list[Found]:
+    """Return plans that read weights from disk as they go, best first: the last resort when nothing else starts."""
+    smallest = Space(
+        quants=(quant,),
+        kv_types=space.kv_types,
+        contexts=(min(space.contexts),),
+        ubatches=(min(space.ubatches),),
+        gpu_sets=space.gpu_sets,
+        gpu_layers=space.gpu_layers,
+        cpu_moe_layers=space.cpu_moe_layers,
+    )
+    found = [
+        plan
+        for combination in bounded(quant, smallest, objective, kl_divergence, setup)
+        for plan in worked_out(quant, combination, smallest, objective, setup, paging=True)
+    ]
+    found.sort(key=lambda plan: -plan.score)
+    return found
