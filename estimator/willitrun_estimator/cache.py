@@ -1,0 +1,152 @@
+"""Bytes of the KV cache, of the recurrent state and of the output buffer: exact, layer by layer.
+
+The rules are those of llama.cpp's `llama_kv_cache`, `llama_kv_cache_iswa` and `llama_memory_recurrent`
+(src/llama-kv-cache*.cpp, src/llama-memory-recurrent.cpp, src/llama-hparams.cpp, ggml 0.25).
+"""
+
+from __future__ import annotations
+
+from willitrun_catalog.model import Attention, Layer, Mixer, Mla, ModelSpec, Recurrent
+from willitrun_estimator.errors import EstimatorError
+from willitrun_estimator.placement import Settings
+
+CELL_PADDING = 256
+"""`GGML_PAD(n_ctx, 256)` in llama-context.cpp, and the same for a sliding-window cache."""
+
+KV_TYPES: dict[str, tuple[int, int]] = {
+    "f32": (1, 4),
+    "f16": (1, 2),
+    "bf16": (1, 2),
+    "q8_0": (32, 34),
+    "q5_1": (32, 24),
+    "q5_0": (32, 22),
+    "q4_1": (32, 20),
+    "q4_0": (32, 18),
+    "iq4_nl": (32, 18),
+}
+"""Elements per block and bytes per block of every type that `--cache-type-k` takes (ggml-common.h)."""
+
+WINDOW_IGNORED = frozenset({"phi3", "phimoe"})
+"""Architectures whose file names a window that llama.cpp does not use (src/models/phi3.cpp)."""
+
+
+def pad(value: int, multiple: int) -> int:
+    """Round `value` up to a multiple."""
+    return -(-value // multiple) * multiple
+
+
+def kv_row_bytes(kv_type: str, elements: int) -> int:
+    """Bytes of one row of K or V; raises EstimatorError for an unknown type or a row that is not whole blocks."""
+    if kv_type not in KV_TYPES:
+        message = f"unknown KV cache type {kv_type!r}"
+        raise EstimatorError(message, "known types: " + ", ".join(KV_TYPES))
+    block, size = KV_TYPES[kv_type]
+    if elements % block:
+        message = f"a row of {elements} elements cannot be stored as {kv_type}, which has blocks of {block}"
+        raise EstimatorError(message, "use --kv-type f16 for this model")
+    return elements // block * size
+
+
+def is_quantized(kv_type: str) -> bool:
+    """Whether values of this type share a block with a scale."""
+    return KV_TYPES[kv_type][0] > 1
+
+
+def stream_cells(settings: Settings, context_tokens: int | None = None) -> tuple[int, int]:
+    """Cells of one stream of a full-attention cache, and the number of streams.
+
+    A unified cache is one pool shared by all slots; otherwise each slot is a stream with its share of the context.
+    """
+    tokens = pad(settings.context_tokens if context_tokens is None else context_tokens, CELL_PADDING)
+    if settings.kv_unified or settings.parallel == 1:
+        return tokens, 1
+    return pad(tokens // settings.parallel, CELL_PADDING) or CELL_PADDING, settings.parallel
+
+
+def effective_window(spec: ModelSpec, mixer: Attention) -> int | None:
+    """The window that llama.cpp really uses for this layer, None for full attention."""
+    return None if spec.architecture in WINDOW_IGNORED else mixer.window
+
+
+def window_cells(window: int, settings: Settings, full_cells: int) -> int:
+    """Cells of one stream of a sliding-window cache: the windows of all its sequences and one micro-batch."""
+    if settings.swa_full:
+        return full_cells
+    sequences = settings.parallel if settings.kv_unified else 1
+    return pad(min(full_cells, window * sequences + settings.ubatch), CELL_PADDING)
+
+
+def largest_value_row(spec: ModelSpec) -> int:
+    """Elements of the widest V row: without flash attention every layer's transposed V has it."""
+    return max(
+        (m.kv_heads * m.value_dim for layer in spec.layers for m in layer.mixers if isinstance(m, Attention)),
+        default=0,
+    )
+
+
+def mixer_row_bytes(spec: ModelSpec, mixer: Mixer, settings: Settings) -> int:
+    """Bytes that one cell of this mixer's cache takes: K and V of one token, and an indexer's key."""
+    if isinstance(mixer, Mla):
+        # One compressed K row serves as V; the sparse indexer keeps a K row of its own and, as llama.cpp makes
+        # it from the same parameters, no V.
+        row = kv_row_bytes(settings.kv_type_k, mixer.kv_rank + mixer.rope_dim)
+        if mixer.indexer_dim:
+            row += kv_row_bytes(settings.kv_type_k, mixer.indexer_dim)
+        return row
+    if isinstance(mixer, Attention) and not mixer.shares_kv:
+        values = mixer.kv_heads * mixer.value_dim if settings.flash_attention else largest_value_row(spec)
+        row = kv_row_bytes(settings.kv_type_k, mixer.kv_heads * mixer.key_dim)
+        row += kv_row_bytes(settings.kv_type_v, values)
+        if mixer.indexer_dim:
+            row += kv_row_bytes(settings.kv_type_k, mixer.indexer_dim)
+        return row
+    return 0
+
+
+def layer_window(spec: ModelSpec, layer: Layer) -> int | None:
+    """The sliding window of a layer's cache, None where it is as long as the context."""
+    for mixer in layer.mixers:
+        if isinstance(mixer, Attention):
+            return effective_window(spec, mixer)
+    return None
+
+
+def layer_row_bytes(spec: ModelSpec, layer: Layer, settings: Settings) -> int:
+    """Bytes of one cell of a layer's cache."""
+    return sum(mixer_row_bytes(spec, mixer, settings) for mixer in layer.mixers)
+
+
+def layer_kv_bytes(spec: ModelSpec, layer: Layer, settings: Settings, context_tokens: int | None = None) -> int:
+    """KV cache bytes of one layer over all streams."""
+    row = layer_row_bytes(spec, layer, settings)
+    if not row:
+        return 0
+    cells, streams = stream_cells(settings, context_tokens)
+    window = layer_window(spec, layer)
+    if window is not None:
+        cells = window_cells(window, settings, cells)
+    return row * cells * streams
+
+
+def kv_bytes(spec: ModelSpec, settings: Settings, context_tokens: int | None = None) -> int:
+    """KV cache bytes of the whole model."""
+    return sum(layer_kv_bytes(spec, layer, settings, context_tokens) for layer in spec.layers)
+
+
+def layer_state_bytes(layer: Layer, settings: Settings, rollbacks: int = 0) -> int:
+    """F32 bytes of a layer's convolution and recurrent states, one set per slot.
+
+    `rollbacks` is the number of snapshots that speculative decoding keeps per slot (`n_rs_seq`).
+    """
+    elements = sum(m.conv_elements + m.state_elements for m in layer.mixers if isinstance(m, Recurrent))
+    return 4 * elements * max(1, settings.parallel) * (1 + rollbacks)
+
+
+def state_bytes(spec: ModelSpec, settings: Settings, rollbacks: int = 0) -> int:
+    """Recurrent state bytes of the whole model; independent of the context and of the KV type."""
+    return sum(layer_state_bytes(layer, settings, rollbacks) for layer in spec.layers)
+
+
+def output_bytes(spec: ModelSpec, settings: Settings) -> int:
+    """Bytes of the logits buffer in host memory: one F32 row of the vocabulary per slot at start."""
+    return 4 * spec.vocab_size * max(1, settings.parallel)

@@ -1,0 +1,197 @@
+"""What llama.cpp allocates on every device for one model, one placement and one context.
+
+`MemoryModel` is built once per model, quantization and settings. After that a placement costs a few table look-ups:
+weights, cache and state are differences of cumulative sums over blocks, compute buffers are linear between
+powers of two of the context. `footprint` is the same answer as named parts for showing.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from willitrun_estimator import cache, overhead
+from willitrun_estimator.compute import ComputeModel
+from willitrun_estimator.plan import DeviceUse
+
+if TYPE_CHECKING:
+    from willitrun_estimator.device import Devices
+    from willitrun_estimator.placement import Placement, Settings
+    from willitrun_estimator.weights import WeightProfile
+
+
+class MemoryModel:
+    """Bytes per device as a function of placement and context, for fixed weights, devices and settings.
+
+    `settings.context_tokens` is only a default: every method takes the context. All tuples have one entry per GPU in
+    device order and the host last. Not thread-safe (it keeps what it has computed).
+    """
+
+    def __init__(self, weights: WeightProfile, devices: Devices, settings: Settings) -> None:
+        spec = weights.spec
+        self.weights = weights
+        self.devices = devices
+        self.settings = settings
+        self.compute = ComputeModel(weights, devices, settings)
+        rows = [cache.layer_row_bytes(spec, layer, settings) for layer in spec.layers]
+        windows = [cache.layer_window(spec, layer) for layer in spec.layers]
+        self._rows = {
+            window: tuple(
+                accumulate((row if w == window else 0 for row, w in zip(rows, windows, strict=True)), initial=0)
+            )
+            for window in sorted(set(windows), key=lambda w: w or 0)
+        }
+        self._states = tuple(accumulate((cache.layer_state_bytes(layer, settings) for layer in spec.layers), initial=0))
+        self._resident = weights.cumulative_resident_bytes
+        self._experts = weights.cumulative_expert_bytes
+        self._runtime = tuple(overhead.runtime_bytes(gpu) for gpu in devices.gpus)
+        self._output = cache.output_bytes(spec, settings)
+        self._host_weights = weights.embedding_bytes + weights.host_extra_bytes
+        self._cells: dict[int, tuple[tuple[tuple[int, ...], int], ...]] = {}
+
+    def _cells_of(self, context_tokens: int) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """For each kind of cache: cumulative bytes of a cell over blocks, and its cells over all streams."""
+        known = self._cells.get(context_tokens)
+        if known is None:
+            full, streams = cache.stream_cells(self.settings, context_tokens)
+            known = tuple(
+                (
+                    rows,
+                    streams * (full if window is None else cache.window_cells(window, self.settings, full)),
+                )
+                for window, rows in self._rows.items()
+                if rows[-1]
+            )
+            self._cells[context_tokens] = known
+        return known
+
+    def spans(self, placement: Placement) -> tuple[tuple[int, int], ...]:
+        """First and last-plus-one unit of each GPU; unit `block_count` is the output head."""
+        units = len(self._resident)
+        first = units - placement.gpu_layers
+        split = placement.split or (placement.gpu_layers,)
+        spans = []
+        for count in split:
+            spans.append((first, first + count))
+            first += count
+        spans.extend((units, units) for _ in range(len(self.devices.gpus) - len(split)))
+        return tuple(spans)
+
+    def weights_bytes(self, placement: Placement) -> tuple[int, ...]:
+        """Weights on each GPU and on the host."""
+        blocks = len(self._resident) - 1
+        resident, experts = self._resident, self._experts
+        moved = placement.cpu_moe_layers
+        out = []
+        for first, last in self.spans(placement):
+            end = min(last, blocks)
+            start = min(first, blocks)
+            held = resident[end] - resident[start] + experts[max(end, moved)] - experts[max(start, moved)]
+            if first <= blocks < last:
+                held += self.weights.output_bytes
+            out.append(held)
+        first = min(blocks + 1 - placement.gpu_layers, blocks)
+        host = self._host_weights + resident[first] + experts[max(first, min(moved, blocks))]
+        if not placement.gpu_layers and not self.weights.spec.tied_embeddings:
+            host += self.weights.output_bytes
+        return (*out, host)
+
+    def cache_bytes(self, placement: Placement, context_tokens: int) -> tuple[tuple[int, int], ...]:
+        """KV cache and recurrent state on each GPU and on the host."""
+        blocks = len(self._resident) - 1
+        kinds = self._cells_of(context_tokens)
+        states = self._states
+        out = []
+        kv_left = sum(rows[blocks] * cells for rows, cells in kinds)
+        state_left = states[blocks]
+        for first, last in self.spans(placement):
+            if placement.kv_on_host:
+                out.append((0, 0))
+                continue
+            start, end = min(first, blocks), min(last, blocks)
+            kv = sum((rows[end] - rows[start]) * cells for rows, cells in kinds)
+            state = states[end] - states[start]
+            kv_left -= kv
+            state_left -= state
+            out.append((kv, state))
+        return (*out, (kv_left, state_left))
+
+    def per_device_bytes(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
+        """Everything each device holds, context and workspaces of the GPU runtime included."""
+        weights = self.weights_bytes(placement)
+        caches = self.cache_bytes(placement, context_tokens)
+        compute = self.compute.bytes(placement, context_tokens)
+        gpus = [
+            w + kv + state + c + runtime
+            for w, (kv, state), c, runtime in zip(weights, caches, compute, self._runtime, strict=False)
+        ]
+        return (*gpus, weights[-1] + sum(caches[-1]) + compute[-1] + self._output)
+
+    def safe_tokens(self, placement: Placement, limits: tuple[int, ...], max_tokens: int | None = None) -> int:
+        """The largest context that keeps every device within its limit in bytes; 0 when none does.
+
+        Limits are free memory minus the margin, GPUs in order and the host last. The answer is a multiple of the
+        engine's cell padding, at most `max_tokens` (the model's maximum by default).
+        """
+        step = cache.CELL_PADDING
+        top = max(1, (self.weights.spec.max_context_tokens if max_tokens is None else max_tokens) // step)
+
+        def fits(count: int) -> bool:
+            used = self.per_device_bytes(placement, count * step)
+            return all(bytes_ <= limit for bytes_, limit in zip(used, limits, strict=True))
+
+        if fits(top):
+            return top * step
+        low, high = 0, top
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low * step
+
+    def uses(self, placement: Placement, context_tokens: int) -> tuple[DeviceUse, ...]:
+        """The same bytes as named parts: one `DeviceUse` per GPU, then the host."""
+        weights = self.weights_bytes(placement)
+        caches = self.cache_bytes(placement, context_tokens)
+        compute = self.compute.bytes(placement, context_tokens)
+        uses = []
+        for index, gpu in enumerate(self.devices.gpus):
+            kv, state = caches[index]
+            runtime = self._runtime[index]
+            uses.append(
+                DeviceUse(
+                    name=gpu.name,
+                    kind="gpu",
+                    weights_bytes=weights[index],
+                    kv_cache_bytes=kv,
+                    recurrent_bytes=state,
+                    compute_bytes=compute[index],
+                    output_bytes=0,
+                    runtime_bytes=runtime,
+                    total_bytes=weights[index] + kv + state + compute[index] + runtime,
+                    free_bytes=gpu.memory_free_bytes,
+                    notes=overhead.runtime_notes(gpu),
+                )
+            )
+        kv, state = caches[-1]
+        uses.append(
+            DeviceUse(
+                name="host",
+                kind="host",
+                weights_bytes=weights[-1],
+                kv_cache_bytes=kv,
+                recurrent_bytes=state,
+                compute_bytes=compute[-1],
+                output_bytes=self._output,
+                runtime_bytes=0,
+                total_bytes=weights[-1] + kv + state + compute[-1] + self._output,
+                free_bytes=self.devices.host.ram_available_bytes,
+            )
+        )
+        return tuple(uses)
+
+
+def footprint(
+    weights: WeightProfile, devices: Devices, placement: Placement, settings: Settings
+) -> tuple[DeviceUse, ...]:
+    """What every device holds: the GPUs in order, then the host (see `MemoryModel` for many placements)."""
+    return MemoryModel(weights, devices, settings).uses(placement, settings.context_tokens)
