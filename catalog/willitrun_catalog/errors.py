@@ -14,15 +14,13 @@ class CatalogError(Exception):
         self.advice = advice
 
 
-class BadFile(CatalogError):
+class FileFormatError(CatalogError):
     """A file is not what it claims to be, or ends too early.
 
     `offset` is where in the file, `field` what was being read there; both are part of the message.
     """
 
-    def __init__(
-        self, path: str, reason: str, *, field: str = "", offset: int | None = None, advice: str = ""
-    ) -> None:
+    def __init__(self, path: str, reason: str, *, field: str = "", offset: int | None = None, advice: str = "") -> None:
         where = [part for part in (field, None if offset is None else f"offset {offset}") if part]
         place = f" ({', '.join(where)})" if where else ""
         super().__init__(f"{path}: {reason}{place}", advice)
@@ -32,7 +30,7 @@ class BadFile(CatalogError):
         self.offset = offset
 
 
-class Unreadable(CatalogError):
+class FileAccessError(CatalogError):
     """A path or address exists only in part, is the wrong kind of thing, or may not be read."""
 
     def __init__(self, path: str, reason: str, advice: str = "") -> None:
@@ -42,7 +40,7 @@ class Unreadable(CatalogError):
 
 
 class HubError(CatalogError):
-    """A model hub refused, was out of reach or sent something broken. `status` is its HTTP status, if it gave one."""
+    """A model hub refused, was out of reach or sent something broken. `status` is its HTTP status, if any."""
 
     def __init__(self, source: str, reason: str, *, status: int | None = None, advice: str = "") -> None:
         super().__init__(f"{source}: {reason}", advice)
@@ -51,7 +49,7 @@ class HubError(CatalogError):
         self.status = status
 
 
-class UnknownName(CatalogError):
+class UnknownNameError(CatalogError):
     """A name that the catalog does not know. `nearest` are the closest ones it does."""
 
     thing = "name"
@@ -63,13 +61,13 @@ class UnknownName(CatalogError):
         self.nearest = nearest
 
 
-class UnknownModel(UnknownName):
+class UnknownModel(UnknownNameError):  # noqa: N818 - the name others catch
     """A model name that the catalog does not know."""
 
     thing = "model"
 
 
-class UnknownGpu(UnknownName):
+class UnknownGpu(UnknownNameError):  # noqa: N818 - the name others catch
     """An accelerator name that the catalog does not know."""
 
     thing = "GPU"
