@@ -1,0 +1,113 @@
+"""The llama-server command of a plan, in the flags that the installed build understands."""
+
+from __future__ import annotations
+
+from willitrun_estimator.plan import Command
+
+from willitrun_here.launch.target import (
+    PROMPT_CACHE_DEFAULT_MIB,
+    Target,
+    artifact,
+    command,
+    prompt_cache_mib,
+    visible_gpus,
+)
+
+
+def render(target: Target) -> Command:
+    """Return the complete llama-server command."""
+    weights = artifact(target)
+    argv = [*numa_prefix(target), target.program, *model_arguments(target), *plan_arguments(target)]
+    argv += ["--host", target.host, "--port", str(target.port), *target.extra]
+    notes = (weights.note, flags_note(target))
+    return command(argv, visible_gpus(target), notes=notes)
+
+
+def flags_note(target: Target) -> str | None:
+    """Say for which build the flags are when none was found here."""
+    if not target.flags.assumed:
+        return None
+    return f"No llama-server was found here; the flags are those of llama.cpp {target.flags.version}."
+
+
+def model_arguments(target: Target) -> list[str]:
+    """Name the weights: a local file, a file in a repository, or a repository and quantization."""
+    weights = artifact(target)
+    if weights.path is not None:
+        return ["-m", weights.path]
+    if weights.file is not None:
+        return ["-hf", weights.repo or "", "-hff", weights.file]
+    return ["-hf", f"{weights.repo}:{target.plan.quant}"]
+
+
+def plan_arguments(target: Target) -> list[str]:
+    """Translate the plan: layers, context, cache, split, experts, batches, threads, slots, loading."""
+    plan, flags = target.plan, target.flags
+    argv = ["-ngl", layers(target), "-c", str(plan.context_tokens), *flash_attention(target)]
+    if plan.kv_type != "f16":
+        argv += ["-ctk", plan.kv_type, "-ctv", plan.kv_type]
+    if len(plan.tensor_split) > 1:
+        argv += ["-ts", ",".join(f"{share:g}" for share in plan.tensor_split)]
+    if plan.cpu_moe_layers:
+        argv += cpu_experts(target)
+    argv += ["-ub", str(plan.ubatch), "-b", str(max(plan.batch, plan.ubatch)), "-t", str(plan.threads)]
+    argv += ["-np", str(plan.parallel)]
+    if plan.kv_unified and "-kvu" in flags:
+        argv += ["-kvu"]
+    argv += load_mode(target)
+    cache = prompt_cache_mib(target)
+    if "-cram" in flags and cache < PROMPT_CACHE_DEFAULT_MIB:
+        argv += ["-cram", str(cache)]
+    if "-fit" in flags:
+        argv += ["-fit", "off"]
+    return argv
+
+
+def layers(target: Target) -> str:
+    """Say how many layers go to GPUs; `all` where the whole model does, which next-token layers cannot upset."""
+    plan = target.plan
+    if plan.gpu_layers > plan.layers:
+        return "all" if target.flags.layers_take_all else "999"
+    return str(plan.gpu_layers)
+
+
+def flash_attention(target: Target) -> list[str]:
+    """Switch flash attention in the build's own way: with a value, or as a bare flag."""
+    if target.flags.flash_takes_value:
+        return ["-fa", "on" if target.plan.flash_attention else "off"]
+    return ["-fa"] if target.plan.flash_attention else []
+
+
+def cpu_experts(target: Target) -> list[str]:
+    """Keep the experts of the first N layers in host memory; older builds take a tensor pattern."""
+    count = target.plan.cpu_moe_layers
+    if "-ncmoe" in target.flags or "--n-cpu-moe" in target.flags:
+        return ["--n-cpu-moe", str(count)]
+    blocks = "|".join(str(block) for block in range(count))
+    return ["-ot", rf"blk\.({blocks})\.ffn_(up|down|gate)_exps=CPU"]
+
+
+def load_mode(target: Target) -> list[str]:
+    """Load into plain memory when experts stay on the host: llama.cpp warns that tensor overrides are slow with mmap.
+
+    Only when the host has room for it, because such memory cannot be dropped and read again.
+    """
+    host = target.plan.devices[-1]
+    if not target.plan.cpu_moe_layers or host.total_bytes > host.free_bytes:
+        return []
+    if "-lm" in target.flags or "--load-mode" in target.flags:
+        return ["--load-mode", "none"]
+    return ["--no-mmap"] if "--no-mmap" in target.flags else []
+
+
+def numa_prefix(target: Target) -> list[str]:
+    """Bind to the GPU's memory node when the host has several and the planned GPUs share one."""
+    with_cpus = [node for node in target.machine.cpu.numa_nodes if node.cpus]
+    planned = {uuid for uuid in target.plan.gpu_uuids if uuid}
+    nodes = {gpu.numa_node for gpu in target.machine.gpus if gpu.uuid in planned}
+    if len(with_cpus) < 2 or len(nodes) != 1:  # noqa: PLR2004 - one node needs no binding
+        return []
+    (node,) = nodes
+    if node is None or node < 0:
+        return []
+    return ["numactl", f"--cpunodebind={node}", f"--preferred={node}"]

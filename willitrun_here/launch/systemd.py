@@ -1,0 +1,43 @@
+"""A systemd unit that keeps the planned server running, with the hardening a network service should have."""
+
+from __future__ import annotations
+
+from willitrun_here.launch import llama_cpp
+from willitrun_here.launch.target import Target
+
+
+def quoted(word: str) -> str:
+    """Quote one word of ExecStart: systemd has its own escapes, and `%` and `$` are special."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{escaped}"' if not escaped or any(c in escaped for c in " \t\"';|\\") else escaped
+
+
+def unit(target: Target) -> str:
+    """Return the unit file."""
+    built = llama_cpp.render(target)
+    env = "".join(f'Environment="{name}={value}"\n' for name, value in built.env.items())
+    program, *arguments = built.argv
+    start = " ".join([quoted(program), *map(quoted, arguments)])
+    return (
+        "[Unit]\n"
+        f"Description=llama-server with {target.spec.title} {target.plan.quant}\n"
+        "After=network-online.target\n"
+        "Wants=network-online.target\n"
+        "\n"
+        "[Service]\n"
+        f"{env}"
+        "DynamicUser=yes\n"
+        "CacheDirectory=llama.cpp\n"
+        "Environment=LLAMA_CACHE=%C/llama.cpp\n"
+        f"ExecStart={start}\n"
+        "Restart=on-failure\n"
+        "RestartSec=5\n"
+        "NoNewPrivileges=yes\n"
+        "ProtectSystem=strict\n"
+        "ProtectHome=read-only\n"
+        "PrivateTmp=yes\n"
+        f"SupplementaryGroups={'video render' if target.plan.gpu_uuids else ''}\n"
+        "\n"
+        "[Install]\n"
+        "WantedBy=multi-user.target\n"
+    )

@@ -1,0 +1,115 @@
+"""What every launcher is given: the plan, the model's whereabouts, the machine, and how the engine is reached."""
+
+from __future__ import annotations
+
+import shlex
+
+from msgspec import Struct
+from willitrun_catalog.model import ModelSpec
+from willitrun_estimator.plan import Command, Plan
+from willitrun_probe.machine import Machine
+
+from willitrun_here.launch.flags import Flags
+
+MIB = 1024**2
+PROMPT_CACHE_DEFAULT_MIB = 8192
+"""llama-server's own default for `--cache-ram`."""
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """One plan about to be launched."""
+
+    plan: Plan
+    spec: ModelSpec
+    machine: Machine
+    flags: Flags
+    """What the installed llama-server understands; the newest known set when none is installed."""
+    program: str = "llama-server"
+    host: str = "127.0.0.1"
+    port: int = 8080
+    extra: tuple[str, ...] = ()
+    """Arguments after `--` on the command line, given to the engine unchanged."""
+
+
+class Artifact(Struct, frozen=True, kw_only=True):
+    """Where the weights come from: exactly one of a local file and a hub repository."""
+
+    path: str | None = None
+    repo: str | None = None
+    file: str | None = None
+    note: str | None = None
+
+
+def artifact(target: Target) -> Artifact:
+    """Return where an engine finds the GGUF of the planned quantization."""
+    source, quant = target.spec.source, target.plan.quant
+    if source.startswith("hf:"):
+        repo, _, rest = source.removeprefix("hf:").partition(":")
+        return Artifact(repo=repo, file=rest) if rest.endswith(".gguf") else Artifact(repo=repo)
+    if source.endswith(".gguf") or source.startswith(("/", ".")):
+        return Artifact(path=source)
+    if target.spec.gguf_repos:
+        return Artifact(repo=target.spec.gguf_repos[0])
+    name = f"{target.spec.name}-{quant}.gguf"
+    return Artifact(
+        path=name, note=f"No GGUF repository of {target.spec.title} is known; put a {quant} file at {name} first."
+    )
+
+
+def command(
+    argv: list[str], env: dict[str, str], *, notes: tuple[str | None, ...] = (), files: dict[str, str] | None = None
+) -> Command:
+    """Build a Command with its one-line form for a POSIX shell."""
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in env.items()]
+    return Command(
+        argv=tuple(argv),
+        env=env,
+        shell=" ".join([*assignments, shlex.join(argv)]),
+        notes=tuple(note for note in notes if note),
+        files=files or {},
+    )
+
+
+def visible_gpus(target: Target) -> dict[str, str]:
+    """Return the environment that gives the engine exactly the planned GPUs, by UUID wherever there is one.
+
+    Indexes are only used together with CUDA_DEVICE_ORDER=PCI_BUS_ID, because CUDA's own order is fastest first and
+    NVML's is by bus (CUDA programming guide, environment variables). An empty list hides every GPU from a plan that
+    uses none.
+    """
+    plan = target.plan
+    vendors = {gpu.vendor for gpu in target.machine.gpus}
+    if not plan.gpu_uuids:
+        if plan.backend == "cpu" and "nvidia" in vendors:
+            return {"CUDA_VISIBLE_DEVICES": ""}
+        if plan.backend == "cpu" and "amd" in vendors:
+            return {"HIP_VISIBLE_DEVICES": ""}
+        return {}
+    uuids = [uuid for uuid in plan.gpu_uuids if uuid]
+    complete = len(uuids) == len(plan.gpu_uuids)
+    indexes = ",".join(str(index if index is not None else i) for i, index in enumerate(plan.gpu_indexes))
+    match plan.backend:
+        case "cuda" if complete:
+            return {"CUDA_VISIBLE_DEVICES": ",".join(uuids)}
+        case "cuda" if everything_planned(target):
+            return {}
+        case "cuda":
+            return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": indexes}
+        case "rocm" if complete and all(uuid.startswith("GPU-") for uuid in uuids):
+            return {"ROCR_VISIBLE_DEVICES": ",".join(uuids)}
+        case "rocm" if not everything_planned(target):
+            return {"HIP_VISIBLE_DEVICES": indexes}
+        case _:
+            return {}
+
+
+def everything_planned(target: Target) -> bool:
+    """Tell whether the plan uses every visible GPU, so that nothing has to be hidden."""
+    return len(target.plan.gpu_uuids) == len([gpu for gpu in target.machine.gpus if gpu.visible and gpu.usable])
+
+
+def prompt_cache_mib(target: Target) -> int:
+    """Return the RAM to allow for the prompt cache: a quarter of what the plan leaves free, at most the default."""
+    host = target.plan.devices[-1]
+    spare = max(0, host.free_bytes - host.total_bytes)
+    return min(PROMPT_CACHE_DEFAULT_MIB, spare // 4 // MIB // 256 * 256)
