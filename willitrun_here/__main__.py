@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         return closed_pipe()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - unknown ones are raised again below
         return report(error)
     return result if isinstance(result, int) else 0
 

@@ -2,9 +2,9 @@
 
     AgentError
      ├── UsageError        the options contradict each other or make no sense (exit 2)
-     ├── NotReadable       a machine description, a recording, an input file (exit 4)
-     ├── DoesNotRun        nothing fits; the message says what would (exit 1)
-     └── LaunchFailed      the engine was started and stopped (exit 1)
+     ├── UnreadableError       a machine description, a recording, an input file (exit 4)
+     ├── DoesNotRunError        nothing fits; the message says what would (exit 1)
+     └── LaunchError      the engine was started and stopped (exit 1)
     willitrun_probe.errors.ProbeError
     willitrun_catalog.errors.CatalogError
     willitrun_estimator.errors.EstimatorError
@@ -32,19 +32,19 @@ class UsageError(AgentError):
     exit_code = 2
 
 
-class NotReadable(AgentError):
+class UnreadableError(AgentError):
     """A file, recording or description that cannot be read."""
 
     exit_code = 4
 
 
-class DoesNotRun(AgentError):
+class DoesNotRunError(AgentError):
     """Nothing fits here."""
 
     exit_code = 1
 
 
-class LaunchFailed(AgentError):
+class LaunchError(AgentError):
     """The engine did not start, or stopped while loading."""
 
     exit_code = 1

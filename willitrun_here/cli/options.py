@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-from willitrun_estimator.request import Request
-from willitrun_probe.units import parse_bytes
 
+from willitrun_estimator.request import Request
 from willitrun_here.errors import UsageError
+from willitrun_probe.units import parse_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,7 +20,7 @@ KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_n
 BACKENDS = ("cuda", "rocm", "vulkan", "metal", "cpu", "auto")
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """A number of bytes: `512MiB`, `2GiB`, `1000000000`."""
 
     name = "bytes"
@@ -35,7 +35,7 @@ class Size(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Tokens(click.ParamType):
+class Tokens(click.ParamType[int]):
     """A number of tokens: `8192`, `32k`, `128K`, `1M`."""
 
     name = "tokens"
@@ -51,7 +51,7 @@ class Tokens(click.ParamType):
         return int(digits) * factor
 
 
-class CountOrAll(click.ParamType):
+class CountOrAll(click.ParamType[int | str]):
     """A count, `all`, or `auto`."""
 
     name = "N|all|auto"
@@ -121,7 +121,7 @@ def question(command: F) -> F:
 
 def request(options: dict[str, Any]) -> Request:
     """Turn parsed options into a Request; `auto` becomes None. Raises UsageError for contradictions."""
-    values = {name: (None if value == "auto" else value) for name, value in options.items()}
+    values: dict[str, Any] = {name: (None if value == "auto" else value) for name, value in options.items()}
     flash = values.pop("flash_attention", None)
     asked = Request(flash_attention=None if flash is None else flash == "on", **values)
     check(asked)

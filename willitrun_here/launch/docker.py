@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from willitrun_estimator.plan import Command
-
 from willitrun_here.launch import llama_cpp
 from willitrun_here.launch.target import Target, artifact, command
 from willitrun_here.launch.yaml import to_yaml

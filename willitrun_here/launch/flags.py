@@ -35,7 +35,31 @@ class Flags(Struct, frozen=True, kw_only=True):
 
 NEWEST = Flags(
     names=frozenset(
-        "-m -hf -hff -ngl -c -fa -ctk -ctv -ts -ncmoe -ot -ub -b -t -np -lm -cram -kvu -fit --host --port --numa -dev".split()
+        (
+            "-m",
+            "-hf",
+            "-hff",
+            "-ngl",
+            "-c",
+            "-fa",
+            "-ctk",
+            "-ctv",
+            "-ts",
+            "-ncmoe",
+            "-ot",
+            "-ub",
+            "-b",
+            "-t",
+            "-np",
+            "-lm",
+            "-cram",
+            "-kvu",
+            "-fit",
+            "--host",
+            "--port",
+            "--numa",
+            "-dev",
+        )
     ),
     version="0.5.0-dev (0c1e570)",
     assumed=True,

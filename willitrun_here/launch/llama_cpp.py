@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from willitrun_estimator.plan import Command
-
 from willitrun_here.launch.target import (
     PROMPT_CACHE_DEFAULT_MIB,
     Target,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 
 from willitrun_estimator.plan import Command
-
 from willitrun_here.launch.target import Target, artifact, command, visible_gpus
 
 
@@ -58,7 +57,7 @@ def render(target: Target) -> Command:
     text = modelfile(target)
     create = f"printf %s {shell_quoted(text)} > Modelfile && ollama create {name(target)} -f Modelfile"
     script = f"{create} && ollama run {name(target)}"
-    built = command(
+    return command(
         ["sh", "-c", script],
         environment(target),
         notes=(
@@ -70,7 +69,6 @@ def render(target: Target) -> Command:
         ),
         files={"Modelfile": text},
     )
-    return built
 
 
 def shell_quoted(text: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 
 from msgspec import Struct
+
 from willitrun_catalog.model import ModelSpec
 from willitrun_estimator.plan import Command, Plan
-from willitrun_probe.machine import Machine
-
 from willitrun_here.launch.flags import Flags
+from willitrun_probe.machine import Machine
 
 MIB = 1024**2
 PROMPT_CACHE_DEFAULT_MIB = 8192
@@ -70,7 +70,7 @@ def command(
     )
 
 
-def visible_gpus(target: Target) -> dict[str, str]:
+def visible_gpus(target: Target) -> dict[str, str]:  # noqa: PLR0911 - one line per vendor and what its driver names
     """Return the environment that gives the engine exactly the planned GPUs, by UUID wherever there is one.
 
     Indexes are only used together with CUDA_DEVICE_ORDER=PCI_BUS_ID, because CUDA's own order is fastest first and
