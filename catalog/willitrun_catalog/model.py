@@ -76,7 +76,7 @@ class Mla(Struct, frozen=True, kw_only=True, tag="mla"):
 class Recurrent(Struct, frozen=True, kw_only=True, tag="recurrent"):
     """A mixer whose state does not grow with the context."""
 
-    kind: Literal["mamba1", "mamba2", "gated-delta-net", "kda", "shortconv", "lightning"]
+    kind: Literal["mamba1", "mamba2", "gated-delta-net", "kda", "shortconv", "lightning", "rwkv"]
     conv_elements: int
     """F32 elements of the convolution state, per sequence."""
     state_elements: int
@@ -152,6 +152,11 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     """The list of a real file; None when it is generated from the shape."""
     file_bytes: int | None = None
     """Size of the real file(s); None for a catalog model."""
+    files: tuple[str, ...] = ()
+    """The real file(s), the one an engine is given first; empty for a catalog model."""
+    projector: str | None = None
+    """Path of the vision or audio projector (`mmproj`) that lies beside a real file."""
+    projector_bytes: int = 0
     quant: str | None = None
     """The one quantization a real file has; None when any can be chosen."""
     hf_id: str | None = None
@@ -170,6 +175,8 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     canonical: bool = False
     """A well-known instruct release of its maker: ranked before base and derived models."""
     sources: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+    """Sentences the reader must know: an unknown architecture, an assumption about the file."""
 
     @property
     def block_count(self) -> int:
