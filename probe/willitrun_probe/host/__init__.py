@@ -1,0 +1,1 @@
+"""The machine around the GPUs: processor, memory, PCI devices, links and model folders."""
