@@ -148,6 +148,8 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     """Next-token-prediction layers: in the file and in the block count, not loaded by default."""
     traits: tuple[str, ...] = ()
     """What changes the tensor list beyond the shape: `qk-norm`, `qkv-bias`, `post-norm`, `fused-qkv` …"""
+    sizes: tuple[tuple[str, int], ...] = ()
+    """Further sizes that one architecture's tensor list needs: (("per_layer_dim", 256), …)."""
     tensors: tuple[Tensor, ...] | None = None
     """The list of a real file; None when it is generated from the shape."""
     file_bytes: int | None = None

@@ -1,9 +1,23 @@
-"""Weights of one model in one quantization, summed per block once, so that a placement costs a few additions."""
+"""Weights of one model in one quantization, summed per block once, so that a placement costs a few additions.
+
+A mix of llama-quantize gives types tensor by tensor (`willitrun_catalog.mixes`); a file brings its own types; a
+checkpoint format is bits per weight by role (`willitrun_catalog.formats`).
+"""
 
 from __future__ import annotations
 
-from msgspec import Struct
-from willitrun_catalog.model import ModelSpec
+from collections.abc import Callable
+from itertools import accumulate
+
+from msgspec import Struct, structs
+from willitrun_catalog.block_types import row_bytes
+from willitrun_catalog.formats import FORMATS, CheckpointFormat
+from willitrun_catalog.mixes import NOWHERE, MixFacts, Position, chosen_type
+from willitrun_catalog.model import ModelSpec, Moe
+from willitrun_catalog.quant import quant_name
+
+from willitrun_estimator.tensors import blueprint
+from willitrun_estimator.weight_groups import FIRST_BLOCK_PREFIXES, HOST_NAMES, Group, Piece, grouped
 
 
 class LayerWeights(Struct, frozen=True, kw_only=True):
@@ -49,3 +63,208 @@ class WeightProfile(Struct, frozen=True, kw_only=True):
     bits_per_weight: float
     matmul_type: str
     """The type most of the matrix bytes have: decides kernels and speed on a CPU."""
+    type_bytes: tuple[tuple[str, int], ...] = ()
+    """Bytes per type over the file's tensors, most first."""
+
+
+def weight_profile(spec: ModelSpec, quant: str, *, importance_matrix: bool = False) -> WeightProfile:
+    """Sum a model's weights in a quantization.
+
+    `quant` is a mix of llama-quantize or a checkpoint format, in any case; a file that fixes its types ignores it.
+    Raises `UnknownQuant` and `UnknownArchitecture`.
+    """
+    if spec.tensors is not None and all(tensor.type is not None for tensor in spec.tensors):
+        label = spec.quant or quant
+        return _profile(spec, label, _fixed_sizer)
+    label = quant_name(quant)
+    if label in FORMATS:
+        return _profile(spec, label, _format_sizer(FORMATS[label]))
+    facts = blueprint(spec).facts
+    if importance_matrix:
+        facts = structs.replace(facts, importance_matrix=True)
+    return _profile(spec, label, _mix_sizer(label, facts))
+
+
+Sizer = Callable[[Piece, Position], tuple[str, int]]
+"""Type name and bytes of one tensor at its position."""
+
+
+def _fixed_sizer(item: Piece, _place: Position) -> tuple[str, int]:
+    kind = item.fixed_type or "F32"
+    return kind, row_bytes(kind, item.row_elements) * item.rows
+
+
+def _format_sizer(form: CheckpointFormat) -> Sizer:
+    def size(item: Piece, _place: Position) -> tuple[str, int]:
+        if item.role in form.roles and item.rows > 1 and not item.kept and item.fixed_type in {None, "MXFP4"}:
+            return form.name, round(item.elements * form.bits / 8)
+        return "BF16", round(item.elements * form.rest_bits / 8)
+
+    return size
+
+
+def _mix_sizer(mix: str, facts: MixFacts) -> Sizer:
+    source = mix if mix in {"F16", "F32"} else "BF16"
+    by_name = facts.architecture == "glm5-next"
+    chosen: dict[tuple[object, ...], str] = {}
+
+    def size(item: Piece, place: Position) -> tuple[str, int]:
+        kind = item.fixed_type
+        if kind is None:
+            if item.kept:
+                kind = source
+            else:
+                key = (item.category, place, item.row_elements, item.matrices > 1, item.name if by_name else "")
+                found = chosen.get(key)
+                if found is None:
+                    found = chosen[key] = chosen_type(
+                        mix,
+                        item.category,
+                        place,
+                        facts,
+                        name=item.name,
+                        row_elements=item.row_elements,
+                        matrices=item.matrices,
+                    )
+                kind = found
+        return kind, row_bytes(kind, item.row_elements) * item.rows
+
+    return size
+
+
+def _profile(spec: ModelSpec, quant: str, size: Sizer) -> WeightProfile:
+    plan = blueprint(spec)
+    model = grouped(plan)
+    loaded = plan.loaded_blocks
+    used = next(((layer.ffn.experts_used, layer.ffn.experts) for layer in spec.layers if isinstance(layer.ffn, Moe)), (1, 1))
+    types: dict[str, int] = {}
+    matrices: dict[str, int] = {}
+    counts = [0] * len(model.groups)
+    for number in model.order:
+        counts[number] += 1
+    weighed = [
+        _weigh(group, count, size, used, types, matrices) for group, count in zip(model.groups, counts, strict=True)
+    ]
+    first = embedding = output = host = beyond_elements = tables = 0
+    tied = True
+    for item in model.outside:
+        kind, amount = size(item, NOWHERE)
+        types[kind] = types.get(kind, 0) + amount
+        beyond_elements += item.elements
+        if item.name == "token_embd.weight":
+            embedding = amount
+        elif item.name in HOST_NAMES:
+            host += amount
+        elif item.name.startswith(FIRST_BLOCK_PREFIXES):
+            first += amount
+            tables += item.elements if item.name.startswith("rope_") else 0
+        else:
+            output += amount
+            if item.name == "output.weight":
+                tied = False
+                matrices[kind] = matrices.get(kind, 0) + amount
+    layers = tuple(weighed[number] for number in model.order[:loaded])
+    if first and layers:
+        layers = (structs.replace(layers[0], resident_bytes=layers[0].resident_bytes + first), *layers[1:])
+    resident = tuple(accumulate((layer.resident_bytes for layer in layers), initial=0))
+    experts = tuple(accumulate((layer.expert_bytes for layer in layers), initial=0))
+    active = tuple(accumulate((layer.expert_active_bytes for layer in layers), initial=0))
+    rest = [weighed[number] for number in model.order[loaded:]]
+    unloaded = sum(layer.resident_bytes + layer.expert_bytes for layer in rest)
+    total = sum(types.values())
+    block_elements = sum(model.groups[number].elements for number in model.order[:loaded])
+    spare_elements = sum(model.groups[number].elements for number in model.order[loaded:])
+    expert_elements = sum(model.groups[number].expert_elements for number in model.order[:loaded])
+    params = beyond_elements + block_elements - tables
+    tensors_listed = len(model.outside) + sum(len(model.groups[number].pieces) for number in model.order)
+    return WeightProfile(
+        spec=spec,
+        quant=quant,
+        layers=layers,
+        cumulative_resident_bytes=resident,
+        cumulative_expert_bytes=experts,
+        cumulative_expert_active_bytes=active,
+        embedding_bytes=embedding,
+        output_bytes=output + embedding if tied else output,
+        host_extra_bytes=host,
+        tensor_bytes=total,
+        unloaded_bytes=unloaded,
+        file_bytes=spec.file_bytes or total + metadata_bytes(spec, tensors_listed),
+        params=params,
+        active_params=params - expert_elements + expert_elements * used[0] // used[1],
+        bits_per_weight=8 * total / max(1, beyond_elements + block_elements + spare_elements),
+        matmul_type=max(matrices, key=matrices.__getitem__, default="F32"),
+        type_bytes=tuple(sorted(types.items(), key=lambda entry: -entry[1])),
+    )
+
+
+def _weigh(  # noqa: PLR0913, PLR0917
+    group: Group,
+    count: int,
+    size: Sizer,
+    used: tuple[int, int],
+    types: dict[str, int],
+    matrices: dict[str, int],
+) -> LayerWeights:
+    resident = experts = largest = largest_expert = 0
+    for item, place in group.pieces:
+        kind, amount = size(item, place)
+        types[kind] = types.get(kind, 0) + amount * count
+        if item.rows > 1:
+            matrices[kind] = matrices.get(kind, 0) + amount * count
+        if item.role == "experts":
+            experts += amount
+            largest_expert = max(largest_expert, amount)
+        else:
+            resident += amount
+            largest = max(largest, amount)
+    return LayerWeights(
+        resident_bytes=resident,
+        expert_bytes=experts,
+        expert_active_bytes=experts * used[0] // used[1],
+        largest_tensor_bytes=largest,
+        largest_expert_tensor_bytes=largest_expert,
+    )
+
+
+_BYTES_PER_PIECE_TOKEN = 25
+"""Vocabulary entry without merges (SentencePiece): text, score and type. Gemma 3: 6.5 MB for 262,144 tokens."""
+_BYTES_PER_BPE_TOKEN = 45
+"""Vocabulary entry with its merge rule. Qwen 2.5: 5.9 MB for 151,936; Llama 3: 7.8 MB for 128,256."""
+_BYTES_PER_TENSOR = 60
+"""Table entry of a GGUF file: name, dimensions, type and offset."""
+_SMALL_VOCABULARY = 33_000
+"""Llama 2 and its kin: 32,000 SentencePiece tokens."""
+
+
+def metadata_bytes(spec: ModelSpec, tensors_listed: int) -> int:
+    """Estimate header, tensor table and tokenizer of a GGUF file, from the vocabulary's size and kind."""
+    pieces = spec.architecture.startswith("gemma") or spec.vocab_size < _SMALL_VOCABULARY
+    per_token = _BYTES_PER_PIECE_TOKEN if pieces else _BYTES_PER_BPE_TOKEN
+    return spec.vocab_size * per_token + tensors_listed * _BYTES_PER_TENSOR
+
+
+def weight_bytes_by_role(spec: ModelSpec, quant: str) -> dict[str, int]:
+    """Sum the loaded weights by role, for engines that split roles over ranks (vLLM's tensor parallelism).
+
+    Keys are `willitrun_catalog.model.Role`; a tied head counts under `embedding` once. Next-token layers are left out.
+    """
+    plan = blueprint(spec)
+    model = grouped(plan)
+    label = quant_name(quant) if spec.quant is None else quant
+    if spec.tensors is not None and all(tensor.type is not None for tensor in spec.tensors):
+        size: Sizer = _fixed_sizer
+    elif label in FORMATS:
+        size = _format_sizer(FORMATS[label])
+    else:
+        size = _mix_sizer(label, plan.facts)
+    sums: dict[str, int] = {}
+    for item in model.outside:
+        sums[item.role] = sums.get(item.role, 0) + size(item, NOWHERE)[1]
+    counts: dict[int, int] = {}
+    for number in model.order[: plan.loaded_blocks]:
+        counts[number] = counts.get(number, 0) + 1
+    for number, count in counts.items():
+        for item, place in model.groups[number].pieces:
+            sums[item.role] = sums.get(item.role, 0) + count * size(item, place)[1]
+    return sums
