@@ -24,6 +24,11 @@ from willitrun_estimator.score import (
     ttft_factor,
 )
 
+BOUND_SLACK = 1.05
+"""Headroom of the bound over single-device speeds, for terms that a mixed layout may save (a head on another card)."""
+UNKNOWN_FACTOR = 0.5
+"""What an unknown speed counts for: neither praise nor blame, so that quality and context decide."""
+
 
 class Setup(Protocol):
     """One model in one quantization on one GPU set with fixed settings: what it needs and how fast it is."""
@@ -31,19 +36,21 @@ class Setup(Protocol):
     needs: Needs
     budgets: Sequence[int]
     """Bytes each GPU of the set may be given."""
-    host_budget: int
-    """Bytes the host may be asked for."""
 
-    def rate(self, placement: Placement, context_tokens: int, /) -> float | None:
+    def host_short(self, used_bytes: Sequence[int], /) -> int:
+        """Return the bytes the host lacks for a layout's needs; 0 or less when it has room."""
+        ...
+
+    def rate(self, placement: Placement, /) -> float | None:
         """Return the decode rate the lens looks at (aggregate for serving modes), tokens per second."""
         ...
 
-    def ttft(self, placement: Placement, context_tokens: int, /) -> float | None:
+    def ttft(self, placement: Placement, /) -> float | None:
         """Return the time to the first token for the workload's prompt, in seconds."""
         ...
 
-    def paged_rate(self, placement: Placement, context_tokens: int, /) -> float | None:
-        """Return the decode rate when weights beyond memory are read from disk, tokens per second."""
+    def paged_rate(self, placement: Placement, short_bytes: int, /) -> float | None:
+        """Return the decode rate when `short_bytes` of the weights are read from disk, tokens per second."""
         ...
 
 
@@ -71,10 +78,11 @@ class Found(Struct, frozen=True, kw_only=True):
     placement: Placement
     used_bytes: tuple[int, ...]
     """Per GPU of the set, then the host."""
-    rate: float
-    ttft_s: float
+    rate: float | None
+    ttft_s: float | None
     quality: float
-    paging: bool
+    short_bytes: int
+    """What the host lacks: weights that have to be read from disk as the engine goes; 0 when all fit."""
     score: float
 
 
@@ -97,19 +105,27 @@ class Objective(Struct, frozen=True, kw_only=True):
     min_rate: float | None = None
     max_ttft_s: float | None = None
 
-    def judge(self, *, quality: float, rate: float, ttft_s: float, context_tokens: int) -> float:
-        """Return the score of a plan; one that misses a demanded rate or wait is scaled down by how far it misses."""
-        concurrency = self.lens.concurrency
-        points = score(
-            quality=quality,
-            decode=decode_factor(rate, self.purpose.half_decode_per_s * concurrency),
-            ttft=ttft_factor(ttft_s, self.purpose.half_ttft_s),
-            context=context_factor(context_tokens, self.purpose.context_tokens),
-            lens=self.lens,
+    def factors(
+        self, *, quality: float, rate: float | None, ttft_s: float | None, context_tokens: int
+    ) -> tuple[float, float, float, float]:
+        """Return quality, decode, first token and context as 0..1; an unknown speed counts as half its benefit."""
+        half = self.purpose.half_decode_per_s * self.lens.concurrency
+        return (
+            quality,
+            UNKNOWN_FACTOR if rate is None else decode_factor(rate, half),
+            UNKNOWN_FACTOR if ttft_s is None else ttft_factor(ttft_s, self.purpose.half_ttft_s),
+            context_factor(context_tokens, self.purpose.context_tokens),
         )
-        if self.min_rate is not None and rate < self.min_rate:
+
+    def judge(self, *, quality: float, rate: float | None, ttft_s: float | None, context_tokens: int) -> float:
+        """Return the score of a plan; one that misses a demanded rate or wait is scaled down by how far it misses."""
+        kept, decode, ttft, context = self.factors(
+            quality=quality, rate=rate, ttft_s=ttft_s, context_tokens=context_tokens
+        )
+        points = score(quality=kept, decode=decode, ttft=ttft, context=context, lens=self.lens)
+        if self.min_rate is not None and rate is not None and rate < self.min_rate:
             points *= 0.1 * rate / self.min_rate
-        if self.max_ttft_s is not None and ttft_s > self.max_ttft_s:
+        if self.max_ttft_s is not None and ttft_s is not None and ttft_s > self.max_ttft_s:
             points *= 0.1 * self.max_ttft_s / ttft_s
         return points
 
@@ -159,16 +175,17 @@ def bounded(
     setup: Callable[[str, str, int, tuple[int, ...]], Setup],
 ) -> list[Combination]:
     """Return every combination with the score it cannot exceed, best bound first."""
-    shortest = min(space.contexts)
-    combinations = []
+    combinations: list[Combination] = []
     for gpus in space.gpu_sets:
-        rates, waits = [0.0], [float("inf")]
-        for ubatch in {max(space.ubatches), min(space.ubatches)}:
+        rates: list[float | None] = []
+        waits: list[float | None] = []
+        for ubatch in sorted({max(space.ubatches), min(space.ubatches)}):
             ideal = setup(quant, space.kv_types[0], ubatch, gpus)
             for placement in single_device_placements(ideal, len(gpus)):
-                rate, wait = ideal.rate(placement, shortest), ideal.ttft(placement, shortest)
-                rates.append(rate or 0.0)
-                waits.append(wait if wait is not None else 0.0)
+                rates.append(ideal.rate(placement))
+                waits.append(ideal.ttft(placement))
+        rate = None if None in rates else max(value for value in rates if value is not None) * BOUND_SLACK
+        wait = None if None in waits else min(value for value in waits if value is not None) / BOUND_SLACK
         for kv_type in space.kv_types:
             quality = quality_factor(kl_divergence(quant, kv_type))
             for context_tokens in space.contexts:
@@ -179,8 +196,7 @@ def bounded(
                     context_tokens=context_tokens,
                 )
                 combinations.extend(
-                    Combination(bound, gpus, kv_type, context_tokens, ubatch, quality)
-                    for ubatch in space.ubatches
+                    Combination(bound, gpus, kv_type, context_tokens, ubatch, quality) for ubatch in space.ubatches
                 )
     combinations.sort(key=lambda combination: (-combination.bound, combination.ubatch))
     return combinations
@@ -201,19 +217,12 @@ def worked_out(
     found = []
     for placement in layouts(one, combination.gpus, context_tokens, space):
         used = tuple(one.needs.per_device_bytes(placement, context_tokens))
-        over = used[-1] > one.host_budget
-        if over and not paging:
+        short = max(0, one.host_short(used))
+        if short and not paging:
             continue
-        rate = one.paged_rate(placement, context_tokens) if over else one.rate(placement, context_tokens)
-        ttft_s = one.ttft(placement, context_tokens)
-        if rate is None:
-            rate = 0.0
-        points = objective.judge(
-            quality=combination.quality,
-            rate=rate,
-            ttft_s=ttft_s if ttft_s is not None else 0.0,
-            context_tokens=context_tokens,
-        )
+        rate = one.paged_rate(placement, short) if short else one.rate(placement)
+        ttft_s = one.ttft(placement)
+        points = objective.judge(quality=combination.quality, rate=rate, ttft_s=ttft_s, context_tokens=context_tokens)
         found.append(
             Found(
                 quant=quant,
@@ -224,9 +233,9 @@ def worked_out(
                 placement=placement,
                 used_bytes=used,
                 rate=rate,
-                ttft_s=ttft_s if ttft_s is not None else 0.0,
+                ttft_s=ttft_s,
                 quality=combination.quality,
-                paging=over,
+                short_bytes=short,
                 score=points,
             )
         )
@@ -238,9 +247,7 @@ def layouts(one: Setup, gpus: tuple[int, ...], context_tokens: int, space: Space
     if not gpus:
         return [Placement(gpu_layers=0)]
     return list(
-        Layouts(one.needs, one.budgets, context_tokens).candidates(
-            units=space.gpu_layers, cpu_moe=space.cpu_moe_layers
-        )
+        Layouts(one.needs, one.budgets, context_tokens).candidates(units=space.gpu_layers, cpu_moe=space.cpu_moe_layers)
     )
 
 

@@ -1,0 +1,162 @@
+"""From a probed machine to what the planner sees: usable GPUs of one back end, merged with their data sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import structs
+from willitrun_catalog.datasheet import Datasheet
+
+from willitrun_estimator.device import Backend, Device, Devices, Host
+from willitrun_estimator.errors import EstimatorError
+from willitrun_estimator.families import family
+from willitrun_estimator.request import Request
+from willitrun_probe.machine import Gpu, Machine
+
+BACKENDS: dict[str, tuple[Backend, ...]] = {
+    "nvidia": ("cuda", "vulkan"),
+    "amd": ("rocm", "vulkan"),
+    "intel": ("vulkan",),
+    "apple": ("metal",),
+}
+"""Back ends that reach a vendor's GPUs, the preferred one first."""
+
+PCIE_BYTES_PER_S = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
+"""Per lane and direction after line coding (PCI Express base specification)."""
+LINK_EFFICIENCY = 0.8
+"""Pinned copies reach about four fifths of the link (bandwidthTest figures of PCIe 3.0 and 4.0 x16 cards)."""
+
+
+FindDatasheet = Callable[[Gpu], Datasheet | None]
+"""Looks a probed GPU up by PCI id, then by name and memory."""
+
+
+def devices(machine: Machine, request: Request, find: FindDatasheet) -> Devices:
+    """Merge a machine with the data sheets into what the planner may use.
+
+    Hidden and unusable GPUs are left out, and so are those the chosen back end does not reach: an engine runs one
+    back end. Raises EstimatorError when the asked back end reaches nothing here.
+    """
+    usable = [gpu for gpu in machine.gpus if gpu.visible and gpu.usable]
+    backend = chosen_backend(usable, request.backend)
+    gpus = [] if backend == "cpu" else [gpu for gpu in usable if backend in BACKENDS[gpu.vendor]]
+    discrete = [gpu for gpu in gpus if gpu.kind != "integrated"]
+    planned = [device(gpu, backend, find(gpu), request) for gpu in (discrete or gpus)]
+    kept = tuple(one for one in planned if one is not None)
+    return Devices(name=machine.name, gpus=kept, host=host(machine))
+
+
+def chosen_backend(usable: list[Gpu], asked: str | None) -> Backend:
+    """Return the back end to plan for: the one asked for, else the native one with the most memory."""
+    if asked == "cpu" or (asked is None and not usable):
+        return "cpu"
+    if asked is None:
+        memory: dict[Backend, int] = {}
+        for gpu in usable:
+            native = BACKENDS[gpu.vendor][0]
+            memory[native] = memory.get(native, 0) + (gpu.memory_free_bytes or 0)
+        return max(memory, key=lambda name: memory[name])
+    for gpu in usable:
+        for name in BACKENDS[gpu.vendor]:
+            if name == asked:
+                return name
+    raise EstimatorError(
+        f"the {asked} back end reaches no GPU of this machine",
+        f"here: {', '.join(sorted({gpu.name for gpu in usable})) or 'no usable GPU'}",
+    )
+
+
+def device(gpu: Gpu, backend: Backend, sheet: Datasheet | None, request: Request) -> Device | None:
+    """Merge one GPU with its data sheet; None when even its memory is unknown (the probe's findings say why)."""
+    total = gpu.memory_total_bytes
+    if total is None and sheet is not None:
+        total = sheet.memory_usable_bytes or sheet.memory_bytes
+    free = gpu.memory_free_bytes
+    if request.assume_idle and total is not None:
+        free = total - (gpu.memory_reserved_bytes or 0)
+    if total is None or free is None:
+        return None
+    peers = [link.bytes_per_s for link in gpu.links if link.peer != "host" and link.bytes_per_s]
+    return Device(
+        name=gpu.name,
+        backend=backend,
+        family=family(
+            vendor=gpu.vendor,
+            compute_capability=gpu.compute_capability or (sheet.compute_capability if sheet else None),
+            gfx_target=gpu.gfx_target or (sheet.gfx_target if sheet else None),
+            name=gpu.name,
+        ),
+        memory_total_bytes=total,
+        memory_free_bytes=free,
+        bandwidth_bytes_per_s=bandwidth(gpu, sheet),
+        flops_per_s=sheet.fp16_flops_per_s if sheet else None,
+        int8_ops_per_s=sheet.int8_ops_per_s if sheet else None,
+        multiprocessors=gpu.multiprocessors or (sheet.multiprocessors if sheet else None),
+        link_bytes_per_s=link(gpu, sheet),
+        unified=gpu.unified,
+        uuid=gpu.uuid,
+        index=gpu.index,
+        pci_address=gpu.pci_address,
+        numa_node=gpu.numa_node,
+        compute_capability=gpu.compute_capability or (sheet.compute_capability if sheet else None),
+        gfx_target=gpu.gfx_target or (sheet.gfx_target if sheet else None),
+        display_active=bool(gpu.display_active),
+        peer_bytes_per_s=max(peers, default=None),
+    )
+
+
+def bandwidth(gpu: Gpu, sheet: Datasheet | None) -> float | None:
+    """Return the memory bandwidth: the driver's figure where there is one, else the data sheet's share of the slice."""
+    if gpu.memory_bandwidth_bytes_per_s is not None:
+        return gpu.memory_bandwidth_bytes_per_s
+    if sheet is None or sheet.bandwidth_bytes_per_s is None:
+        return None
+    if gpu.kind in {"mig", "partition"} and gpu.memory_total_bytes and sheet.memory_bytes:
+        # MIG slices come in eighths of the memory system (NVIDIA MIG user guide, profile tables).
+        return sheet.bandwidth_bytes_per_s * max(1, round(8 * gpu.memory_total_bytes / sheet.memory_bytes)) / 8
+    return sheet.bandwidth_bytes_per_s
+
+
+def link(gpu: Gpu, sheet: Datasheet | None) -> float | None:
+    """Return the host-to-device rate that copies reach, from the probed link or the data sheet's."""
+    if gpu.unified:
+        return None
+    if gpu.pcie is not None and gpu.pcie.bytes_per_s is not None:
+        return gpu.pcie.bytes_per_s * LINK_EFFICIENCY
+    if sheet is not None and sheet.pcie_generation and sheet.pcie_lanes:
+        return PCIE_BYTES_PER_S[sheet.pcie_generation] * sheet.pcie_lanes * LINK_EFFICIENCY
+    return None
+
+
+def host(machine: Machine) -> Host:
+    """Return the host side; unknown RAM counts as none, and the probe's findings say so."""
+    memory, cpu = machine.memory, machine.cpu
+    reads = [disk.read_bytes_per_s for disk in machine.disks if disk.read_bytes_per_s]
+    rate, basis = memory.bandwidth_bytes_per_s, memory.sources.get("bandwidth_bytes_per_s", "given")
+    if rate is None:
+        rate, basis = assumed_bandwidth(cpu.usable_threads or 1), "assumed"
+    return Host(
+        ram_total_bytes=memory.total_bytes or 0,
+        ram_available_bytes=memory.available_bytes or 0,
+        bandwidth_bytes_per_s=rate,
+        bandwidth_basis=basis,
+        threads=cpu.usable_threads or 1,
+        cpu_name=cpu.name,
+        flags=cpu.flags,
+        disk_read_bytes_per_s=max(reads, default=None),
+    )
+
+
+def assumed_bandwidth(threads: int) -> float:
+    """Return the memory bandwidth to assume until `calibrate` has measured it.
+
+    Two channels of DDR4-3200 (51.2 GB/s) at the 0.7 that desktops reach, and no more than 15 GB/s a core, which is
+    what one thread reads.
+    """
+    return min(0.7 * 51.2e9, 15e9 * threads)
+
+
+def idle(plan_on: Devices) -> Devices:
+    """Return the same devices with all their memory free, for asking what closing other programs would bring."""
+    gpus = tuple(structs.replace(gpu, memory_free_bytes=gpu.memory_total_bytes) for gpu in plan_on.gpus)
+    return structs.replace(plan_on, gpus=gpus)

@@ -1,0 +1,238 @@
+"""One question made ready for the search: the space of values, the budgets of the devices, and the cost of a setup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import structs
+from willitrun_catalog.quality import quality
+
+from willitrun_catalog.model import Mla, ModelSpec
+from willitrun_estimator import overhead, throughput
+from willitrun_estimator.device import Device, Devices
+from willitrun_estimator.errors import EstimatorError
+from willitrun_estimator.footprint import MemoryModel
+from willitrun_estimator.placement import Placement, Settings
+from willitrun_estimator.request import Request
+from willitrun_estimator.score import LENSES, PURPOSES, Lens, Purpose
+from willitrun_estimator.search import Found, Objective, Space, search_paging, search_quant
+from willitrun_estimator.weights import WeightProfile, weight_profile
+
+MIB = 1024**2
+GROWTH_BYTES = 150 * MIB
+"""What a GPU process takes at its first prompts beyond its context and buffers (llama.cpp issues: 40-150 MiB)."""
+DISPLAY_BYTES = 512 * MIB
+"""Left to a compositor on a card that drives a screen: Linux desktops were seen at 550-810 MiB, most of it already
+counted as used when the plan is made."""
+HOST_RESERVE_BYTES = 512 * MIB
+"""Left to the engine's own process (vocabulary, HTTP server) and everything else on the host."""
+
+CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
+KV_TYPES = ("f16", "q8_0", "q4_0")
+UBATCHES = (512, 1024, 2048)
+MOST_SUBSETS = 4
+"""Up to this many unlike GPUs every subset is tried; beyond, the GPUs with most free memory first."""
+
+
+class LlamaSetup:
+    """One model in one quantization on one GPU set with fixed settings, as the search sees it."""
+
+    def __init__(
+        self,
+        weights: WeightProfile,
+        devices: Devices,
+        settings: Settings,
+        request: Request,
+        lens: Lens,
+        purpose: Purpose,
+    ) -> None:
+        self.weights, self.devices, self.settings = weights, devices, settings
+        self.needs = MemoryModel(weights, devices, settings)
+        self.budgets = tuple(gpu_budget(gpu, request) for gpu in devices.gpus)
+        self.host_budget = devices.host.ram_available_bytes - HOST_RESERVE_BYTES
+        self.unified = any(gpu.unified for gpu in devices.gpus)
+        self.speed = throughput.SpeedModel(weights, devices, settings, engine=request.engine or "llama.cpp")
+        self.depth_tokens = request.depth_tokens or 0
+        self.prompt_tokens = request.prompt_tokens or purpose.prompt_tokens
+        self.concurrency = max(lens.concurrency, request.concurrency)
+
+    def host_short(self, used_bytes: Sequence[int]) -> int:
+        """Return the bytes the host lacks, 0 or less when it has room; unified GPUs draw on the same memory."""
+        needed = used_bytes[-1]
+        if self.unified:
+            needed += sum(use for use, gpu in zip(used_bytes, self.devices.gpus, strict=False) if gpu.unified)
+        return needed - self.host_budget
+
+    def rate(self, placement: Placement) -> float | None:
+        """Return the decode rate the lens looks at: of one stream, or of all together for serving modes."""
+        if self.concurrency > 1:
+            return self.speed.aggregate(placement, self.concurrency, depth_tokens=self.depth_tokens)
+        return self.speed.decode_rate(placement, depth_tokens=self.depth_tokens)
+
+    def ttft(self, placement: Placement) -> float | None:
+        """Return the warm time to the first token of the workload's prompt."""
+        return self.speed.ttft_s(placement, prompt_tokens=self.prompt_tokens, depth_tokens=self.depth_tokens)
+
+    def paged_rate(self, placement: Placement, short_bytes: int) -> float | None:
+        """Return the decode rate when `short_bytes` of the weights are read from disk again and again."""
+        return self.speed.paged_decode_rate(placement, short_bytes=short_bytes, depth_tokens=self.depth_tokens)
+
+
+def gpu_budget(gpu: Device, request: Request) -> int:
+    """Return the bytes a plan may put on a GPU, its own runtime context included.
+
+    Free memory less a margin. By default the margin is what processes grow by after loading, and a little for the
+    compositor of a card with a screen; `--margin` counts like llama.cpp's `--fit-target`, the context inside it.
+    """
+    if request.margin_bytes is not None:
+        return gpu.memory_free_bytes - max(0, request.margin_bytes - overhead.runtime_bytes(gpu))
+    return gpu.memory_free_bytes - GROWTH_BYTES - (DISPLAY_BYTES if gpu.display_active else 0)
+
+
+class Question:
+    """A model, devices and a request, with everything that is computed once and used by many searches."""
+
+    def __init__(
+        self, spec: ModelSpec, devices: Devices, request: Request, profiles: dict[str, WeightProfile] | None = None
+    ) -> None:
+        self.spec, self.devices, self.request = spec, devices, request
+        self.purpose = purpose_of(request)
+        self.lens = LENSES[request.mode]
+        self.profiles = {} if profiles is None else profiles
+        self._setups: dict[tuple[str, str, int, tuple[int, ...]], LlamaSetup] = {}
+        self.objective = Objective(
+            purpose=self.purpose, lens=self.lens, min_rate=request.min_decode, max_ttft_s=request.max_ttft
+        )
+
+    def weights(self, quant: str) -> WeightProfile:
+        """Return the weights in a quantization, summed once."""
+        known = self.profiles.get(quant)
+        if known is None:
+            known = self.profiles[quant] = weight_profile(self.spec, quant)
+        return known
+
+    def kl_divergence(self, quant: str, kv_type: str) -> float:
+        """Return the quality lost by weights and cache together."""
+        return quality(quant, self.weights(quant).params).kl_divergence_or_worst + KV_KL_DIVERGENCE[kv_type]
+
+    def settings(self, kv_type: str, ubatch: int, context_tokens: int = 4096) -> Settings:
+        """Return the engine settings of a setup; the context is the search's to vary."""
+        request = self.request
+        parallel = request.parallel or max(1, request.concurrency, self.lens.concurrency)
+        flash = True if request.flash_attention is None else request.flash_attention
+        return Settings(
+            context_tokens=context_tokens,
+            kv_type_k=kv_type,
+            kv_type_v=kv_type,
+            flash_attention=flash,
+            ubatch=ubatch,
+            batch=max(2048, ubatch),
+            parallel=parallel,
+            kv_unified=parallel > 1,
+        )
+
+    def subset(self, gpus: tuple[int, ...]) -> Devices:
+        """Return the devices with only some of the GPUs."""
+        return structs.replace(self.devices, gpus=tuple(self.devices.gpus[i] for i in gpus))
+
+    def setup(self, quant: str, kv_type: str, ubatch: int, gpus: tuple[int, ...]) -> LlamaSetup:
+        """Return the setup of one point of the space, built once."""
+        key = (quant, kv_type, ubatch, gpus)
+        known = self._setups.get(key)
+        if known is None:
+            known = self._setups[key] = LlamaSetup(
+                self.weights(quant),
+                self.subset(gpus),
+                self.settings(kv_type, ubatch),
+                request=self.request,
+                lens=self.lens,
+                purpose=self.purpose,
+            )
+        return known
+
+    def space(self, quants: tuple[str, ...]) -> Space:
+        """Return the values each dimension may take."""
+        request = self.request
+        blocks = self.spec.block_count
+        return Space(
+            quants=quants,
+            kv_types=(request.kv_type,) if request.kv_type else kv_types(self.spec, request),
+            contexts=contexts(self.spec, request, self.purpose),
+            ubatches=(request.ubatch,) if request.ubatch else UBATCHES,
+            gpu_sets=gpu_sets(self.devices.gpus),
+            gpu_layers=blocks + 1 if request.gpu_layers == "all" else fixed_units(request.gpu_layers, blocks),
+            cpu_moe_layers=blocks if request.cpu_moe_layers == "all" else request.cpu_moe_layers,
+        )
+
+    def search(self, quant: str, *, floor: float = 0.0) -> list[Found]:
+        """Return the plans of one quantization, best first."""
+        return search_quant(quant, self.space((quant,)), self.objective, self.kl_divergence, self.setup, floor=floor)
+
+    def search_paging(self, quant: str) -> list[Found]:
+        """Return plans that read weights from disk as they go, best first."""
+        return search_paging(quant, self.space((quant,)), self.objective, self.kl_divergence, self.setup)
+
+
+KV_KL_DIVERGENCE = {
+    "f32": 0.0, "f16": 0.0, "bf16": 0.0, "fp8": 0.004, "q8_0": 0.002,
+    "q5_1": 0.008, "q5_0": 0.012, "q4_1": 0.03, "iq4_nl": 0.035, "q4_0": 0.045,
+}  # fmt: skip
+"""KL divergence a KV cache type adds, from perplexity with quantized caches (llama.cpp pull request 7412: q8_0/q8_0
++0.03 %, q5_1 +0.4 %, q4_0 +2 % or more on Llama-3-8B), on the scale of the weight quantizations' own figures."""
+
+
+def fixed_units(gpu_layers: int | str | None, blocks: int) -> int | None:
+    """Return the number of units a fixed `--gpu-layers` means: more than there are is all of them."""
+    return None if gpu_layers is None else min(int(gpu_layers), blocks + 1)
+
+
+def purpose_of(request: Request) -> Purpose:
+    """Return the workload's needs with what the request fixes in their place."""
+    purpose = PURPOSES[request.workload]
+    return structs.replace(
+        purpose,
+        prompt_tokens=request.prompt_tokens or purpose.prompt_tokens,
+        output_tokens=request.output_tokens or purpose.output_tokens,
+        context_tokens=max(request.context or request.min_context or purpose.context_tokens, 1),
+    )
+
+
+def contexts(spec: ModelSpec, request: Request, purpose: Purpose) -> tuple[int, ...]:
+    """Return the context lengths to try: the fixed one, or powers of two up to what the workload wants.
+
+    Never more than the model was trained for, and never its maximum just because there is room.
+    """
+    if request.context is not None:
+        return (request.context,)
+    top = min(spec.max_context_tokens, purpose.context_tokens)
+    least = request.min_context or 0
+    if least > spec.max_context_tokens:
+        raise EstimatorError(
+            f"--min-context {least} is more than {spec.title} has: {spec.max_context_tokens} tokens",
+            "Lower it, or take a model with a longer context.",
+        )
+    top = max(top, least)
+    tried = tuple(size for size in CONTEXTS if least <= size < top)
+    return (*tried, top)
+
+
+def kv_types(spec: ModelSpec, request: Request) -> tuple[str, ...]:
+    """Return the cache types to try; quantized ones need flash attention, and MLA wants both caches alike."""
+    if request.flash_attention is False:
+        return ("f16",)
+    if any(isinstance(mixer, Mla) for layer in spec.layers for mixer in layer.mixers):
+        return ("f16", "q8_0")
+    return KV_TYPES
+
+
+def gpu_sets(gpus: tuple[Device, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return the sets of GPUs worth trying, smaller ones first; the host alone where there is no GPU."""
+    count = len(gpus)
+    if count == 0:
+        return ((),)
+    by_room = sorted(range(count), key=lambda i: (-gpus[i].memory_free_bytes, i))
+    alike = len({(gpu.name, gpu.family) for gpu in gpus}) == 1
+    if alike or count > MOST_SUBSETS:
+        return tuple(tuple(sorted(by_room[:size])) for size in range(1, count + 1))
+    masks = sorted(range(1, 1 << count), key=lambda mask: (mask.bit_count(), mask))
+    return tuple(tuple(i for i in range(count) if mask >> i & 1) for mask in masks)
