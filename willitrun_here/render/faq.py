@@ -72,7 +72,8 @@ def _speed(answer: Answer) -> str:
     decode = answer.speed.decode_tokens_per_s if answer.speed else None
     if answer.speed is None or decode is None:
         return "Too little is known of this combination to say a number." if runs(answer) else ""
-    text = f"About {tokens_per_s(decode.expected)}, {BASIS_WORDS[decode.basis]}: {rate_range(decode)} in four of five cases"
+    basis = BASIS_WORDS[decode.basis]
+    text = f"About {tokens_per_s(decode.expected)}, {basis}: {rate_range(decode)} in four of five cases"
     if answer.speed.ttft_s is not None:
         text += f", with the first token after {format_seconds(answer.speed.ttft_s.expected)}"
     return text + "."
@@ -88,7 +89,7 @@ def _word(row: WorkloadRow) -> str:
 
 def _workload(row: WorkloadRow) -> str:
     return (
-        f"Grade {row.grade}: {tokens_per_s(row.decode_tokens_per_s)}, a context of {format_tokens(row.context_tokens)}, "
+        f"Grade {row.grade}: {tokens_per_s(row.decode_tokens_per_s)}, context {format_tokens(row.context_tokens)}, "
         f"and the first token of a {format_tokens(row.prompt_tokens)}-token prompt after {format_seconds(row.ttft_s)}."
     )
 

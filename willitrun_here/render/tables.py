@@ -95,7 +95,7 @@ def quant_table(answer: Answer) -> Table:
         title="Quantizations",
         columns=columns,
         rows=rows,
-        note="Marked: the best for this machine. Bits: per weight, as stored. KL: divergence from the unquantized model.",
+        note="Marked: the best for this machine. Bits: per weight, as stored. KL: divergence from the full model.",
     )
 
 

@@ -1,0 +1,90 @@
+"""The template environment: everything is escaped, and style and script are allowed by their hashes alone."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+
+class Link(Struct, frozen=True, kw_only=True):
+    """A link to another page of the same site."""
+
+    href: str
+    text: str
+
+
+@cache
+def environment() -> Environment:
+    """Return the environment of this package's templates; a name that is not given is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("willitrun_here.render", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@cache
+def asset(name: str) -> str:
+    """Return a style sheet or script of the templates folder."""
+    return files("willitrun_here.render").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def source_hash(text: str) -> str:
+    """Return the content-security-policy source of an inline element with exactly this text."""
+    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+
+@cache
+def policy() -> str:
+    """Return a policy under which a page can load nothing and run only its own script."""
+    return (
+        f"default-src 'none'; style-src {source_hash(asset('style.css'))}; "
+        f"script-src {source_hash(asset('page.js'))}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def json_text(value: object) -> Markup:
+    """Return JSON that cannot end the script element it is written into."""
+    from markupsafe import Markup
+
+    text = msgspec.json.encode(value).decode()
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)  # noqa: S704 - no sign of markup is left in it
+
+
+def render_template(name: str, *, page_title: str, description: str, **values: Any) -> str:
+    """Fill a template that extends `base.html`."""
+    from markupsafe import Markup
+
+    from willitrun_here import __version__
+
+    values.setdefault("links", ())
+    values.setdefault("crumb", "")
+    return (
+        environment()
+        .get_template(name)
+        .render(
+            page_title=page_title,
+            description=description,
+            policy=policy(),
+            style=Markup(asset("style.css")),  # noqa: S704 - our own file
+            script=Markup(asset("page.js")),  # noqa: S704 - our own file
+            version=__version__,
+            **values,
+        )
+    )

@@ -1,0 +1,50 @@
+"""The key figures of a plan as rows of words."""
+
+from __future__ import annotations
+
+from willitrun_estimator.plan import Answer
+from willitrun_here.render.wording import (
+    BASIS_WORDS,
+    ENGINE_WORDS,
+    available_bytes,
+    needed_bytes,
+    percent,
+    rate_range,
+    seconds_range,
+    tokens_per_s,
+)
+from willitrun_probe.units import format_bytes, format_seconds, format_tokens
+
+
+def facts(answer: Answer) -> tuple[tuple[str, str, str], ...]:
+    """Return the key figures of a plan: name, value, remark."""
+    plan, speed = answer.plan, answer.speed
+    if plan is None:
+        return ()
+    rows: list[tuple[str, str, str]] = []
+    if speed is not None:
+        decode, prefill, ttft = speed.decode_tokens_per_s, speed.prefill_tokens_per_s, speed.ttft_s
+        rows.append(("Decode", tokens_per_s(decode.expected if decode else None), rate_range(decode)))
+        rows.append(("Prefill", tokens_per_s(prefill.expected if prefill else None), rate_range(prefill)))
+        rows.append(("First token", format_seconds(ttft.expected if ttft else None), seconds_range(ttft)))
+        if speed.ttft_cold_s is not None:
+            rows.append(("  from cold", format_seconds(speed.ttft_cold_s.expected), seconds_range(speed.ttft_cold_s)))
+        if decode is not None:
+            rows[0] = (*rows[0][:2], f"{rows[0][2]}, {BASIS_WORDS[decode.basis]}")
+    context = answer.context
+    rows.append(
+        (
+            "Safe context",
+            format_tokens(context.safe_tokens),
+            f"the model's limit is {format_tokens(context.max_tokens)}",
+        )
+    )
+    rows.append(("Memory", format_bytes(needed_bytes(answer)), f"of {format_bytes(available_bytes(answer))} free"))
+    if answer.machine.gpus:
+        rows.append(("Offload", percent(plan.offloaded_fraction), "of the weights in host memory"))
+    layers = f"{plan.gpu_layers} of {plan.layers + 1} layers on the GPU"
+    if plan.cpu_moe_layers:
+        layers += f", experts of {plan.cpu_moe_layers} in host memory"
+    cache = f"KV cache {plan.kv_type}, context {format_tokens(plan.context_tokens)}"
+    rows.append(("Plan", plan.quant, f"{ENGINE_WORDS.get(plan.engine, plan.engine)}, {layers}, {cache}"))
+    return tuple(rows)
