@@ -189,12 +189,7 @@ def bounded(
         for kv_type in space.kv_types:
             quality = quality_factor(kl_divergence(quant, kv_type))
             for context_tokens in space.contexts:
-                bound = objective.judge(
-                    quality=quality,
-                    rate=max(rates) * 1.05,
-                    ttft_s=min(waits) * 0.95,
-                    context_tokens=context_tokens,
-                )
+                bound = objective.judge(quality=quality, rate=rate, ttft_s=wait, context_tokens=context_tokens)
                 combinations.extend(
                     Combination(bound, gpus, kv_type, context_tokens, ubatch, quality) for ubatch in space.ubatches
                 )
