@@ -1,0 +1,213 @@
+"""The memory budget of one vLLM rank: weights, activation peak, libraries, CUDA graphs, and the KV pool that is left.
+
+    requested = ceil(total x utilization)
+    pool      = requested - weights - libraries - activation peak - CUDA-graph estimate (from 0.20 on)
+
+`total` is what CUDA reports, not what is free; a start fails where less than `requested` is free. The CUDA context
+lies outside the budget. Sources: `Worker.determine_available_memory` and `request_memory` of the released wheels; the
+constants are fitted on the logged starts of `tests/truth/vllm_memory.csv` (55 of them name every term).
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from msgspec import Struct
+from willitrun_catalog.model import Dense, ModelSpec, Moe
+from willitrun_probe.units import GIB
+
+from willitrun_estimator.device import Device
+from willitrun_estimator.vllm.formats import Format
+from willitrun_estimator.vllm.versions import Rules
+
+CONTEXT_BYTES = round(0.51 * GIB)
+"""The CUDA context, outside the budget: 78.68 of 79.19 GiB free before anything was loaded (H100)."""
+ROCM_LOAD_BYTES = round(0.315 * GIB)
+"""What a load on ROCm logs beyond the tensors (Llama 3.1 8B on MI300X: 15.30 against 14.99 GiB)."""
+GRAPH_BYTES = round(0.57 * GIB)
+GRAPH_BYTES_PER_LAYER = round(0.0126 * GIB)
+"""CUDA graphs on H100 at the default capture sizes: 0.57 GiB and 0.0126 GiB a layer (median residual 0.07 GiB)."""
+GRAPHS_DEFAULT = 512
+"""Largest captured batch by default; graphs of fewer sequences are fewer."""
+_UNIFIED_LIBRARIES_BYTES = round(0.3 * GIB)
+SAFETY_BYTES = GIB // 2
+"""What a plan that must start keeps beyond the estimate, on every GPU."""
+SAFETY_WIDE_BYTES = 3 * GIB // 2
+"""The same with tensor parallelism, CUDA graphs that are subtracted, or a vision tower."""
+
+_TOTAL_SHARE: dict[str, float] = {
+    "H100": 79.19 / 79.65,
+    "A100": 79.15 / 80.0,
+    "RTX 3090": 23.58 / 24.0,
+    "RTX 4090": 23.55 / 23.99,
+    "RTX 5090": 31.37 / 31.84,
+    "A10G": 22.06 / 22.49,
+}
+"""Total memory as CUDA reports it over what NVML reports, by name: log lines over `nvidia-smi` totals."""
+_OTHER_SHARE = 0.983
+"""Of the cards above the lowest but one; ECC cards lose less."""
+
+
+class ActivationShape(Struct, frozen=True, kw_only=True):
+    """What of a model decides the peak of the profiling run."""
+
+    hidden: int
+    vocab: int
+    dense_width: int
+    """Widest dense or shared feed-forward, up and gate together with what down takes: 3 widths, 2 if not gated."""
+    experts_used: int
+    expert_width: int
+
+
+class Budget(Struct, frozen=True, kw_only=True):
+    """The terms of one rank, in bytes."""
+
+    total_bytes: int
+    requested_bytes: int
+    weights_bytes: int
+    libraries_bytes: int
+    activation_bytes: int
+    graphs_bytes: int
+    """The CUDA graphs that will be captured; part of the budget only where `graphs_in_budget`."""
+    graphs_in_budget: bool
+    context_bytes: int
+    pool_bytes: int
+    """May be negative: then nothing starts."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory the process takes from the device, context and graphs included."""
+        outside = 0 if self.graphs_in_budget else self.graphs_bytes
+        return self.requested_bytes + outside + self.context_bytes
+
+
+def cuda_total_bytes(device: Device) -> int:
+    """Give the total memory as the engine will see it, from the total the driver library reports.
+
+    Unified memory and AMD report the same figure to both. A total that is already below every card's nominal size
+    (from a log) is taken as it is by naming the device with an exact total; see `Device.memory_total_bytes`.
+    """
+    if device.backend != "cuda" or device.unified:
+        return device.memory_total_bytes
+    share = next((value for name, value in _TOTAL_SHARE.items() if name in device.name), _OTHER_SHARE)
+    return int(device.memory_total_bytes * share)
+
+
+def activation_shape(spec: ModelSpec) -> ActivationShape:
+    """Reduce a model to what the activation formula needs."""
+    width = used = expert = 0
+    for layer in set(spec.layers):
+        ffn = layer.ffn
+        if isinstance(ffn, Dense):
+            width = max(width, (3 if ffn.gated else 2) * ffn.width)
+        elif isinstance(ffn, Moe):
+            width = max(width, (3 if ffn.gated else 2) * ffn.shared_width)
+            used, expert = max(used, ffn.experts_used), max(expert, ffn.width)
+    return ActivationShape(
+        hidden=spec.hidden_size, vocab=spec.vocab_size, dense_width=width, experts_used=used, expert_width=expert
+    )
+
+
+def activation_bytes(
+    spec: ModelSpec,
+    checkpoint: Format,
+    rules: Rules,
+    *,
+    max_num_batched_tokens: int,
+    max_num_seqs: int,
+    tensor_parallel: int = 1,
+    has_head: bool = True,
+    towers: bool = True,
+) -> int:
+    """Estimate the peak of the profiling run: a full batch through a layer, or sampling, whichever is larger.
+
+    Fitted on 55 starts (H100, 0.19): `max(ffn, logits) + experts + encoder`. Logits are gathered on every rank, so
+    tensor parallelism does not shrink them; a stage without the head has none. Formats with 8-bit activations hold
+    the gated product in one byte. The MXFP4 kernels keep no expert workspace beside the logits (gpt-oss).
+    """
+    shape = activation_shape(spec)
+    tokens, rows = max_num_batched_tokens, min(max_num_seqs, max_num_batched_tokens)
+    width = shape.dense_width * (2.5 / 3 if checkpoint.activation_bits == 8 else 1)  # noqa: PLR2004
+    ffn = checkpoint.other_bytes * tokens * (width / tensor_parallel + 4.2 * shape.hidden)
+    logits = 4 * tokens * shape.hidden + (rules.sampler_bytes_per_logit * rows * shape.vocab if has_head else 0)
+    experts = 0.0
+    if shape.experts_used:
+        width = shape.expert_width / tensor_parallel
+        experts = 2 * tokens * shape.experts_used * (max(2 * width, shape.hidden) + width)
+    peak = max(ffn, logits, experts) if checkpoint.pads_experts else max(ffn, logits) + experts
+    return round(peak) + (encoder_bytes(tokens) if towers and spec.non_text_params else 0)
+
+
+def encoder_bytes(max_num_batched_tokens: int) -> int:
+    """Estimate what profiling the vision encoder adds: its token budget is `max_num_batched_tokens`.
+
+    0.2 to 0.3 GiB up to 8192 tokens (Gemma 3, Mistral 3.1, Llama 4); beyond that about 170 kB a token (two
+    models on GB10 at 32768 and 65536).
+    """
+    return GIB // 4 + 170_000 * max(0, max_num_batched_tokens - 8192)
+
+
+def libraries_bytes(
+    rules: Rules, *, backend: str, family: str, tensor_parallel: int, pipeline_parallel: int, fast_links: bool
+) -> int:
+    """Estimate what NCCL, custom all-reduce and cuBLAS hold outside the tensor allocator ("non-torch" in the log).
+
+    From 0.17 on a Hopper or later GPU with fast links keeps all-reduce workspaces of about 1.8 GiB.
+    """
+    if backend == "rocm":
+        return round(0.66 * GIB)
+    if tensor_parallel > 1:
+        if rules.version >= (0, 17) and fast_links and family in {"hopper", "blackwell"}:
+            return round(2.1 * GIB)
+        return round((0.55 if rules.version >= (0, 12) else 0.13) * GIB)
+    if pipeline_parallel > 1:
+        return round(0.07 * GIB)
+    if family in {"ampere", "a100"}:
+        return round(0.1 * GIB)
+    return round((0.25 if rules.version >= (0, 18) else 0.13) * GIB)
+
+
+def graphs_bytes(spec: ModelSpec, *, max_num_seqs: int, enforce_eager: bool, stage_layers: int | None = None) -> int:
+    """Estimate the CUDA-graph pool; fewer captured sizes take less."""
+    if enforce_eager:
+        return 0
+    layers = spec.block_count if stage_layers is None else stage_layers
+    captured = capture_count(max_num_seqs) / capture_count(GRAPHS_DEFAULT)
+    return round((GRAPH_BYTES + GRAPH_BYTES_PER_LAYER * layers) * (0.5 + 0.5 * captured))
+
+
+def capture_sizes(max_num_seqs: int, *, limit: int = GRAPHS_DEFAULT) -> tuple[int, ...]:
+    """List the batch sizes that get a CUDA graph: 1, 2, 4, every 8 to 256, every 16 above, up to min(2 S, limit)."""
+    largest = min(2 * max_num_seqs, limit)
+    return tuple(size for size in (1, 2, 4, *range(8, 256, 8), *range(256, limit + 1, 16)) if size <= largest)
+
+
+def capture_count(max_num_seqs: int) -> int:
+    """Count the captured sizes."""
+    return len(capture_sizes(max_num_seqs))
+
+
+def budget(
+    *,
+    total_bytes: int,
+    utilization: float,
+    weights_bytes: int,
+    libraries: int,
+    activation: int,
+    graphs: int,
+    rules: Rules,
+) -> Budget:
+    """Add the terms of one rank up."""
+    requested = ceil(total_bytes * utilization)
+    counted = graphs if rules.subtracts_graphs else 0
+    return Budget(
+        total_bytes=total_bytes,
+        requested_bytes=requested,
+        weights_bytes=weights_bytes,
+        libraries_bytes=libraries,
+        activation_bytes=activation,
+        graphs_bytes=graphs,
+        graphs_in_budget=rules.subtracts_graphs,
+        context_bytes=CONTEXT_BYTES,
+        pool_bytes=requested - weights_bytes - libraries - activation - counted,
+    )
