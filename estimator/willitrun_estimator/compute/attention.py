@@ -1,0 +1,148 @@
+"""Attention and latent attention as nodes of the graph (src/llama-graph.cpp: build_attn, build_attn_mha)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from willitrun_catalog.model import Attention, Mla
+
+from willitrun_estimator import cache
+from willitrun_estimator.compute.form import CELLS, U, WINDOW, Dim, form, plus
+
+if TYPE_CHECKING:
+    from willitrun_estimator.compute.builder import Builder, Homes
+    from willitrun_estimator.compute.graph import Node
+
+
+def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:
+    """Grouped-query attention up to and without the output projection; returns (heads x value_dim, tokens)."""
+    g = b.graph
+    queries, keys, values = (
+        mixer.heads * mixer.key_dim,
+        mixer.kv_heads * mixer.key_dim,
+        mixer.kv_heads * mixer.value_dim,
+    )
+    shape: tuple[Dim, ...] = (mixer.key_dim, mixer.heads, U)
+    kv_shape: tuple[Dim, ...] = (mixer.key_dim, mixer.kv_heads, U)
+    windowed = b.window is not None and cache.effective_window(b.spec, mixer) is not None
+    cells = WINDOW if windowed else CELLS
+    value_shape: tuple[Dim, ...] = (mixer.value_dim, mixer.kv_heads, U)
+    rotate_k = cache.is_quantized(b.settings.kv_type_k) and mixer.key_dim % 64 == 0
+    rotate_v = cache.is_quantized(b.settings.kv_type_v) and mixer.value_dim % 64 == 0
+
+    def query(source: Node) -> Node:
+        turned = b.rope(source)
+        return b.rotated(turned, shape, "k" + cells, mixer.key_dim) if rotate_k else turned
+
+    def key(source: Node) -> Node:
+        turned = b.rope(source)
+        return b.rotated(turned, kv_shape, "k" + cells, mixer.key_dim) if rotate_k else turned
+
+    def value(source: Node) -> Node:
+        return b.rotated(source, value_shape, "v" + cells, 64) if rotate_v else source
+
+    k = v = None
+    if "fused-qkv" in b.traits:
+        fused = b.matmul("attn_qkv", homes.block, queries + keys + values, normed)
+        q = query(g.view(fused, shape, contiguous=False))
+        v = value(g.view(fused, value_shape, contiguous=False))
+        k = key(g.view(fused, kv_shape, contiguous=False))
+    else:
+        q = query(g.view(b.matmul("attn_q", homes.block, queries, normed), shape))
+        if not mixer.shares_kv:
+            if b.style.keys_first:
+                k = key(g.view(b.matmul("attn_k", homes.block, keys, normed), kv_shape))
+            v = value(g.view(b.matmul("attn_v", homes.block, values, normed), value_shape))
+            if not b.style.keys_first:
+                k = key(g.view(b.matmul("attn_k", homes.block, keys, normed), kv_shape))
+    streams = b.streams
+    key_bytes = form((cells, cache.kv_row_bytes(b.settings.kv_type_k, keys) * streams), 1)
+    value_bytes = form((cells, cache.kv_row_bytes(b.settings.kv_type_v, values) * streams), 1)
+    cache_k = g.cache("cache_k", homes.cache)
+    cache_v = g.cache("cache_v", homes.cache)
+    if k is not None and v is not None:
+        g.store("set_k", cache_k, g.view(k, (keys, U)), b.key_index(cells))
+        if b.flash:
+            g.store("set_v", cache_v, g.view(v, (values, U), contiguous=False), b.value_index(cells, values))
+        else:
+            flat = g.view(g.view(v, (values, U)), (1, values, U))
+            g.store("set_v", cache_v, flat, b.value_index(cells, values))
+    out = (mixer.value_dim, mixer.heads, U)
+    if b.flash:
+        q = g.view(g.view(q, shape), (mixer.key_dim, U, mixer.heads), contiguous=False)
+        kview = g.view(g.view(cache_k, (".k",), size=key_bytes), (".k", ".p"), size=key_bytes, contiguous=False)
+        vview = g.view(g.view(cache_v, (".v",), size=value_bytes), (".v", ".p"), size=value_bytes, contiguous=False)
+        size = form(out)
+        if not b.host_only:
+            if b.settings.kv_type_k != "f16":
+                size = plus(size, form((cells, keys * streams), 2))
+            if b.settings.kv_type_v != "f16":
+                size = plus(size, form((cells, values * streams), 2))
+        result = g.add("flash", out, q, kview, vview, b.mask(cells), size=size, picks_device=False)
+        if rotate_v:
+            result = b.rotated(result, out, "v" + cells, 64)
+        return g.view(result, (mixer.heads * mixer.value_dim, U))
+    vview = g.view(g.view(cache_v, (".v",), size=value_bytes), (".v", ".p"), size=value_bytes, contiguous=False)
+    kview = g.view(g.view(cache_k, (".k",), size=key_bytes), (".k", ".p"), size=key_bytes, contiguous=False)
+    q = g.view(g.view(q, shape), (mixer.key_dim, U, mixer.heads), contiguous=False)
+    scores = g.add("kq", (cells, U, mixer.heads), kview, q)
+    soft = g.add("soft_max", (cells, U, mixer.heads), scores, b.mask(cells), inplace=True, picks_device=False)
+    result = g.add("kqv", (mixer.value_dim, U, mixer.heads), vview, soft)
+    if rotate_v:
+        result = b.rotated(result, (mixer.value_dim, U, mixer.heads), "v" + cells, 64)
+    turned = g.view(result, out, contiguous=False)
+    return g.add("cont", (mixer.heads * mixer.value_dim, U), turned)
+
+
+def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node:
+    """Multi-head latent attention with absorbed projections (src/models/deepseek2.cpp)."""
+    g = b.graph
+    heads, rank, rope = mixer.heads, mixer.kv_rank, mixer.rope_dim
+    query_dim = mixer.nope_dim + rope
+    if mixer.q_rank:
+        low = b.norm(b.matmul("attn_q_a", homes.block, mixer.q_rank, normed), mixer.q_rank, homes)
+        q = b.matmul("attn_q_b", homes.block, heads * query_dim, low)
+    else:
+        q = b.matmul("attn_q", homes.block, heads * query_dim, normed)
+    split = g.view(q, (query_dim, heads, U))
+    nope = g.view(g.view(split, (mixer.nope_dim, heads, U), contiguous=False), (".p", U), contiguous=False)
+    absorbed = g.add("absorbed", (rank, U, heads), g.weight("attn_k_b", homes.block), nope, rows=U)
+    turned = g.view(absorbed, (rank, heads, U), contiguous=False)
+    q_rope = b.rope(g.view(split, (rope, heads, U), contiguous=False))
+    q = g.add("q", (rank + rope, heads, U), turned, q_rope)
+    compressed = b.matmul("attn_kv_a_mqa", homes.block, rank + rope, normed)
+    latent = b.norm(g.view(compressed, (rank, U), contiguous=False), rank, homes)
+    latent = g.view(latent, (rank, 1, U))
+    k_rope = b.rope(g.view(compressed, (rope, 1, U), contiguous=False))
+    k = g.add("k", (rank + rope, 1, U), latent, k_rope)
+    cache_k = g.cache("cache_k", homes.cache)
+    row = rank + rope
+    g.store("set_k", cache_k, g.view(k, (row, U)), b.key_index(CELLS))
+    key_bytes = form((CELLS, cache.kv_row_bytes(b.settings.kv_type_k, row) * b.streams), 1)
+    part_bytes = form((CELLS, cache.kv_row_bytes(b.settings.kv_type_k, row) * b.streams), 1)
+    if b.flash:
+        q = g.view(g.view(q, (row, heads, U)), (row, U, heads), contiguous=False)
+        kview = g.view(cache_k, (".k",), size=key_bytes)
+        kperm = g.view(kview, (".k", ".p"), size=key_bytes, contiguous=False)
+        vperm = g.view(g.view(kview, (".v",), size=part_bytes), (".v", ".p"), size=part_bytes, contiguous=False)
+        size = form((rank, heads, U))
+        if not b.host_only and b.settings.kv_type_k != "f16":
+            size = plus(size, form((CELLS, row * b.streams), 2))
+        result = g.add("flash", (rank, heads, U), q, kperm, vperm, b.mask(CELLS), size=size, picks_device=False)
+        turned = g.view(result, (rank, U, heads), contiguous=False)
+        values = g.add("v_b", (mixer.value_dim, U, heads), g.weight("attn_v_b", homes.block), turned, rows=U)
+        turned = g.view(values, (mixer.value_dim, heads, U), contiguous=False)
+        return g.view(g.add("cont", (mixer.value_dim, heads, U), turned), (heads * mixer.value_dim, U))
+    kview = g.view(cache_k, (".k",), size=key_bytes)
+    part = g.view(g.view(kview, (".v",), size=part_bytes), (".v", ".p"), size=part_bytes, contiguous=False)
+    values = g.add("v_cont", (CELLS, rank * b.streams), part, element_bytes=2, rows=1)
+    kperm = g.view(kview, (".k", ".p"), size=key_bytes, contiguous=False)
+    q = g.view(g.view(q, (row, heads, U)), (row, U, heads), contiguous=False)
+    scores = g.add("kq", (CELLS, U, heads), kperm, q)
+    soft = g.add("soft_max", (CELLS, U, heads), scores, b.mask(CELLS), inplace=True, picks_device=False)
+    mixed = g.add("kqv", (rank, U, heads), values, soft)
+    out = g.add("v_b", (mixer.value_dim, U, heads), g.weight("attn_v_b", homes.block), mixed, rows=U)
+    turned = g.view(out, (mixer.value_dim, heads, U), contiguous=False)
+    return g.add("cont", (heads * mixer.value_dim, U), turned)
+
+

@@ -1,0 +1,165 @@
+"""Builds the graph of a few representative blocks the way llama.cpp builds it for the whole model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from willitrun_catalog.model import Attention, Dense, Layer, Mla, ModelSpec, Moe, Recurrent
+
+from willitrun_estimator import cache
+from willitrun_estimator.compute import attention, feed_forward, recurrent
+from willitrun_estimator.compute.form import ROWS, U, Dim, form
+from willitrun_estimator.compute.graph import Graph, Node
+from willitrun_estimator.compute.style import style_of
+from willitrun_estimator.placement import Settings
+
+
+class Homes(NamedTuple):
+    """Devices of one block's parts."""
+
+    block: int
+    experts: int
+    cache: int
+
+
+class Builder:
+    """Adds blocks to a graph; inputs are created where they are first used, as llama.cpp does."""
+
+    def __init__(self, spec: ModelSpec, settings: Settings, *, host: int) -> None:
+        self.spec = spec
+        self.settings = settings
+        self.graph = Graph()
+        self.style = style_of(spec.architecture)
+        self.traits = frozenset(spec.traits)
+        self.flash = settings.flash_attention
+        self.slots = max(1, settings.parallel)
+        self.streams = 1 if settings.kv_unified else self.slots
+        self.host = host
+        self.host_only = host == 0
+        self.window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
+        self._inputs: dict[str, Node] = {}
+
+    def _input(self, name: str, dims: tuple[Dim, ...], element_bytes: int) -> Node:
+        node = self._inputs.get(name)
+        if node is None:
+            node = self._inputs[name] = self.graph.input(name, dims, element_bytes)
+        return node
+
+    def mask(self, cells: str) -> Node:
+        """Which cells a token may look at: f16 with flash attention, f32 without."""
+        return self._input("mask" + cells, (cells, U), 2 if self.flash else 4)
+
+    def key_index(self, cells: str) -> Node:
+        """Where this batch's keys go."""
+        return self._input("k_idxs" + cells, (U,), 8)
+
+    def value_index(self, cells: str, width: int) -> Node:
+        """Where this batch's values go: per element when V is stored transposed."""
+        return self._input("v_idxs" + cells, (U,) if self.flash else (width, U), 8)
+
+    def state_index(self) -> Node:
+        """Which slot's state each sequence continues."""
+        return self._input("s_copy", (self.slots,), 4)
+
+    def out_rows(self, source: Node) -> Node:
+        """Pick the rows that get logits."""
+        ids = self._input("out_ids", (ROWS,), 4)
+        return self.graph.add("get_rows", (self.spec.hidden_size, ROWS), source, ids)
+
+    def matmul(self, name: str, device: int, width: int, source: Node) -> Node:
+        """Multiply by a weight."""
+        tokens = source.dims[-1]
+        return self.graph.add(name, (width, tokens), self.graph.weight(name, device), source, rows=tokens)
+
+    def norm(self, source: Node, width: int, homes: Homes) -> Node:
+        """Normalise and scale."""
+        dims = (width, source.dims[-1])
+        plain = self.graph.add("norm", dims, source, inplace=True)
+        return self.graph.add("normed", dims, plain, self.graph.weight("norm", homes.block), inplace=True)
+
+    def rope(self, source: Node) -> Node:
+        """Rotate by position."""
+        position = self._input("positions", (U,), 4)
+        return self.graph.add("rope", source.dims, source, position, inplace=True, picks_device=False)
+
+    def rotated(self, source: Node, dims: tuple[Dim, ...], which: str, size: int) -> Node:
+        """Multiply by the Hadamard matrix that quantized caches get."""
+        matrix = self._input("rotation_" + which, (size, size), 4)
+        flat = self.graph.view(source, (".flat", *dims))
+        turned = self.graph.add("rotate", (".flat", *dims), matrix, flat)
+        return self.graph.view(turned, dims)
+
+    def mixer(self, layer: Layer, source: Node, homes: Homes) -> Node | None:
+        """Mix tokens; None for a block that does not."""
+        mixers = [m for m in layer.mixers if isinstance(m, Attention | Mla | Recurrent)]
+        if not mixers:
+            return None
+        hidden = self.spec.hidden_size
+        normed = self.norm(source, hidden, homes)
+        first = mixers[0]
+        if isinstance(first, Recurrent):
+            return recurrent.recurrent(self, first, normed, homes)
+        if isinstance(first, Mla):
+            mixed = attention.latent_attention(self, first, normed, homes)
+        else:
+            mixed = attention.attention(self, first, normed, homes)
+        if len(mixers) > 1 and isinstance(mixers[1], Recurrent):
+            normed = self.norm(source, hidden, homes)
+            held: list[Node] = []
+            state = recurrent.mamba2(
+                self,
+                mixers[1],
+                normed,
+                homes,
+                between=lambda: held.append(self.matmul("attn_output", homes.block, hidden, mixed)),
+            )
+            return self.graph.add("mixers", state.dims, held[0], state, inplace=True)
+        return self.matmul("attn_output", homes.block, hidden, mixed)
+
+    def block(self, layer: Layer, source: Node, homes: Homes, *, last: bool) -> Node:
+        """Add one block; in the last one only the rows with logits go through the feed-forward network."""
+        mixed = self.mixer(layer, source, homes)
+        hidden = self.spec.hidden_size
+        if last and self.style.rows == "inside":
+            if mixed is not None:
+                mixed = self.out_rows(mixed)
+            source = self.out_rows(source)
+        if mixed is not None:
+            if "post-norm" in self.traits:
+                mixed = self.norm(mixed, hidden, homes)
+            source = self.graph.add("residual", source.dims, mixed, source, inplace=True)
+        ffn = layer.ffn
+        if isinstance(ffn, Dense | Moe):
+            normed = self.norm(source, hidden, homes)
+            if isinstance(ffn, Dense):
+                out = feed_forward.dense(self, ffn, normed, homes)
+            else:
+                out = feed_forward.experts(self, ffn, normed, homes)
+            if "post-norm" in self.traits:
+                out = self.norm(out, hidden, homes)
+            parts = (source, out) if self.style.residual_first else (out, source)
+            source = self.graph.add("block_out", source.dims, *parts, inplace=True)
+        return source
+
+    def build(self, layers: tuple[tuple[Layer, Homes], ...], head: int) -> Graph:
+        """Build the graph of these blocks between the embedding table and the head on device `head`."""
+        hidden = self.spec.hidden_size
+        tokens = self._input("tokens", (U,), 4)
+        self._input("embeddings", (hidden, U), 4)
+        x = self.graph.add("embedded", (hidden, U), self.graph.weight("token_embd", self.host), tokens, rows=0)
+        for index, (layer, homes) in enumerate(layers):
+            x = self.block(layer, x, homes, last=index == len(layers) - 1)
+        if self.style.rows == "block-end":
+            x.is_output = True
+            x = self.out_rows(x)
+        norm = self.graph.add("final_norm", x.dims, x, inplace=True)
+        norm = self.graph.add("result_norm", x.dims, norm, self.graph.weight("output_norm", head), inplace=True)
+        norm.is_output = True
+        if self.style.rows == "norm-end":
+            norm = self.out_rows(norm)
+            norm.is_output = True
+        logits = self.matmul("output", head, self.spec.vocab_size, norm)
+        logits.is_output = True
+        return self.graph
+
+

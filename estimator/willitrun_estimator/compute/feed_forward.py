@@ -1,0 +1,79 @@
+"""Feed-forward networks and routed experts as nodes of the graph (src/llama-graph.cpp: build_ffn, build_moe_ffn)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from willitrun_catalog.model import Dense, Moe
+
+    from willitrun_estimator.compute.builder import Builder, Homes
+    from willitrun_estimator.compute.form import Dim
+    from willitrun_estimator.compute.graph import Node
+
+
+def dense(b: Builder, ffn: Dense, normed: Node, homes: Homes, suffix: str = "") -> Node:
+    """A gated or plain feed-forward network."""
+    g = b.graph
+    tokens = normed.dims[-1]
+    if "fused-gate-up" in b.traits and not suffix:
+        both = b.matmul("ffn_up", homes.block, 2 * ffn.width, normed)
+        hidden = g.add("glu", (ffn.width, tokens), both)
+    elif ffn.gated:
+        gate = b.matmul("ffn_gate" + suffix, homes.block, ffn.width, normed)
+        up = b.matmul("ffn_up" + suffix, homes.block, ffn.width, normed)
+        hidden = g.add("glu", (ffn.width, tokens), gate, up)
+    else:
+        hidden = b.matmul("ffn_up" + suffix, homes.block, ffn.width, normed)
+        hidden = g.add("activation", (ffn.width, tokens), hidden, inplace=True)
+    return b.matmul("ffn_down" + suffix, homes.block, b.spec.hidden_size, hidden)
+
+
+def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
+    """A router, the chosen experts side by side, their weighted sum, and the shared expert."""
+    g = b.graph
+    tokens = normed.dims[-1]
+    used, hidden_size = ffn.experts_used, b.spec.hidden_size
+    logits = b.matmul("ffn_gate_inp", homes.block, ffn.experts, normed)
+    chances = g.add("probabilities", (ffn.experts, tokens), logits, inplace=True)
+    flat = g.view(chances, (1, ffn.experts, tokens))
+    ranked = chances
+    if "expert-bias" in b.traits:
+        ranked = g.add("biased", (ffn.experts, tokens), chances, g.weight("exp_probs_b", homes.block), inplace=True)
+    order = g.add("argsort", (ffn.experts, tokens), ranked, element_bytes=4)
+    chosen = g.view(order, (used, tokens), contiguous=False)
+    weights = g.view(g.add("weights", (1, used, tokens), flat, chosen), (used, tokens))
+    total = g.add("sum_rows", (1, tokens), weights)
+    weights = g.add("weights_norm", (used, tokens), weights, total, inplace=True)
+    weights = g.view(weights, (1, used, tokens))
+    single = g.view(normed, (hidden_size, 1, tokens))
+
+    def routed(name: str, width: int, source: Node) -> Node:
+        dims: tuple[Dim, ...] = (width, used, tokens)
+        return g.add(name, dims, g.weight(name, homes.experts), source, chosen, rows=tokens)
+
+    if "fused-gate-up-experts" in b.traits:
+        both = routed("ffn_gate_up_exps", 2 * ffn.width, single)
+        hidden = g.add("glu", (ffn.width, used, tokens), g.view(both, (".gate",), contiguous=False), g.view(both, (".up",), contiguous=False))
+    elif ffn.gated:
+        first, second = ("ffn_up_exps", "ffn_gate_exps") if b.style.up_experts_first else ("ffn_gate_exps", "ffn_up_exps")
+        gate = routed(first, ffn.width, single)
+        up = routed(second, ffn.width, single)
+        hidden = g.add("glu", (ffn.width, used, tokens), gate, up)
+    else:
+        hidden = routed("ffn_up_exps", ffn.width, single)
+        hidden = g.add("activation", (ffn.width, used, tokens), hidden, inplace=True)
+    down = routed("ffn_down_exps", hidden_size, hidden)
+    weighted = g.add("weighted", (hidden_size, used, tokens), down, weights, inplace=True)
+    parts = [g.view(weighted, (hidden_size, tokens), contiguous=False) for _ in range(min(used, 3))]
+    out = parts[0]
+    if used == 1:
+        out = g.add("cont", (hidden_size, tokens), out)
+    for part in parts[1:]:
+        out = g.add("sum", (hidden_size, tokens), out, part, inplace=True)
+    if ffn.shared_width:
+        from willitrun_catalog.model import Dense as DenseFfn
+
+        shared = dense(b, DenseFfn(width=ffn.shared_width, gated=ffn.gated), normed, homes, "_shexp")
+        out = g.add("with_shared", (hidden_size, tokens), out, shared, inplace=True)
+    return out

@@ -1,0 +1,63 @@
+"""Sizes that are known up to a few numbers: bytes as a sum of monomials in batch, cells and rows.
+
+A graph is laid out once per architecture; its tensors' sizes stay symbolic until a micro-batch and a context are
+asked for.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+U = "u"
+"""Tokens of a micro-batch."""
+CELLS = "F"
+"""Cells of one stream of the full cache."""
+WINDOW = "W"
+"""Cells of one stream of the sliding-window cache."""
+ROWS = "r"
+"""Rows of logits that are kept."""
+
+TAG = "."
+"""Starts a dimension that only says how a view's layout differs and has no length."""
+
+Dim = int | str
+
+MONOMIALS = ("", CELLS, WINDOW, U, CELLS + U, U + WINDOW, ROWS)
+_INDEX = {"".join(sorted(name)): index for index, name in enumerate(MONOMIALS)}
+ZERO = (0,) * len(MONOMIALS)
+
+Form = tuple[int, ...]
+"""Bytes: one coefficient per monomial."""
+
+
+class Sizes(NamedTuple):
+    """The numbers that turn a form into bytes."""
+
+    ubatch: int
+    cells: int
+    window_cells: int
+    rows: int
+
+    def values(self) -> tuple[int, ...]:
+        """Each monomial's value."""
+        u, full, window, rows = self
+        return (1, full, window, u, full * u, window * u, rows)
+
+
+def form(dims: tuple[Dim, ...], element_bytes: int = 4) -> Form:
+    """Bytes of a contiguous tensor with these dimensions."""
+    names = "".join(sorted(dim for dim in dims if isinstance(dim, str) and dim[0] != TAG))
+    coefficient = element_bytes * prod(dim for dim in dims if isinstance(dim, int))
+    index = _INDEX[names]
+    return tuple(coefficient if i == index else 0 for i in range(len(MONOMIALS)))
+
+
+def plus(*forms: Form) -> Form:
+    """Add forms."""
+    return tuple(map(sum, zip(*forms, strict=True)))
+
+
+def evaluate(coefficients: Form, values: tuple[int, ...]) -> int:
+    """Bytes for the given values of the monomials."""
+    return sum(c * v for c, v in zip(coefficients, values, strict=True) if c)

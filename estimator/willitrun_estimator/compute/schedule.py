@@ -1,0 +1,257 @@
+"""Which device computes what, what is copied between devices, and the allocator's steps that follow.
+
+Behaviour of `ggml_backend_sched_split_graph` and `ggml_gallocr_alloc_graph_impl` (ggml/src/ggml-backend.cpp and
+ggml-alloc.c, ggml 0.25): operations follow their weights, unassigned neighbours follow them, sources on another
+device are copied at the start of a split, and a tensor is freed after its last reader.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from willitrun_estimator.compute.allocator import Arena
+from willitrun_estimator.compute.form import U, Dim, Form, evaluate
+from willitrun_estimator.compute.graph import Graph, Node
+
+OFFLOAD_ROWS = 32
+"""Smallest batch for which CUDA computes with host weights (`GGML_OP_OFFLOAD_MIN_BATCH`)."""
+PIPELINE_COPIES = 4
+"""`GGML_SCHED_MAX_COPIES`."""
+
+KEEP = "keep"
+"""Marks a dependency that holds a source until it is copied and is no view of it."""
+TAKE, GIVE = 0, 1
+
+Step = tuple[int, int, int]
+"""What to do, with which slot, and the index of a size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The allocator's steps on one device, sizes still symbolic."""
+
+    steps: tuple[Step, ...]
+    sizes: tuple[tuple[Form, str | None], ...]
+    """Forms, and for copies of weights the key of their bytes."""
+    alignment: int
+
+    def peak(self, values: tuple[int, ...], weights: dict[str, int]) -> int:
+        """Bytes of the buffer for one micro-batch and context."""
+        align = self.alignment
+        sizes = [
+            -(-(evaluate(size, values) + (weights[key] if key else 0)) // align) * align
+            for size, key in self.sizes
+        ]
+        arena = Arena(align)
+        held: dict[int, tuple[int, int]] = {}
+        take, give = arena.take, arena.give
+        for action, slot, index in self.steps:
+            size = sizes[index]
+            if action == TAKE:
+                held[slot] = (take(size), size)
+            else:
+                give(*held.pop(slot))
+        return arena.peak
+
+
+class Schedule:
+    """The programs of all devices for one graph. The host is the last device."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        devices: int,
+        *,
+        offload: bool,
+        large: dict[Dim, bool],
+        pipeline: bool,
+        alignments: tuple[int, ...],
+    ) -> None:
+        self.host = devices - 1
+        self.offload = offload and self.host > 0
+        self.large = large
+        self.copies = PIPELINE_COPIES if pipeline else 1
+        self.graph = graph
+        self._assign()
+        order, leaves = self._split()
+        self.programs = _trace(order, leaves, devices, alignments)
+
+    def _own_device(self, node: Node) -> int:
+        """Choose the device that a node's own memory or weights ask for, -1 where they ask for none."""
+        if node.fixed is not None:
+            return node.fixed
+        if node.view_of is not None and node.view_of.fixed is not None:
+            return node.view_of.fixed
+        if node.is_input:
+            return self.host
+        if node.picks_device:
+            for source in node.sources:
+                if source.is_weight and source.fixed is not None:
+                    if (
+                        source.fixed == self.host
+                        and self.offload
+                        and node.gpu_supported
+                        and self.large.get(node.rows, False)
+                    ):
+                        return 0
+                    return source.fixed
+        return -1
+
+    def _assign(self) -> None:
+        host = self.host
+        nodes = self.graph.nodes
+        for node in self.graph.inputs:
+            node.device = host
+        for node in nodes:
+            node.device = self._own_device(node)
+        real = [node for node in nodes if node.computed]
+        for ordered, skip_host in ((real, True), (real[::-1], True), (real, False), (real[::-1], False)):
+            current = -1
+            for node in ordered:
+                if node.device != -1:
+                    current = -1 if skip_host and node.device == host else node.device
+                elif current != -1 and (current == host or node.gpu_supported):
+                    node.device = current
+        for node in nodes:
+            if node.device == -1 and node.view_of is not None:
+                node.device = node.view_of.device
+            for source in node.sources:
+                if source.device == -1:
+                    if source.fixed is not None:
+                        source.device = source.fixed
+                    elif source.view_of is not None:
+                        source.device = source.view_of.device if source.view_of.fixed is None else source.view_of.fixed
+                    else:
+                        source.device = node.device
+            if node.device == -1:
+                node.device = 0 if node.gpu_supported else host
+
+    def _split(self) -> tuple[list[tuple[Node, int]], list[Node]]:
+        """Insert the copies; returns the nodes in order and the tensors allocated up front."""
+        order: list[tuple[Node, int]] = []
+        copied: dict[tuple[int, int], Node] = {}
+        extra: list[Node] = []
+        current = -1
+        pending: list[tuple[Node, int]] = []
+        inputs: list[Node] = []
+
+        def flush() -> None:
+            for source in inputs:
+                keep = Node(KEEP, source.dims, source.size, [source], view_of=source.view_of or source)
+                order.append((keep, source.device))
+                copy = copied[id(source), current]
+                order.append((copy, current))
+            order.extend(pending)
+
+        for node in self.graph.nodes:
+            if node.computed:
+                fresh = node.device != current
+                if not fresh and inputs:
+                    fresh = any(
+                        s.is_weight and s.device != current for s in node.sources
+                    )
+                if fresh and current != -1:
+                    flush()
+                    pending, inputs = [], []
+                if fresh:
+                    current = node.device
+                for index, source in enumerate(node.sources):
+                    if source.device == current:
+                        continue
+                    key = (id(source), current)
+                    copy = copied.get(key)
+                    if copy is None:
+                        copy = Node(
+                            source.name + "/copy",
+                            source.dims,
+                            source.size,
+                            element_bytes=source.element_bytes,
+                            weight=source.weight,
+                            is_input=self.copies > 1,
+                            is_output=self.copies > 1,
+                            device=current,
+                        )
+                        copied[key] = copy
+                        inputs.append(source)
+                        if self.copies > 1:
+                            extra.append(copy)
+                    node.sources[index] = copy
+            pending.append((node, node.device))
+        flush()
+        leaves: list[Node] = []
+        if self.copies > 1:
+            for node in (*self.graph.inputs, *extra):
+                node.is_output = True
+                leaves.append(node)
+                leaves.extend(
+                    Node(node.name + "/twin", node.dims, node.size, weight=node.weight, device=node.device)
+                    for _ in range(self.copies - 1)
+                )
+        else:
+            leaves.extend(self.graph.inputs)
+        return order, leaves
+
+
+def _same_layout(node: Node, parent: Node) -> bool:
+    return parent.contiguous and node.dims == parent.dims and node.element_bytes == parent.element_bytes
+
+
+def _trace(
+    order: list[tuple[Node, int]], leaves: list[Node], devices: int, alignments: tuple[int, ...]
+) -> tuple[Program, ...]:
+    """Replay the allocator's reference counting and write down its steps per device."""
+    steps: list[list[Step]] = [[] for _ in range(devices)]
+    sizes: list[dict[tuple[Form, str | None], int]] = [{} for _ in range(devices)]
+    slots: dict[int, tuple[int, int]] = {}
+    children: dict[int, int] = {}
+    views: dict[int, int] = {}
+    count = 0
+
+    def size_of(node: Node, device: int) -> int:
+        return sizes[device].setdefault((node.size, node.weight), len(sizes[device]))
+
+    def allocate(node: Node, device: int) -> None:
+        nonlocal count
+        if id(node) in slots or node.fixed is not None or node.view_of is not None:
+            return
+        if node.inplace:
+            for parent in node.sources:
+                if parent.is_output or not _same_layout(node, parent) or children.get(id(parent)) != 1:
+                    continue
+                if id(parent) in slots and not views.get(id(parent), 0):
+                    slots[id(node)] = slots.pop(id(parent))
+                    return
+        slots[id(node)] = (device, count)
+        steps[device].append((TAKE, count, size_of(node, device)))
+        count += 1
+
+    def release(node: Node) -> None:
+        place = slots.get(id(node))
+        if place is not None and not node.is_output:
+            device, slot = slots.pop(id(node))
+            steps[device].append((GIVE, slot, 0))
+
+    for leaf in leaves:
+        allocate(leaf, leaf.device)
+    for node, _ in order:
+        if node.view_of is not None and node.name is not KEEP:
+            views[id(node.view_of)] = views.get(id(node.view_of), 0) + 1
+        for source in node.sources:
+            children[id(source)] = children.get(id(source), 0) + 1
+    for node, device in order:
+        for source in node.sources:
+            allocate(source, device)
+        allocate(node, device)
+        for source in node.sources:
+            children[id(source)] -= 1
+            if children[id(source)] == 0 and not views.get(id(source), 0):
+                if source.view_of is not None:
+                    root = source.view_of
+                    views[id(root)] -= 1
+                    if views[id(root)] == 0 and not children.get(id(root), 0):
+                        release(root)
+                else:
+                    release(source)
+    return tuple(
+        Program(tuple(steps[i]), tuple(sizes[i]), alignments[i]) for i in range(devices)
+    )

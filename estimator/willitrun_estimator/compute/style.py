@@ -1,0 +1,36 @@
+"""How the graph builders of the architectures differ where it moves the peak of a buffer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class Style(Struct, frozen=True, kw_only=True):
+    """One architecture's habits (src/models/*.cpp)."""
+
+    keys_first: bool = False
+    """Keys are projected before values."""
+    rows: Literal["inside", "block-end", "norm-end"] = "inside"
+    """Where the rows that get logits are picked: before the last feed-forward network, after it, or after the norm."""
+    residual_first: bool = False
+    """The feed-forward network's sum names the residual first, which is then written over."""
+    up_experts_first: bool = False
+    parallel_ffn: bool = False
+    """The feed-forward network reads what attention read (Command R, Falcon)."""
+
+
+DEFAULT = Style()
+
+STYLES: dict[str, Style] = {
+    "gpt-oss": Style(keys_first=True, rows="block-end"),
+    "gemma3": Style(keys_first=True),
+    "phi3": Style(residual_first=True),
+    "nemotron_h": Style(rows="norm-end"),
+}
+
+
+def style_of(architecture: str) -> Style:
+    """Look up an architecture's habits; most follow llama.cpp's common builders."""
+    return STYLES.get(architecture, DEFAULT)
