@@ -6,7 +6,9 @@ from html import escape
 
 from willitrun_estimator.plan import Answer
 from willitrun_here.render.wording import (
+    GRADE_TONES,
     STATUS_WORDS,
+    TONES,
     available_bytes,
     hardware,
     needed_bytes,
@@ -21,7 +23,6 @@ from willitrun_probe.units import format_bytes, format_tokens
 
 WIDTH, HEIGHT = 400, 180
 COLOURS = {"good": ("#17693f", "#e5f3ea"), "fair": ("#855400", "#fbf0d9"), "bad": ("#ad2c22", "#fbe7e4")}
-TONES = {"comfortable": "good", "fits": "good", "tight": "fair", "offload": "fair", "paging": "bad", "too-large": "bad"}
 SANS = "system-ui, -apple-system, Segoe UI, Roboto, sans-serif"
 LONGEST = {"title": 36, "hardware": 46}
 
@@ -29,9 +30,10 @@ LONGEST = {"title": 36, "hardware": 46}
 def render_svg(answer: Answer) -> str:
     """Return the card as SVG; it needs no style sheet, so it can be pasted into any page."""
     ink, paper = COLOURS[TONES[answer.fit.status]]
+    grade_ink = COLOURS[GRADE_TONES[answer.grade]][0]
     plan = answer.plan
     decode = answer.speed.decode_tokens_per_s if answer.speed else None
-    facts = [("Verdict", STATUS_WORDS[answer.fit.status])]
+    facts = [("Missing", format_bytes(max(0, -answer.fit.headroom_bytes)))]
     if plan is not None:
         facts = [
             ("Memory", f"{format_bytes(needed_bytes(answer))} of {format_bytes(available_bytes(answer))}"),
@@ -40,9 +42,10 @@ def render_svg(answer: Answer) -> str:
         ]
     status = f"{verdict(answer)} \u00b7 {STATUS_WORDS[answer.fit.status]}" + (f" \u00b7 {plan.quant}" if plan else "")
     pill = 20 + round(7.2 * len(status))
+    label = escape(printable(f"{title(answer)} {summary(answer)}"))
+    size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'role="img" aria-label="{_attribute(title(answer) + " " + summary(answer))}" font-family="{SANS}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{label}" font-family="{SANS}">',
         f'<rect x=".5" y=".5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="12" fill="#ffffff" stroke="#d9d5ce"/>',
         _line(20, 36, 17, "#1d2025", _short(answer.model.title, LONGEST["title"]), weight=650),
         _line(20, 58, 13, "#5a6068", _short(f"on {hardware(answer)}", LONGEST["hardware"])),
@@ -51,11 +54,11 @@ def render_svg(answer: Answer) -> str:
     ]
     if runs(answer):
         out += [
-            _line(380, 44, 34, ink, answer.grade, weight=700, anchor="end"),
+            _line(380, 44, 34, grade_ink, answer.grade, weight=700, anchor="end"),
             _line(380, 62, 12, "#5a6068", f"{answer.score} of 100", anchor="end"),
         ]
-    for (name, value), x in zip(facts, (20, 190, 300), strict=False):
-        out += [_line(x, 126, 12, "#5a6068", name), _line(x, 145, 15, "#1d2025", value, weight=600)]
+    for (name, value), x in zip(facts, (20, 205, 310), strict=False):
+        out += [_line(x, 126, 12, "#5a6068", name), _line(x, 145, 14, "#1d2025", value, weight=600)]
     out += [_line(20, 168, 11, "#5a6068", "willitrun-here"), "</svg>"]
     return "".join(out)
 
@@ -70,10 +73,6 @@ def render_html(answer: Answer) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"></head>'
         f"<body>{render_svg(answer)}</body></html>\n"
     )
-
-
-def _attribute(text: str) -> str:
-    return escape(printable(text))
 
 
 def _short(text: str, most: int) -> str:

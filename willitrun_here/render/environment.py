@@ -1,4 +1,7 @@
-"""The template environment: everything is escaped, and style and script are allowed by their hashes alone."""
+"""The template environment: everything is escaped, and style and script are allowed by their hashes alone.
+
+This module brings Jinja2 with it: import the page renderers where a page is written, not where a command is declared.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ import base64
 import hashlib
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from msgspec import Struct
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
+from willitrun_here import __version__
 
 
 class Link(Struct, frozen=True, kw_only=True):
@@ -26,15 +29,20 @@ class Link(Struct, frozen=True, kw_only=True):
 @cache
 def environment() -> Environment:
     """Return the environment of this package's templates; a name that is not given is an error."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
+    made = Environment(
         loader=PackageLoader("willitrun_here.render", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["unbroken"] = unbroken
+    return made
+
+
+def unbroken(text: str) -> str:
+    """Return text whose ranges (`52-96`) a browser does not break at the dash."""
+    return text.replace("\u2013", "\u2060\u2013\u2060")
 
 
 @cache
@@ -59,20 +67,19 @@ def policy() -> str:
 
 def json_text(value: object) -> Markup:
     """Return JSON that cannot end the script element it is written into."""
-    from markupsafe import Markup
-
     text = msgspec.json.encode(value).decode()
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Markup(text)  # noqa: S704 - no sign of markup is left in it
 
 
+def safe(svg: str) -> Markup:
+    """Mark a drawing of this package as markup: its texts were escaped where it was drawn."""
+    return Markup(svg)  # noqa: S704 - escaped in plots, card and topology
+
+
 def render_template(name: str, *, page_title: str, description: str, **values: Any) -> str:
     """Fill a template that extends `base.html`."""
-    from markupsafe import Markup
-
-    from willitrun_here import __version__
-
     values.setdefault("links", ())
     values.setdefault("crumb", "")
     return (

@@ -26,9 +26,12 @@ def facts(answer: Answer) -> tuple[tuple[str, str, str], ...]:
         decode, prefill, ttft = speed.decode_tokens_per_s, speed.prefill_tokens_per_s, speed.ttft_s
         rows.append(("Decode", tokens_per_s(decode.expected if decode else None), rate_range(decode)))
         rows.append(("Prefill", tokens_per_s(prefill.expected if prefill else None), rate_range(prefill)))
-        rows.append(("First token", format_seconds(ttft.expected if ttft else None), seconds_range(ttft)))
+        wait = seconds_range(ttft) + (
+            f", prompt of {format_tokens(prompt)}" if (prompt := _prompt_tokens(answer)) else ""
+        )
+        rows.append(("First token", format_seconds(ttft.expected if ttft else None), wait))
         if speed.ttft_cold_s is not None:
-            rows.append(("  from cold", format_seconds(speed.ttft_cold_s.expected), seconds_range(speed.ttft_cold_s)))
+            rows.append(("From cold", format_seconds(speed.ttft_cold_s.expected), seconds_range(speed.ttft_cold_s)))
         if decode is not None:
             rows[0] = (*rows[0][:2], f"{rows[0][2]}, {BASIS_WORDS[decode.basis]}")
     context = answer.context
@@ -48,3 +51,13 @@ def facts(answer: Answer) -> tuple[tuple[str, str, str], ...]:
     cache = f"KV cache {plan.kv_type}, context {format_tokens(plan.context_tokens)}"
     rows.append(("Plan", plan.quant, f"{ENGINE_WORDS.get(plan.engine, plan.engine)}, {layers}, {cache}"))
     return tuple(rows)
+
+
+def _prompt_tokens(answer: Answer) -> int:
+    """Return the length of the prompt the first token is timed for, 0 where the answer does not say."""
+    request = answer.request
+    if request is None:
+        return 0
+    if request.prompt_tokens is not None:
+        return request.prompt_tokens
+    return next((row.prompt_tokens for row in answer.workloads if row.workload == request.workload), 0)

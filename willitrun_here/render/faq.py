@@ -43,7 +43,7 @@ def _can_run(answer: Answer) -> str:
 def _memory(answer: Answer) -> str:
     needed, plan = needed_bytes(answer), answer.plan
     if needed is None or plan is None:
-        return answer.fit.message
+        return answer.fit.message[:1].upper() + answer.fit.message[1:]
     return (
         f"{model_size(answer)} takes {format_bytes(needed)} on {hardware(answer)} in {plan.quant} with a context of "
         f"{format_tokens(plan.context_tokens)} tokens; the file has {format_bytes(plan.file_bytes)}."

@@ -63,6 +63,7 @@ It now takes any iterable of integers and says what it returns.
 class Turn(Struct, frozen=True, kw_only=True):
     """One prompt with its reply, cut into tokens, and the wait before the first of them."""
 
+    name: str
     label: str
     prompt: str
     pieces: tuple[str, ...]
@@ -94,12 +95,14 @@ def turns(answer: Answer) -> tuple[Turn, ...]:
     if speed is None or speed.decode_tokens_per_s is None or speed.ttft_s is None:
         return ()
     first = Turn(
+        name="First prompt, cold",
         label="First prompt, cold: the model is loaded before it answers",
         prompt=FIRST_PROMPT,
         pieces=pieces(FIRST_REPLY),
         wait_s=speed.ttft_cold_s or speed.ttft_s,
     )
     second = Turn(
+        name="Second prompt, warm",
         label="Second prompt, warm: the model is in memory",
         prompt=SECOND_PROMPT,
         pieces=pieces(SECOND_REPLY),

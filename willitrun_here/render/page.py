@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from willitrun_estimator.plan import Answer, Command, Grade, QuantOption, Status
+from willitrun_estimator.plan import Answer, Command, QuantOption
 from willitrun_here.render import card, plots, tables
 from willitrun_here.render.breakdown import Bar, bars, device_bars
-from willitrun_here.render.environment import Link, json_text, render_template
+from willitrun_here.render.environment import Link, json_text, render_template, safe
 from willitrun_here.render.facts import facts
 from willitrun_here.render.faq import questions
-from willitrun_here.render.feel import PACES, turns
+from willitrun_here.render.feel import PACES, Turn, turns
 from willitrun_here.render.wording import (
     ENGINE_WORDS,
+    GRADE_TONES,
     GRADE_WORDS,
     LEVEL_WORDS,
     MODE_WORDS,
     STATUS_WORDS,
+    TONES,
     count,
     current_mode,
     gain,
@@ -34,15 +36,6 @@ from willitrun_here.render.wording import (
 )
 from willitrun_probe.units import format_bytes, format_seconds, format_tokens
 
-TONES: dict[Status, str] = {
-    "comfortable": "good",
-    "fits": "good",
-    "tight": "fair",
-    "offload": "fair",
-    "paging": "bad",
-    "too-large": "bad",
-}
-GRADE_TONES: dict[Grade, str] = {"S": "good", "A": "good", "B": "good", "C": "fair", "D": "bad", "F": "bad"}
 PACE_WORDS = {"expected": "Expected", "low": "Low end", "high": "High end"}
 
 
@@ -89,12 +82,15 @@ def page_values(answer: Answer) -> dict[str, Any]:
         if played
         else (),
         "feel_line": _feel_line(answer),
-        "limits": answer.limits,
+        "limits": [
+            {"name": limit.code.replace("-", " ").capitalize(), "message": limit.message} for limit in answer.limits
+        ],
+        "model_line": _model_line(answer),
         "improvements": [(gain(change.gain), change.message) for change in answer.improvements],
         "runner_up": _runner_up(answer),
         "workload_table": tables.workload_table(answer) if answer.workloads else None,
         "serving_table": tables.serving_table(answer),
-        "serving_plot": _safe(plots.serving_plot(answer.serving)) if answer.serving else None,
+        "serving_plot": _serving_plot(answer),
         "quant_table": tables.quant_table(answer) if answer.quants else None,
         "bases": [(option.quant, option.quality.basis) for option in answer.quants],
         "commands": _commands(answer),
@@ -102,7 +98,7 @@ def page_values(answer: Answer) -> dict[str, Any]:
         "formula": _formula(answer),
         "measured": _measured(answer),
         "machine_line": _machine_line(answer),
-        "card": _safe(picture),
+        "card": safe(picture),
         "card_text": picture,
         "share": f"{title(answer)} {verdict(answer)}. {summary(answer)}",
         "data": json_text(
@@ -116,11 +112,16 @@ def page_values(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _safe(svg: str | None) -> Any:
-    """Mark a drawing as markup: its texts were escaped where it was drawn."""
-    from markupsafe import Markup
-
-    return None if svg is None else Markup(svg)  # noqa: S704 - escaped in plots and card
+def _model_line(answer: Answer) -> str:
+    model = answer.model
+    parts = [f"{count(model.params)} parameters"]
+    if model.active_params != model.params:
+        parts.append(f"{count(model.active_params)} active per token")
+    parts.append(f"context up to {format_tokens(model.max_context_tokens)}")
+    parts += model.capabilities
+    parts += [f"licence {model.license}"] if model.license else []
+    parts += [f"released {model.release_date}"] if model.release_date else []
+    return " \u00b7 ".join(parts)
 
 
 def _rate(answer: Answer, pace: str) -> float:
@@ -168,6 +169,7 @@ def _tiles(answer: Answer) -> list[tuple[str, str, str, str]]:
         "Decode": "decode",
         "Prefill": "prefill",
         "First token": "ttft",
+        "From cold": "cold",
         "Safe context": "context",
         "Memory": "memory",
         "Offload": "offload",
@@ -196,7 +198,7 @@ def _options(answer: Answer) -> list[dict[str, Any]]:
 
 def _option(answer: Answer, option: QuantOption, *, planned: bool) -> dict[str, Any]:
     """Return one choice of the picker. The planned one shows the plan itself, the others their own best plan."""
-    cells = _tiles(answer) if planned else _option_tiles(answer, option)
+    cells = _tiles(answer) if planned else _option_tiles(option)
     drawn = bars(answer) if planned else device_bars(option.devices, answer.machine.gpus)
     line = _plan_line(answer)
     if not planned:
@@ -217,7 +219,7 @@ def _option(answer: Answer, option: QuantOption, *, planned: bool) -> dict[str, 
     }
 
 
-def _option_tiles(answer: Answer, option: QuantOption) -> list[tuple[str, str, str, str]]:
+def _option_tiles(option: QuantOption) -> list[tuple[str, str, str, str]]:
     context = option.safe_context_tokens
     offload = option.offloaded_fraction
     return [
@@ -225,6 +227,7 @@ def _option_tiles(answer: Answer, option: QuantOption) -> list[tuple[str, str, s
         ("decode", "", tokens_per_s(option.decode_tokens_per_s), rate_range(option.decode) if option.decode else ""),
         ("prefill", "", "-", "of the planned quantization only"),
         ("ttft", "", format_seconds(option.ttft_s), ""),
+        ("cold", "", "-", "of the planned quantization only"),
         ("context", "", format_tokens(context), f"planned with {format_tokens(option.context_tokens)}"),
         ("memory", "", format_bytes(option.memory_bytes), "on all devices together"),
         ("offload", "", "-" if offload is None else percent(offload), "of the weights in host memory"),
@@ -241,7 +244,9 @@ def _bars(drawn: Sequence[Bar]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": bar.name,
-                "caption": f"{format_bytes(bar.needed_bytes)} of {format_bytes(bar.free_bytes)} free, {_headroom(spare)}",
+                "caption": (
+                    f"{format_bytes(bar.needed_bytes)} of {format_bytes(bar.free_bytes)} free, {_headroom(spare)}"
+                ),
                 "edge": round(bar.capacity_bytes / scale * 100, 3) if over else 0,
                 "parts": [
                     {"key": key, "label": label, "size": size, "x": x, "width": width}
@@ -257,12 +262,17 @@ def _plots(answer: Answer) -> list[tuple[str, Any]]:
         ("Memory needed", plots.memory_plot(answer)),
         ("Decode speed, tokens per second", plots.speed_plot(answer)),
     )
-    return [(caption, _safe(plot)) for caption, plot in pairs if plot is not None]
+    return [(caption, safe(plot)) for caption, plot in pairs if plot is not None]
 
 
-def _turn(turn: Any) -> dict[str, Any]:
+def _serving_plot(answer: Answer) -> Any:
+    plot = plots.serving_plot(answer.serving) if answer.serving else None
+    return None if plot is None else safe(plot)
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
     return {
-        "button": turn.label.split(":")[0].replace(",", " (") + ")" if "," in turn.label else turn.label,
+        "button": f"Play: {turn.name}",
         "prompt": turn.prompt,
         "pieces": turn.pieces,
         "text": "".join(turn.pieces),

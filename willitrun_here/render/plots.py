@@ -15,7 +15,8 @@ from willitrun_probe.units import GIB, format_bytes, format_tokens
 
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 36
-MOST_TICKS = 8
+LEAST_GAP = 44
+"""Between the middles of two labels of the x axis."""
 
 
 class Line(Struct, frozen=True, kw_only=True):
@@ -96,7 +97,7 @@ def serving_plot(serving: Serving) -> str | None:
         return None
     axes = Axes(
         title="Total output rate over concurrent requests",
-        description=f"Expected {number(serving.output_tokens_per_s[-1])} tokens/s for {serving.concurrency[-1]} at once.",
+        description=f"Expected {number(serving.output_tokens_per_s[-1])} tokens/s at {serving.concurrency[-1]}.",
         x_name="requests at once",
         x=tuple(float(value) for value in serving.concurrency),
         x_words=lambda value: f"{value:.0f}",
@@ -126,12 +127,12 @@ def line_plot(axes: Axes, line: Line, *, rule: tuple[float, str] | None = None, 
         out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         label = escape(axes.y_words(tick * axes.y_unit))
         out.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
-    step = math.ceil(len(axes.x) / MOST_TICKS)
-    below = HEIGHT - BOTTOM + 16
-    out += [
-        f'<text x="{across(value):.1f}" y="{below}" text-anchor="middle">{escape(axes.x_words(value))}</text>'
-        for value in axes.x[::-1][::step]
-    ]
+    below, last = HEIGHT - BOTTOM + 16, float(WIDTH) + LEAST_GAP
+    for value in axes.x[::-1]:
+        x = across(value)
+        if last - x >= LEAST_GAP:
+            out.append(f'<text x="{x:.1f}" y="{below}" text-anchor="middle">{escape(axes.x_words(value))}</text>')
+            last = x
     middle = (LEFT + WIDTH - RIGHT) / 2
     out.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(axes.x_name)}</text>')
     if line.low and line.high:

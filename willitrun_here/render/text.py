@@ -1,9 +1,16 @@
-"""The answer in a terminal, by rich. Colour only helps: every mark also has a shape, and a pipe gets plain text."""
+"""The answer in a terminal, by rich. Colour only helps: every mark also has a shape, and a pipe gets plain text.
+
+This module brings rich with it: import it where something is printed, not where a command is declared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from willitrun_estimator.plan import Answer, Status
 from willitrun_here.render import tables
@@ -27,10 +34,6 @@ from willitrun_here.render.wording import (
     verdict,
 )
 from willitrun_probe.units import format_bytes, format_tokens
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
 
 WIDE = 110
 """Columns from which optional table columns are shown."""
@@ -96,9 +99,6 @@ def render_comparison(answers: Sequence[Answer], console: Console) -> None:
 
 def render_table(table: tables.Table, console: Console) -> None:
     """Print a table, without its optional columns where the terminal is narrow."""
-    from rich import box
-    from rich.table import Table
-
     wide = console.width >= WIDE
     keep = [index for index, column in enumerate(table.columns) if wide or not column.optional]
     grid = Table(
@@ -132,15 +132,11 @@ def render_table(table: tables.Table, console: Console) -> None:
 
 
 def _text(text: str, style: str = "") -> Text:
-    from rich.text import Text
-
     return Text(printable(text), style=style)
 
 
 def _print_flow(items: Sequence[Text], console: Console) -> None:
     """Print items side by side, breaking lines between them only."""
-    from rich.text import Text
-
     line = Text()
     for item in items:
         if line and line.cell_len + 3 + item.cell_len > console.width:
@@ -180,8 +176,6 @@ def _headline(answer: Answer, console: Console) -> None:
 
 
 def _facts(answer: Answer, console: Console) -> None:
-    from rich.table import Table
-
     if answer.plan is None:
         return
     grid = Table.grid(padding=(0, 2))

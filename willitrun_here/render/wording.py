@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from willitrun_estimator.plan import Answer, Basis, Interval, Status
+from willitrun_estimator.plan import Answer, Basis, Grade, Interval, Status
 from willitrun_estimator.request import Mode
 from willitrun_probe.units import format_bytes, format_seconds, format_tokens
 
@@ -17,6 +17,15 @@ STATUS_WORDS: dict[Status, str] = {
     "too-large": "Does not fit",
 }
 GRADE_WORDS = {"S": "Superb", "A": "Great", "B": "Good", "C": "Usable", "D": "Poor", "F": "Not advised"}
+TONES: dict[Status, str] = {
+    "comfortable": "good",
+    "fits": "good",
+    "tight": "fair",
+    "offload": "fair",
+    "paging": "bad",
+    "too-large": "bad",
+}
+GRADE_TONES: dict[Grade, str] = {"S": "good", "A": "good", "B": "good", "C": "fair", "D": "bad", "F": "bad"}
 BASIS_WORDS: dict[Basis, str] = {
     "measured-here": "measured on this machine",
     "calibrated": "corrected by what this machine measured",

@@ -92,5 +92,6 @@ const play = (turn, pace) => {
   delete screen.dataset.done;
   requestAnimationFrame(step);
 };
+if (screen) screen.textContent = "Press a button: the reply comes at the speed and after the wait expected here.";
 all("[data-turn]").forEach((button) => button.addEventListener("click", () => play(data.turns[button.dataset.turn], one("input[name=pace]:checked").value)));
 })();
