@@ -1,0 +1,138 @@
+"""The catalog as it is shipped: one compiled file with an index, of which only what is asked for is decoded.
+
+`scripts/compile_catalog.py` makes the file from the readable entries; a test keeps the two together.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+from msgspec import Raw, Struct, structs
+
+from willitrun_catalog.datasheet import Datasheet
+from willitrun_catalog.errors import UnknownGpu, UnknownModel
+from willitrun_catalog.model import Layer, ModelSpec
+
+COMPILED = Path(__file__).parent / "data" / "catalog.msgpack"
+
+
+class PackedModel(Struct, frozen=True, array_like=True):
+    """A model with its layers as runs: `runs` alternates counts and indexes into `kinds`."""
+
+    spec: ModelSpec
+    kinds: tuple[Layer, ...]
+    runs: tuple[int, ...]
+
+
+class Listing(Struct, frozen=True, array_like=True):
+    """What the name search and lists need of a model, without decoding it."""
+
+    name: str
+    hf_id: str
+    aliases: tuple[str, ...]
+    canonical: bool
+    release_date: str
+    params: int
+
+
+class Compiled(Struct, frozen=True, array_like=True):
+    """The whole compiled file."""
+
+    listings: tuple[Listing, ...]
+    models: tuple[Raw, ...]
+    gpu_names: tuple[str, ...]
+    gpus: tuple[Raw, ...]
+    gpu_ids: dict[str, tuple[int, ...]]
+    """PCI id to positions in `gpus`."""
+
+
+def pack(spec: ModelSpec) -> PackedModel:
+    """Fold a model's layers into runs."""
+    kinds: dict[Layer, int] = {}
+    runs: list[int] = []
+    for layer in spec.layers:
+        kind = kinds.setdefault(layer, len(kinds))
+        if runs and runs[-1] == kind:
+            runs[-2] += 1
+        else:
+            runs += [1, kind]
+    return PackedModel(structs.replace(spec, layers=()), tuple(kinds), tuple(runs))
+
+
+def unpack(packed: PackedModel) -> ModelSpec:
+    """Unfold a model's layers; equal layers are one object."""
+    layers: list[Layer] = []
+    for count, kind in zip(packed.runs[::2], packed.runs[1::2], strict=True):
+        layers += [packed.kinds[kind]] * count
+    return structs.replace(packed.spec, layers=tuple(layers))
+
+
+@lru_cache(maxsize=1)
+def compiled() -> Compiled:
+    """Read the compiled file; models and accelerators in it stay encoded."""
+    return msgspec.msgpack.decode(COMPILED.read_bytes(), type=Compiled)
+
+
+@lru_cache(maxsize=1)
+def _positions() -> dict[str, int]:
+    return {listing.name: number for number, listing in enumerate(compiled().listings)}
+
+
+@lru_cache(maxsize=1)
+def _model_decoder() -> msgspec.msgpack.Decoder[PackedModel]:
+    return msgspec.msgpack.Decoder(PackedModel)
+
+
+@lru_cache(maxsize=1)
+def _gpu_decoder() -> msgspec.msgpack.Decoder[Datasheet]:
+    return msgspec.msgpack.Decoder(Datasheet)
+
+
+def model_names() -> tuple[str, ...]:
+    """Name all models, in the catalog's order."""
+    return tuple(_positions())
+
+
+def model(name: str) -> ModelSpec:
+    """Load one model by its exact catalog name; raises `UnknownModel`. `find.find_model` is forgiving."""
+    number = _positions().get(name)
+    if number is None:
+        raise UnknownModel(name)
+    return model_at(number)
+
+
+@lru_cache(maxsize=512)
+def model_at(number: int) -> ModelSpec:
+    """Load the model at a position of the index."""
+    return unpack(_model_decoder().decode(compiled().models[number]))
+
+
+def models() -> tuple[ModelSpec, ...]:
+    """Load all models, in the catalog's order."""
+    return tuple(model_at(number) for number in range(len(compiled().models)))
+
+
+@lru_cache(maxsize=512)
+def datasheet_at(number: int) -> Datasheet:
+    """Load the accelerator at a position of the index."""
+    return _gpu_decoder().decode(compiled().gpus[number])
+
+
+def datasheet(name: str) -> Datasheet:
+    """Load one accelerator by its exact name; raises `UnknownGpu`. `find.find_datasheet` is forgiving."""
+    try:
+        return datasheet_at(compiled().gpu_names.index(name))
+    except ValueError:
+        raise UnknownGpu(name) from None
+
+
+def datasheets() -> tuple[Datasheet, ...]:
+    """Load all accelerators."""
+    return tuple(datasheet_at(number) for number in range(len(compiled().gpus)))
+
+
+def datasheets_by_pci_id(pci_id: str) -> tuple[Datasheet, ...]:
+    """Load the accelerators with this id (`10de:2204`); one id can mean several memory sizes."""
+    return tuple(datasheet_at(number) for number in compiled().gpu_ids.get(pci_id.lower(), ()))
