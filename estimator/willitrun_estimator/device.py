@@ -23,6 +23,8 @@ class Device(Struct, frozen=True, kw_only=True):
     flops_per_s: float | None = None
     """Dense 16-bit matrix rate with the accumulation that llama.cpp uses; None when unknown."""
     int8_ops_per_s: float | None = None
+    fp32_flops_per_s: float | None = None
+    """Rate of the ordinary FP32 pipes: what unpacking weights costs; None when unknown."""
     multiprocessors: int | None = None
     link_bytes_per_s: float | None = None
     """Host to device, one direction, measured or from the PCIe link; None when unknown."""

@@ -1,0 +1,148 @@
+"""The speed model's constants, as fitted by `scripts/fit_speed.py` and kept in `data/speed_constants.json`.
+
+Times are linear in what a device does, so a constant is the cost of one unit of work: seconds per byte relative to the
+data sheet's bandwidth, operations relative to its rate, seconds per block. There is none for a single GPU model.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+import msgspec
+from msgspec import Struct
+
+from willitrun_estimator.families import UNKNOWN
+
+
+class DecodeCosts(Struct, frozen=True, kw_only=True):
+    """Cost of one token on one GPU of a family."""
+
+    weight: float
+    """Bytes of resident weights, relative to peak bandwidth: 1.2 reads at five sixths of it."""
+    expert: float
+    """Bytes of active experts, likewise."""
+    cache: float
+    """Bytes of the KV cache, likewise."""
+    compute: float
+    """Weights multiplied, relative to the FP32 rate: unpacking and multiplying are not free."""
+    attention: float
+    """Operations of attention over the context, relative to the FP32 rate."""
+    block_s: float
+    """Seconds per attention mixer and what comes with it: kernels that wait for each other."""
+    recurrent_s: float
+    """Seconds per recurrent mixer."""
+    moe_s: float
+    """Seconds per block with routed experts: the router and its gather."""
+    early: float
+    """What the latencies were multiplied by in builds before 2025."""
+
+
+class PrefillCosts(Struct, frozen=True, kw_only=True):
+    """Cost of one micro-batch on one GPU of a family."""
+
+    quantized: float
+    """Multiply-adds with quantized weights, relative to the matrix rate."""
+    half: float
+    """Multiply-adds with 16-bit weights, likewise."""
+    expert: float
+    """Multiply-adds in routed experts, relative to the dense ones of the same type."""
+    weight: float
+    """Bytes of weights read once per micro-batch, relative to peak bandwidth."""
+    attention: float
+    """Operations of attention, relative to the matrix rate."""
+    recurrent: float
+    """State updates of recurrent mixers, relative to the FP32 rate."""
+    block_s: float
+    """Seconds per mixer and micro-batch."""
+    moe_s: float
+    """Seconds per block with routed experts and micro-batch."""
+    early: float
+    """What all of it was multiplied by in builds before 2025."""
+
+
+class Family(Struct, frozen=True, kw_only=True):
+    """The constants of one architecture family, with what they rest on."""
+
+    decode: DecodeCosts
+    prefill: PrefillCosts
+    decode_rows: int = 0
+    prefill_rows: int = 0
+    gpus: int = 0
+    """Different GPU models among the rows; with 0, the constants are those of all families together."""
+    fp32_per_byte: float = 30.0
+    """Typical FP32 operations per byte of bandwidth, for a GPU whose FP32 rate is unknown."""
+    matrix_per_fp32: float = 2.0
+    """Typical matrix rate over FP32 rate, for a GPU whose matrix rate is unknown."""
+    tensor_cores: bool = False
+    """The matrix rate is that of matrix units (half the 8-bit rate), else that of the FP32 pipes."""
+
+
+class Shared(Struct, frozen=True, kw_only=True):
+    """Costs that are the same everywhere."""
+
+    token_s: float
+    """Per token: sampling, launching the graph, copying the logits."""
+    device_s: float
+    """Per further GPU of a layer split and token."""
+    formats: dict[str, float]
+    """Reading a weight type, relative to Q4_0."""
+    vulkan_weight: float
+    vulkan_block: float
+    vulkan_prefill: float
+    pipeline: float
+    """How much of a perfect pipeline several GPUs reach over the micro-batches of a prompt, 0..1."""
+
+
+class HostCosts(Struct, frozen=True, kw_only=True):
+    """Costs of the part on the CPU."""
+
+    bandwidth: dict[str, float]
+    """Share of the given bandwidth that matrix products reach, by where the figure is from."""
+    core_bytes_per_s: dict[str, float]
+    """Weight bytes that one core unpacks and multiplies per second, by type class."""
+    core_ops_per_s: dict[str, float]
+    """Operations per second and core in prefill, by instruction set."""
+    expert: float
+    """Reading experts, relative to dense weights."""
+    recurrent: float
+    """Blocks with a recurrent mixer, relative to attention blocks."""
+    split_s: float
+    """Per crossing from GPU to host and back."""
+    block_s: float
+    """Per block computed on the host."""
+    link: float
+    """Share of the link that copies of weights reach."""
+    disk: float
+    """Share of the disk's rate that page faults reach."""
+
+
+class Spread(Struct, frozen=True):
+    """Ratios of measured to expected speed that hold 80 % of outcomes between them."""
+
+    low: float
+    high: float
+    rows: int = 0
+
+
+class Constants(Struct, frozen=True, kw_only=True):
+    """All constants of the speed model."""
+
+    fit_date: str
+    source: str
+    families: dict[str, Family]
+    shared: Shared
+    host: HostCosts
+    decode_spread: dict[str, Spread]
+    prefill_spread: dict[str, Spread]
+
+    def family(self, name: str) -> Family:
+        """Return a family's constants, those of an average GPU for one without."""
+        return self.families.get(name) or self.families[UNKNOWN]
+
+
+@cache
+def shipped() -> Constants:
+    """Return the constants that came with the product."""
+    data = files("willitrun_estimator").joinpath("data", "speed_constants.json").read_bytes()
+    return msgspec.json.decode(data, type=Constants)

@@ -1,0 +1,82 @@
+"""What a span of blocks costs on the host: bytes over memory bandwidth or over what the cores unpack, whichever is slower.
+
+With few cores decode is not bound by memory alone: each core takes a rate that depends on the weight type (measured
+with llama-bench on AVX-512 cores: F16 23 GB/s of weights, K-quants 15, i-quants 9).
+"""
+
+from __future__ import annotations
+
+from willitrun_estimator.device import Host
+from willitrun_estimator.throughput.constants import Constants
+from willitrun_estimator.throughput.rates import core_ops_per_s, host_bytes_per_s, type_class
+from willitrun_estimator.throughput.work import Work
+
+
+class HostCost:
+    """Seconds per unit of work on the CPU, and sums of them over spans of blocks."""
+
+    def __init__(self, work: Work, host: Host, constants: Constants, bytes_per_s: float) -> None:
+        costs = constants.host
+        threads = max(1, host.threads)
+        self.work, self.costs = work, costs
+        kind = type_class(work.weights.matmul_type)
+        unpacked = threads * costs.core_bytes_per_s[kind]
+        self.byte_s = max(1.0 / bytes_per_s, 1.0 / unpacked)
+        self.core_byte_s = 1.0 / unpacked
+        self.row_s = 1.0 / min(bytes_per_s, threads * costs.core_bytes_per_s["half"])
+        self.operation_s = 1.0 / (threads * core_ops_per_s(host, constants))
+        self.product_s = 2 * work.elements_per_byte * self.operation_s
+
+    @classmethod
+    def of(cls, host: Host, work: Work, constants: Constants) -> HostCost | None:
+        """Return the costs on a host, None when nothing is known of its memory."""
+        rate = host_bytes_per_s(host, constants)
+        return None if rate is None else cls(work, host, constants, rate)
+
+    def cache_s(self, first: int, last: int, depth_tokens: float) -> float:
+        """Return what attention over the context costs one token."""
+        return self.row_s * self.work.context_bytes(first, last, depth_tokens)
+
+    def experts_s(self, first: int, last: int) -> float:
+        """Return what the experts of a span cost one token, the crossings to and from the GPU included."""
+        work = self.work
+        read = self.byte_s * self.costs.expert * (work.active_bytes[last] - work.active_bytes[first])
+        return read + self.costs.split_s * (work.moe_blocks[last] - work.moe_blocks[first])
+
+    def blocks_s(self, blocks: int, depth_tokens: float, *, head: bool) -> float:
+        """Return the seconds of one token through the first blocks, and the head where no GPU has it."""
+        work, costs = self.work, self.costs
+        resident = work.resident_bytes[blocks] + (work.weights.output_bytes if head else 0)
+        mixers = work.attention_mixers[blocks] + work.recurrent_mixers[blocks]
+        slow = 1.0 + (costs.recurrent - 1.0) * (work.recurrent_mixers[blocks] / mixers if mixers else 0.0)
+        return (
+            self.byte_s * (slow * resident + costs.expert * work.active_bytes[blocks])
+            + self.row_s * work.state_bytes[blocks]
+            + self.cache_s(0, blocks, depth_tokens)
+            + costs.block_s * blocks
+        )
+
+    def batch_s(self, blocks: int, *, head: bool) -> float:
+        """Return what each further token of a step costs the cores."""
+        work = self.work
+        resident = work.resident_bytes[blocks] + (work.weights.output_bytes if head else 0)
+        return self.product_s * (resident + work.active_bytes[blocks])
+
+    def prefill_s(self, blocks: int, tokens: int, *, head: bool) -> float:
+        """Return the seconds of one micro-batch through the first blocks."""
+        work = self.work
+        read = float(work.resident_bytes[blocks]) + (work.weights.output_bytes if head else 0)
+        read += work.touched_share(tokens) * work.expert_bytes[blocks]
+        products = self.product_s * tokens * (work.resident_bytes[blocks] + work.active_bytes[blocks])
+        return products + self.byte_s * read + self.costs.block_s * blocks
+
+    def prefill_experts_s(self, first: int, last: int, tokens: int) -> float:
+        """Return the seconds of one micro-batch through experts that stay on the host."""
+        work = self.work
+        active = work.active_bytes[last] - work.active_bytes[first]
+        read = work.touched_share(tokens) * (work.expert_bytes[last] - work.expert_bytes[first])
+        return self.product_s * tokens * active + self.byte_s * read + self.costs.split_s * (last - first)
+
+    def attention_s(self, first: int, last: int, depth_tokens: float) -> float:
+        """Return what attention over the context costs one token of a prompt."""
+        return self.operation_s * self.work.context_operations(first, last, depth_tokens)

@@ -1,0 +1,105 @@
+"""What one token and one micro-batch ask of a span of blocks: bytes, multiply-adds, kernels. Sums over blocks.
+
+Nothing here knows a device. Every figure is a cumulative sum, so that a placement costs differences alone.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from willitrun_catalog.model import Attention, Layer, Mla, Moe, Recurrent
+from willitrun_estimator.cache import effective_window, mixer_row_bytes
+from willitrun_estimator.placement import Settings
+from willitrun_estimator.weights import WeightProfile
+
+STATE_BYTES = 8
+"""A recurrent state is read and written in F32 for every token."""
+
+
+def cumulative(values: list[float]) -> list[float]:
+    """Return the sums of the first 0, 1, … n values."""
+    return list(accumulate(values, initial=0.0))
+
+
+class Work:
+    """Cumulative work over the blocks of a model with given cache types. `x[b] - x[a]` is blocks a..b-1."""
+
+    def __init__(self, weights: WeightProfile, settings: Settings) -> None:
+        spec = weights.spec
+        self.weights = weights
+        self.blocks = spec.block_count
+        self.resident_bytes = weights.cumulative_resident_bytes
+        self.expert_bytes = weights.cumulative_expert_bytes
+        self.active_bytes = weights.cumulative_expert_active_bytes
+        self.elements_per_byte = 8.0 / max(weights.bits_per_weight, 1.0)
+        memo: dict[int, tuple[float, ...]] = {}
+        windows: dict[int, list[tuple[float, float]]] = {}
+        full: list[tuple[float, float]] = []
+        attention, recurrent, moe, state = [], [], [], []
+        for index, layer in enumerate(spec.layers):
+            key = id(layer)
+            if key not in memo:
+                memo[key] = self._layer(layer, settings)
+            mixers, states, recurrents, routed, row, operations, window = memo[key]
+            attention.append(mixers)
+            recurrent.append(recurrents)
+            moe.append(routed)
+            state.append(states)
+            if window:
+                rows = windows.setdefault(int(window), [(0.0, 0.0)] * self.blocks)
+                rows[index] = (row, operations)
+                full.append((0.0, 0.0))
+            else:
+                full.append((row, operations))
+        self.attention_mixers = cumulative(attention)
+        self.recurrent_mixers = cumulative(recurrent)
+        self.moe_blocks = cumulative(moe)
+        self.state_bytes = cumulative(state)
+        self.row_bytes = cumulative([row for row, _ in full])
+        self.row_operations = cumulative([operations for _, operations in full])
+        self.windows = tuple(
+            (window, cumulative([row for row, _ in rows]), cumulative([operations for _, operations in rows]))
+            for window, rows in windows.items()
+        )
+        ffn = next((layer.ffn for layer in spec.layers if isinstance(layer.ffn, Moe)), None)
+        self.unused_share = 1.0 - ffn.experts_used / ffn.experts if ffn else 0.0
+        """Chance that one token leaves a given expert alone."""
+
+    def _layer(self, layer: Layer, settings: Settings) -> tuple[float, ...]:
+        """Count one block: mixers, state bytes, recurrent mixers, routed, cache row, operations, window."""
+        spec = self.weights.spec
+        mixers = recurrents = states = row = operations = window = 0.0
+        for mixer in layer.mixers:
+            if isinstance(mixer, Recurrent):
+                recurrents += 1
+                states += STATE_BYTES * mixer.state_elements
+            elif isinstance(mixer, Attention):
+                mixers += 1
+                # A layer without a cache of its own still reads the one it shares.
+                own = mixer_row_bytes(spec, mixer, settings)
+                row += own or 2.0 * mixer.kv_heads * (mixer.key_dim + mixer.value_dim)
+                operations += 2.0 * mixer.heads * (mixer.key_dim + mixer.value_dim)
+                window = effective_window(spec, mixer) or 0
+            elif isinstance(mixer, Mla):
+                mixers += 1
+                row += mixer_row_bytes(spec, mixer, settings)
+                operations += 2.0 * mixer.heads * (2 * mixer.kv_rank + mixer.rope_dim)
+        return mixers, states, recurrents, float(isinstance(layer.ffn, Moe)), row, operations, window
+
+    def touched_share(self, tokens: int) -> float:
+        """Return the expected share of all experts that at least one of so many tokens uses."""
+        return 1.0 - self.unused_share**tokens
+
+    def context_bytes(self, first: int, last: int, depth_tokens: float) -> float:
+        """Return cache bytes read for one token at a depth: windows stop growing at their width."""
+        total = (self.row_bytes[last] - self.row_bytes[first]) * depth_tokens
+        for window, rows, _ in self.windows:
+            total += (rows[last] - rows[first]) * min(depth_tokens, window)
+        return total
+
+    def context_operations(self, first: int, last: int, depth_tokens: float) -> float:
+        """Return operations of attention for one token at a depth."""
+        total = (self.row_operations[last] - self.row_operations[first]) * depth_tokens
+        for window, _, operations in self.windows:
+            total += (operations[last] - operations[first]) * min(depth_tokens, window)
+        return total
