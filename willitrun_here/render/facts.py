@@ -10,6 +10,7 @@ from willitrun_here.render.wording import (
     needed_bytes,
     percent,
     rate_range,
+    runs,
     seconds_range,
     tokens_per_s,
 )
@@ -21,6 +22,9 @@ def facts(answer: Answer) -> tuple[tuple[str, str, str], ...]:
     plan, speed = answer.plan, answer.speed
     if plan is None:
         return ()
+    memory = ("Memory", format_bytes(needed_bytes(answer)), f"of {format_bytes(available_bytes(answer))} free")
+    if not runs(answer):
+        return (memory, ("Smallest plan", plan.quant, f"with a context of {format_tokens(plan.context_tokens)} tokens"))
     rows: list[tuple[str, str, str]] = []
     if speed is not None:
         decode, prefill, ttft = speed.decode_tokens_per_s, speed.prefill_tokens_per_s, speed.ttft_s
@@ -42,7 +46,7 @@ def facts(answer: Answer) -> tuple[tuple[str, str, str], ...]:
             f"the model's limit is {format_tokens(context.max_tokens)}",
         )
     )
-    rows.append(("Memory", format_bytes(needed_bytes(answer)), f"of {format_bytes(available_bytes(answer))} free"))
+    rows.append(memory)
     if answer.machine.gpus:
         rows.append(("Offload", percent(plan.offloaded_fraction), "of the weights in host memory"))
     layers = f"{plan.gpu_layers} of {plan.layers + 1} layers on the GPU"

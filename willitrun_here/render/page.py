@@ -186,7 +186,7 @@ def _headroom(spare_bytes: int | None) -> str:
 
 
 def _plan_line(answer: Answer) -> str:
-    return next((f"{value}: {remark}." for name, value, remark in facts(answer) if name == "Plan"), "")
+    return next((f"{value}: {remark}." for name, value, remark in facts(answer) if "plan" in name.lower()), "")
 
 
 def _options(answer: Answer) -> list[dict[str, Any]]:

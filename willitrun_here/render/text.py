@@ -17,6 +17,7 @@ from willitrun_here.render import tables
 from willitrun_here.render.breakdown import Bar, bars
 from willitrun_here.render.facts import facts
 from willitrun_here.render.faq import questions
+from willitrun_here.render.terminal import suited
 from willitrun_here.render.wording import (
     ENGINE_WORDS,
     GRADE_WORDS,
@@ -60,6 +61,7 @@ GLYPHS = {
 
 def render_answer(answer: Answer, console: Console, *, explain: bool = False) -> None:
     """Print the whole answer; `explain` adds the tags' inequalities, the score's parts and the questions."""
+    console = suited(console)
     _headline(answer, console)
     _facts(answer, console)
     _memory(answer, console)
@@ -85,6 +87,7 @@ def render_answer(answer: Answer, console: Console, *, explain: bool = False) ->
 
 def render_recommendations(answers: Sequence[Answer], console: Console) -> None:
     """Print one line per recommended model."""
+    console = suited(console)
     if not answers:
         console.print("Nothing in the catalog runs here.")
         return
@@ -94,7 +97,7 @@ def render_recommendations(answers: Sequence[Answer], console: Console) -> None:
 
 def render_comparison(answers: Sequence[Answer], console: Console) -> None:
     """Print one line per machine for the same model."""
-    render_table(tables.comparison_table(answers), console)
+    render_table(tables.comparison_table(answers), suited(console))
 
 
 def render_table(table: tables.Table, console: Console) -> None:

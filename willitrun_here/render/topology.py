@@ -8,11 +8,11 @@ from willitrun_here.render.wording import printable
 from willitrun_probe.machine import Gpu, Link, Machine
 from willitrun_probe.units import format_bytes, format_rate
 
-BOX, GAP, SIDE = 150, 24, 16
+BOX, GAP, SIDE = 176, 20, 8
 ARCS, GPU_HEIGHT, WIRE, HOST_HEIGHT = 56, 58, 64, 50
 MOST_LABELS = 6
 """Arcs between GPUs above this number go without words; the table below has them all."""
-LONGEST = 21
+LONGEST = 24
 KIND_WORDS = {"nvlink": "NVLink", "xgmi": "xGMI", "pcie": "PCIe", "unknown": "link"}
 
 
@@ -27,10 +27,8 @@ def draw(machine: Machine) -> str | None:
     height = top + GPU_HEIGHT + WIRE + HOST_HEIGHT + 8
     middles = [SIDE + index * (BOX + GAP) + BOX / 2 for index in range(len(gpus))]
     host_y = top + GPU_HEIGHT + WIRE
-    out = [
-        f'<svg class="plot topology" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{_text(_description(machine, gpus, pairs))}">'
-    ]
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    out = [f'<svg class="topology" {size} role="img" aria-label="{_text(_description(machine, gpus, pairs))}">']
     for first, second, link in pairs:
         x0, x1 = middles[first], middles[second]
         lift = 14 + (top - 18) * min(1.0, (second - first) / max(1, len(gpus) - 1))
@@ -39,12 +37,11 @@ def draw(machine: Machine) -> str | None:
             out.append(_words((x0 + x1) / 2, top - lift * 0.75 - 5, _link_words(link)))
     for gpu, x in zip(gpus, middles, strict=True):
         out.append(f'<path class="wire pcie" d="M{x} {top + GPU_HEIGHT}V{host_y}"/>')
-        wire = _pcie_words(gpu)
-        if wire:
-            out.append(_words(x + 6, top + GPU_HEIGHT + WIRE / 2 + 4, wire, anchor="start"))
+        for row, words in enumerate(part for part in _pcie_words(gpu).split(", ") if part):
+            out.append(_words(x + 8, top + GPU_HEIGHT + 28 + 17 * row, words, anchor="start"))
         out.append(
             f'<rect class="box" x="{x - BOX / 2}" y="{top}" width="{BOX}" height="{GPU_HEIGHT}" rx="8"/>'
-            + _words(x, top + 24, _short(gpu.name), strong=True)
+            + _words(x, top + 24, _short(gpu.name.removeprefix("NVIDIA ").removeprefix("AMD ")), strong=True)
             + _words(x, top + 43, format_bytes(gpu.memory_total_bytes))
         )
     out.append(

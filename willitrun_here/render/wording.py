@@ -148,7 +148,7 @@ def summary(answer: Answer) -> str:
     name, place = answer.model.title, hardware(answer)
     plan, needed = answer.plan, needed_bytes(answer)
     if plan is None or needed is None or not runs(answer):
-        return f"{name} does not run on {place}: {answer.fit.message}"
+        return answer.fit.message[:1].upper() + answer.fit.message[1:]
     text = (
         f"{name} in {plan.quant} takes {format_bytes(needed)} of the {format_bytes(available_bytes(answer))} free on "
         f"{place}, with a context of {format_tokens(plan.context_tokens)} tokens."

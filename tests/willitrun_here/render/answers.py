@@ -212,7 +212,7 @@ def kimi(gpu: GpuFacts, *, quant: str, rate: float, file_bytes: int, cpu_moe_lay
                 reason="61 % of a token's time" if cpu_moe_layers else "54 % of a token's time, bandwidth 38 %",
             ),
         ),
-        quants=tuple(quant_option(name, bits, quality, gpu=gpu, best=quant, rate=rate) for name, bits, quality in QUANTS),
+        quants=tuple(quant_option(*row, gpu=gpu, best=quant, rate=rate) for row in QUANTS),
         workloads=tuple(
             WorkloadRow(
                 workload=workload, grade=letter(round(score * loss)), status=status, decode_tokens_per_s=rate,
@@ -291,21 +291,55 @@ def mi100() -> Answer:
 
 
 def too_large() -> Answer:
-    """Return the answer for a model that cannot start at all."""
-    answer = mi100()
+    """Return the answer for a machine on which nothing starts; the plan is the smallest one, too large all the same."""
     small = GpuFacts(name="NVIDIA GeForce GTX 1650", memory_total_bytes=4 * GIB, memory_free_bytes=3700 * MIB)
-    return replace(
-        answer,
+    weights = round(KIMI.params * 3.03 / 8)
+    uses = (device(small.name, weights, 4096 * KV_BYTES_PER_TOKEN, small.memory_free_bytes), host(210 * MIB, 5 * GIB))
+    plan = mi100().plan
+    assert plan is not None
+    plan = replace(
+        plan, quant="Q2_K", context_tokens=4096, cpu_moe_layers=0, devices=uses, file_bytes=weights + 210 * MIB,
+        memory_bytes=sum(use.total_bytes for use in uses), offloaded_fraction=0.0,
+    )  # fmt: skip
+    message = "Kimi Linear 48B A3B Instruct Q2_K does not run here: it needs 18.2 GiB and 8.6 GiB are free."
+    return Answer(
+        model=KIMI,
         machine=MachineFacts(name="old-laptop", gpus=(small,), ram_available_bytes=5 * GIB),
-        plan=None,
+        plan=plan,
         fit=Fit(
-            status="too-large", headroom_bytes=-11 * GIB, host_ram_needed_bytes=14 * GIB,
-            message="the smallest quantization needs 18.7 GiB and 8.6 GiB are free on GPU and host together.",
+            status="too-large",
+            headroom_bytes=small.memory_free_bytes - uses[0].total_bytes,
+            host_ram_needed_bytes=uses[1].total_bytes,
+            message=message,
         ),
         speed=None, context=Context(safe_tokens=0, max_tokens=1_048_576), serving=None, score=0, grade="F", tags=None,
-        quants=(), workloads=(), limits=(Limit(code="too-large", message="10.1 GiB are missing."),), improvements=(),
-        runner_up=None, score_parts=(), commands={}, curve=(), modes=(), findings=(),
+        quants=(), workloads=(), limits=(Limit(code="too-large", message="9.6 GiB are missing."),),
+        improvements=(Improvement(code="more-ram", message="With 32 GiB of memory Q2_K runs.", gain=0.31),),
+        request=Request(),
     )  # fmt: skip
+
+
+def two_gpus() -> Answer:
+    """Return an answer over two GPUs of unequal fill and the host."""
+    answer = a100()
+    first = replace(A100, name="NVIDIA GeForce RTX 3090", memory_total_bytes=24 * GIB, memory_free_bytes=23 * GIB)
+    second = replace(first, memory_free_bytes=20 * GIB)
+    uses = tuple(
+        device(gpu.name, 16 * GIB, 1 * GIB, gpu.memory_free_bytes, recurrent_bytes=21 * MIB) for gpu in (first, second)
+    )
+    plan = answer.plan
+    assert plan is not None
+    uses = (*uses, host(210 * MIB, 118 * GIB))
+    curve = tuple(
+        replace(point, device_bytes=(point.device_bytes[0] // 2, point.device_bytes[0] // 2, point.device_bytes[1]))
+        for point in answer.curve
+    )
+    return replace(
+        answer,
+        machine=replace(answer.machine, gpus=(first, second)),
+        plan=replace(plan, devices=uses, tensor_split=(14.0, 14.0), memory_bytes=sum(use.total_bytes for use in uses)),
+        curve=curve,
+    )
 
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"&</script><script>alert(2)</script>"
