@@ -133,8 +133,8 @@ def _feed_forward_part(base: str, words: list[str], last: str) -> str | None:
     if known is not None and _SHARED & set(words):
         return f"ffn_{known}_shexp"
     if (
-        last != "e_score_correction"
-        and "experts" in words
+        (last != "e_score_correction"
+        and "experts" in words)
         or (words[0] == "block_sparse_moe" and last in {"input_linear", "output_linear"})
     ):
         return f"ffn_{known or last}_exps"

@@ -28,6 +28,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 """The tensors of one block: name without `blk.N.`, and shape."""
 
 _KDA_DEFAULT_TAPS = 3
+_QUERIES = ("attn_q.", "attn_qkv.", "attn_q_a.", "attn_q_b.", "attn_kv_a_mqa.", "cross_attn_q.")
 _GLM_DSA_LONG = 1_048_576
 """Context from which glm-dsa files without `indexer.types` share an indexer among four blocks (glm-dsa.cpp)."""
 
@@ -86,8 +87,7 @@ class _Shape:
         return tuple(found) or (NoMixer(),)
 
     def _attention(self, index: int, tensors: Shapes) -> Mixer | None:
-        queries = ("attn_q.weight", "attn_qkv.weight", "attn_q_b.weight", "attn_q_a.weight", "attn_kv_a_mqa.weight")
-        if not any(name in tensors for name in queries) or not self.kv_heads[index]:
+        if not self.kv_heads[index] or not any(name.startswith(_QUERIES) for name in tensors):
             return None
         hyper, window = self.hyper, self.windows[index]
         if hyper.number("attention.key_length_mla") and hyper.number("attention.kv_lora_rank"):
@@ -173,6 +173,7 @@ class _Shape:
             inner_dim=heads * size,
             heads=heads,
             head_dim=size,
+            state_dim=size,
             conv_kernel=taps,
         )
 
