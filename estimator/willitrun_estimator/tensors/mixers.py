@@ -166,3 +166,33 @@ def short_convolution(hidden: int, mixer: Recurrent) -> Iterator[Part]:
     yield matrix("shortconv.conv", mixer.conv_kernel, hidden)
     yield matrix("shortconv.in_proj", hidden, 3 * hidden)
     yield matrix("shortconv.out_proj", hidden, hidden)
+
+
+def lightning(hidden: int, mixer: Recurrent) -> Iterator[Part]:
+    """Give the linear attention of MiniMax-Text-01."""
+    width = mixer.heads * mixer.head_dim
+    yield norm("attn_norm_2", width)
+    yield matrix("attn_qkv", hidden, 3 * width)
+    yield matrix("attn_gate", hidden, width)
+    yield matrix("attn_output", width, hidden)
+
+
+def full_rank_delta(hidden: int, mixer: Recurrent, *, gate: str, forget_rank: int = 0) -> Iterator[Part]:
+    """Give delta attention whose gates are not low-rank: Ling 3.0 (both gates), Kimi K3 (the output gate alone).
+
+    `gate` names the output gate, `forget_rank` is the rank of the forget gate, 0 for a full one.
+    """
+    width = mixer.heads * mixer.head_dim
+    for stream in "qkv":
+        yield matrix(f"ssm_conv1d_{stream}", mixer.conv_kernel, 1, width)
+        yield matrix(f"attn_{stream}", hidden, width)
+    if forget_rank:
+        yield matrix("ssm_f_a", hidden, forget_rank)
+        yield matrix("ssm_f_b", forget_rank, width)
+    else:
+        yield matrix("ssm_f_a", hidden, width)
+    yield matrix("ssm_beta", hidden, mixer.heads)
+    yield bias("ssm_dt", width)
+    yield matrix(gate, hidden, width)
+    yield norm("ssm_norm", mixer.head_dim)
+    yield matrix("attn_output", width, hidden)
