@@ -14,8 +14,7 @@ END = 1 << 62
 class Arena:
     """One buffer during planning; `peak` is the size that it will have."""
 
-    def __init__(self, alignment: int) -> None:
-        self.alignment = alignment
+    def __init__(self) -> None:
         self.starts = [0]
         self.lengths = [END]
         self.peak = 0

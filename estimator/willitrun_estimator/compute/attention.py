@@ -42,19 +42,19 @@ def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:
         return b.rotated(source, value_shape, "v" + cells, 64) if rotate_v else source
 
     k = v = None
-    if "fused-qkv" in b.traits:
-        fused = b.matmul("attn_qkv", homes.block, queries + keys + values, normed)
+    if "attn_qkv.weight" in homes.parts:
+        fused = b.matmul("attn_qkv", homes, queries + keys + values, normed)
         q = query(g.view(fused, shape, contiguous=False))
         v = value(g.view(fused, value_shape, contiguous=False))
         k = key(g.view(fused, kv_shape, contiguous=False))
     else:
-        q = query(g.view(b.matmul("attn_q", homes.block, queries, normed), shape))
+        q = query(g.view(b.matmul("attn_q", homes, queries, normed), shape))
         if not mixer.shares_kv:
             if b.style.keys_first:
-                k = key(g.view(b.matmul("attn_k", homes.block, keys, normed), kv_shape))
-            v = value(g.view(b.matmul("attn_v", homes.block, values, normed), value_shape))
+                k = key(g.view(b.matmul("attn_k", homes, keys, normed), kv_shape))
+            v = value(g.view(b.matmul("attn_v", homes, values, normed), value_shape))
             if not b.style.keys_first:
-                k = key(g.view(b.matmul("attn_k", homes.block, keys, normed), kv_shape))
+                k = key(g.view(b.matmul("attn_k", homes, keys, normed), kv_shape))
     streams = b.streams
     key_bytes = form((cells, cache.kv_row_bytes(b.settings.kv_type_k, keys) * streams), 1)
     value_bytes = form((cells, cache.kv_row_bytes(b.settings.kv_type_v, values) * streams), 1)
@@ -100,17 +100,17 @@ def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
     heads, rank, rope = mixer.heads, mixer.kv_rank, mixer.rope_dim
     query_dim = mixer.nope_dim + rope
     if mixer.q_rank:
-        low = b.norm(b.matmul("attn_q_a", homes.block, mixer.q_rank, normed), mixer.q_rank, homes)
-        q = b.matmul("attn_q_b", homes.block, heads * query_dim, low)
+        low = b.norm(b.matmul("attn_q_a", homes, mixer.q_rank, normed), mixer.q_rank, homes)
+        q = b.matmul("attn_q_b", homes, heads * query_dim, low)
     else:
-        q = b.matmul("attn_q", homes.block, heads * query_dim, normed)
+        q = b.matmul("attn_q", homes, heads * query_dim, normed)
     split = g.view(q, (query_dim, heads, U))
     nope = g.view(g.view(split, (mixer.nope_dim, heads, U), contiguous=False), (".p", U), contiguous=False)
-    absorbed = g.add("absorbed", (rank, U, heads), g.weight("attn_k_b", homes.block), nope, rows=U)
+    absorbed = g.add("absorbed", (rank, U, heads), b.weight("attn_k_b", homes), nope, rows=U)
     turned = g.view(absorbed, (rank, heads, U), contiguous=False)
     q_rope = b.rope(g.view(split, (rope, heads, U), contiguous=False))
     q = g.add("q", (rank + rope, heads, U), turned, q_rope)
-    compressed = b.matmul("attn_kv_a_mqa", homes.block, rank + rope, normed)
+    compressed = b.matmul("attn_kv_a_mqa", homes, rank + rope, normed)
     latent = b.norm(g.view(compressed, (rank, U), contiguous=False), rank, homes)
     latent = g.view(latent, (rank, 1, U))
     k_rope = b.rope(g.view(compressed, (rope, 1, U), contiguous=False))
@@ -130,7 +130,7 @@ def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
             size = plus(size, form((CELLS, row * b.streams), 2))
         result = g.add("flash", (rank, heads, U), q, kperm, vperm, b.mask(CELLS), size=size, picks_device=False)
         turned = g.view(result, (rank, U, heads), contiguous=False)
-        values = g.add("v_b", (mixer.value_dim, U, heads), g.weight("attn_v_b", homes.block), turned, rows=U)
+        values = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b", homes), turned, rows=U)
         turned = g.view(values, (mixer.value_dim, heads, U), contiguous=False)
         return g.view(g.add("cont", (mixer.value_dim, heads, U), turned), (heads * mixer.value_dim, U))
     kview = g.view(cache_k, (".k",), size=key_bytes)
@@ -141,7 +141,7 @@ def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
     scores = g.add("kq", (CELLS, U, heads), kperm, q)
     soft = g.add("soft_max", (CELLS, U, heads), scores, b.mask(CELLS), inplace=True, picks_device=False)
     mixed = g.add("kqv", (rank, U, heads), values, soft)
-    out = g.add("v_b", (mixer.value_dim, U, heads), g.weight("attn_v_b", homes.block), mixed, rows=U)
+    out = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b", homes), mixed, rows=U)
     turned = g.view(out, (mixer.value_dim, heads, U), contiguous=False)
     return g.add("cont", (heads * mixer.value_dim, U), turned)
 

@@ -14,12 +14,23 @@ from willitrun_estimator.compute.style import style_of
 from willitrun_estimator.placement import Settings
 
 
+HEAD = "output"
+"""The key of the head's bytes."""
+
+
 class Homes(NamedTuple):
-    """Devices of one block's parts."""
+    """Where one block's parts live, and what tensors it has."""
 
     block: int
+    """Device of its weights."""
     experts: int
+    """Device of its routed experts."""
     cache: int
+    """Device of its cache and state."""
+    kind: int = 0
+    """Which of the model's distinct tensor lists it has."""
+    parts: frozenset[str] = frozenset()
+    """Names of its tensors, as `attn_q.weight`."""
 
 
 class Builder:
@@ -30,7 +41,6 @@ class Builder:
         self.settings = settings
         self.graph = Graph()
         self.style = style_of(spec.architecture)
-        self.traits = frozenset(spec.traits)
         self.flash = settings.flash_attention
         self.slots = max(1, settings.parallel)
         self.streams = 1 if settings.kv_unified else self.slots
@@ -66,16 +76,20 @@ class Builder:
         ids = self._input("out_ids", (ROWS,), 4)
         return self.graph.add("get_rows", (self.spec.hidden_size, ROWS), source, ids)
 
-    def matmul(self, name: str, device: int, width: int, source: Node) -> Node:
-        """Multiply by a weight."""
+    def weight(self, name: str, homes: Homes, *, routed: bool = False) -> Node:
+        """Refer to one of a block's weights."""
+        return self.graph.weight(f"{homes.kind}/{name}", homes.experts if routed else homes.block)
+
+    def matmul(self, name: str, homes: Homes, width: int, source: Node) -> Node:
+        """Multiply by a block's weight."""
         tokens = source.dims[-1]
-        return self.graph.add(name, (width, tokens), self.graph.weight(name, device), source, rows=tokens)
+        return self.graph.add(name, (width, tokens), self.weight(name, homes), source, rows=tokens)
 
     def norm(self, source: Node, width: int, homes: Homes) -> Node:
         """Normalise and scale."""
         dims = (width, source.dims[-1])
         plain = self.graph.add("norm", dims, source, inplace=True)
-        return self.graph.add("normed", dims, plain, self.graph.weight("norm", homes.block), inplace=True)
+        return self.graph.add("normed", dims, plain, self.weight("norm", homes), inplace=True)
 
     def rope(self, source: Node) -> Node:
         """Rotate by position."""
@@ -111,10 +125,10 @@ class Builder:
                 mixers[1],
                 normed,
                 homes,
-                between=lambda: held.append(self.matmul("attn_output", homes.block, hidden, mixed)),
+                between=lambda: held.append(self.matmul("attn_output", homes, hidden, mixed)),
             )
             return self.graph.add("mixers", state.dims, held[0], state, inplace=True)
-        return self.matmul("attn_output", homes.block, hidden, mixed)
+        return self.matmul("attn_output", homes, hidden, mixed)
 
     def block(self, layer: Layer, source: Node, homes: Homes, *, last: bool) -> Node:
         """Add one block; in the last one only the rows with logits go through the feed-forward network."""
@@ -125,7 +139,7 @@ class Builder:
                 mixed = self.out_rows(mixed)
             source = self.out_rows(source)
         if mixed is not None:
-            if "post-norm" in self.traits:
+            if "post_attention_norm.weight" in homes.parts and not self.style.post_attention_is_ffn_norm:
                 mixed = self.norm(mixed, hidden, homes)
             source = self.graph.add("residual", source.dims, mixed, source, inplace=True)
         ffn = layer.ffn
@@ -135,7 +149,7 @@ class Builder:
                 out = feed_forward.dense(self, ffn, normed, homes)
             else:
                 out = feed_forward.experts(self, ffn, normed, homes)
-            if "post-norm" in self.traits:
+            if "post_ffw_norm.weight" in homes.parts:
                 out = self.norm(out, hidden, homes)
             parts = (source, out) if self.style.residual_first else (out, source)
             source = self.graph.add("block_out", source.dims, *parts, inplace=True)
@@ -153,12 +167,13 @@ class Builder:
             x.is_output = True
             x = self.out_rows(x)
         norm = self.graph.add("final_norm", x.dims, x, inplace=True)
-        norm = self.graph.add("result_norm", x.dims, norm, self.graph.weight("output_norm", head), inplace=True)
+        norm = self.graph.add("result_norm", x.dims, norm, self.graph.weight("norm", head), inplace=True)
         norm.is_output = True
         if self.style.rows == "norm-end":
             norm = self.out_rows(norm)
             norm.is_output = True
-        logits = self.matmul("output", head, self.spec.vocab_size, norm)
+        weight = self.graph.weight(HEAD, head)
+        logits = self.graph.add("logits", (self.spec.vocab_size, norm.dims[-1]), weight, norm)
         logits.is_output = True
         return self.graph
 

@@ -16,17 +16,17 @@ def dense(b: Builder, ffn: Dense, normed: Node, homes: Homes, suffix: str = "") 
     """A gated or plain feed-forward network."""
     g = b.graph
     tokens = normed.dims[-1]
-    if "fused-gate-up" in b.traits and not suffix:
-        both = b.matmul("ffn_up", homes.block, 2 * ffn.width, normed)
+    if ffn.gated and f"ffn_gate{suffix}.weight" not in homes.parts:
+        both = b.matmul("ffn_up", homes, 2 * ffn.width, normed)
         hidden = g.add("glu", (ffn.width, tokens), both)
     elif ffn.gated:
-        gate = b.matmul("ffn_gate" + suffix, homes.block, ffn.width, normed)
-        up = b.matmul("ffn_up" + suffix, homes.block, ffn.width, normed)
+        gate = b.matmul("ffn_gate" + suffix, homes, ffn.width, normed)
+        up = b.matmul("ffn_up" + suffix, homes, ffn.width, normed)
         hidden = g.add("glu", (ffn.width, tokens), gate, up)
     else:
-        hidden = b.matmul("ffn_up" + suffix, homes.block, ffn.width, normed)
+        hidden = b.matmul("ffn_up" + suffix, homes, ffn.width, normed)
         hidden = g.add("activation", (ffn.width, tokens), hidden, inplace=True)
-    return b.matmul("ffn_down" + suffix, homes.block, b.spec.hidden_size, hidden)
+    return b.matmul("ffn_down" + suffix, homes, b.spec.hidden_size, hidden)
 
 
 def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
@@ -34,12 +34,12 @@ def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
     g = b.graph
     tokens = normed.dims[-1]
     used, hidden_size = ffn.experts_used, b.spec.hidden_size
-    logits = b.matmul("ffn_gate_inp", homes.block, ffn.experts, normed)
+    logits = b.matmul("ffn_gate_inp", homes, ffn.experts, normed)
     chances = g.add("probabilities", (ffn.experts, tokens), logits, inplace=True)
     flat = g.view(chances, (1, ffn.experts, tokens))
     ranked = chances
-    if "expert-bias" in b.traits:
-        ranked = g.add("biased", (ffn.experts, tokens), chances, g.weight("exp_probs_b", homes.block), inplace=True)
+    if "exp_probs_b.bias" in homes.parts:
+        ranked = g.add("biased", (ffn.experts, tokens), chances, b.weight("exp_probs_b", homes), inplace=True)
     order = g.add("argsort", (ffn.experts, tokens), ranked, element_bytes=4)
     chosen = g.view(order, (used, tokens), contiguous=False)
     weights = g.view(g.add("weights", (1, used, tokens), flat, chosen), (used, tokens))
@@ -50,9 +50,9 @@ def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
 
     def routed(name: str, width: int, source: Node) -> Node:
         dims: tuple[Dim, ...] = (width, used, tokens)
-        return g.add(name, dims, g.weight(name, homes.experts), source, chosen, rows=tokens)
+        return g.add(name, dims, b.weight(name, homes, routed=True), source, chosen, rows=tokens)
 
-    if "fused-gate-up-experts" in b.traits:
+    if "ffn_gate_up_exps.weight" in homes.parts:
         both = routed("ffn_gate_up_exps", 2 * ffn.width, single)
         hidden = g.add("glu", (ffn.width, used, tokens), g.view(both, (".gate",), contiguous=False), g.view(both, (".up",), contiguous=False))
     elif ffn.gated:

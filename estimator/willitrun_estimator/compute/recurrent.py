@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from willitrun_estimator.compute.graph import Node
 
 
-SCAN_NORM = frozenset({"nemotron_h", "nemotron_h_moe", "granitehybrid", "mamba2", "plamo2"})
-"""Architectures whose Mamba-2 blocks normalise the scan's result by group."""
-
-
 def recurrent(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     """Add a mixer with a state, its output projection included."""
     if mixer.kind == "kda":
@@ -64,14 +60,14 @@ def mamba2(
     inner, state, groups, heads = mixer.inner_dim, mixer.state_dim, mixer.groups, mixer.heads
     channels = inner + 2 * groups * state
     conv_store, conv_state = load_state(b, "cache_r", mixer.conv_elements, homes)
-    projected = b.matmul("ssm_in", homes.block, 2 * inner + 2 * groups * state + heads, normed)
+    projected = b.matmul("ssm_in", homes, 2 * inner + 2 * groups * state + heads, normed)
     whole = g.view(projected, projected.dims)
     fresh = g.view(whole, (channels, U), contiguous=False)
     joined = convolution_input(b, conv_state, fresh, channels, mixer.conv_kernel, conv_store)
     store = g.cache("cache_s", homes.cache)
     old = g.view(store, (".state",), size=form((mixer.state_elements, b.slots)))
     g.store("clear", store, old)
-    mixed = g.add("ssm_conv", (channels, U), joined, g.weight("ssm_conv1d", homes.block))
+    mixed = g.add("ssm_conv", (channels, U), joined, b.weight("ssm_conv1d", homes))
     mixed = g.add("silu", (channels, U), mixed, inplace=True)
     head_dim = inner // heads
     x = g.view(mixed, (head_dim, heads, U), contiguous=False)
@@ -95,13 +91,13 @@ def mamba2(
         between()
     gate = g.add("z", (head_dim, heads, U), g.view(whole, (head_dim, heads, U), contiguous=False))
     y = g.view(scanned, (head_dim, heads, U))
-    skip = g.add("x_d", (head_dim, heads, U), x, g.weight("ssm_d", homes.block))
+    skip = g.add("x_d", (head_dim, heads, U), x, b.weight("ssm_d", homes))
     y = g.add("y", (head_dim, heads, U), y, skip, inplace=True)
     gated = g.add("swiglu", (head_dim, heads, U), gate, y)
-    if "ssm-norm" in b.traits or b.spec.architecture in SCAN_NORM:
+    if "ssm_norm.weight" in homes.parts:
         gated = g.add("norm", (inner // groups, groups, U), g.view(gated, (inner // groups, groups, U)), inplace=True)
     flat = g.view(gated, (inner, U))
-    return b.matmul("ssm_out", homes.block, b.spec.hidden_size, flat)
+    return b.matmul("ssm_out", homes, b.spec.hidden_size, flat)
 
 
 def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
@@ -115,7 +111,7 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
         convolution_input(
             b,
             conv_state,
-            g.view(b.matmul(f"attn_{part}", homes.block, inner, normed), (inner, U)),
+            g.view(b.matmul(f"attn_{part}", homes, inner, normed), (inner, U)),
             inner,
             mixer.conv_kernel,
             conv_store,
@@ -125,17 +121,17 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     store, state = load_state(b, "cache_s", mixer.state_elements, homes)
     mixed = []
     for part, source in zip("qkv", joined, strict=True):
-        conv = g.add("ssm_conv", (inner, U), source, g.weight(f"ssm_conv1d_{part}", homes.block))
+        conv = g.add("ssm_conv", (inner, U), source, b.weight(f"ssm_conv1d_{part}", homes))
         silu = g.add("silu", (inner, U), g.view(conv, (inner, U)), inplace=True)
         out = g.view(silu, shape)
         if part != "v":
             out = g.add("norm", shape, out, inplace=True)
         mixed.append(out)
-    low = b.matmul("ssm_f_a", homes.block, dim, normed)
-    decay = b.matmul("ssm_f_b", homes.block, inner, low)
+    low = b.matmul("ssm_f_a", homes, dim, normed)
+    decay = b.matmul("ssm_f_b", homes, inner, low)
     decay = g.add("softplus", (inner, U), decay, inplace=True)
-    decay = g.add("decay", shape, g.view(decay, shape), g.weight("ssm_a", homes.block), inplace=True)
-    beta = g.view(b.matmul("ssm_beta", homes.block, heads, normed), (1, heads, U))
+    decay = g.add("decay", shape, g.view(decay, shape), b.weight("ssm_a", homes), inplace=True)
+    beta = g.view(b.matmul("ssm_beta", homes, heads, normed), (1, heads, U))
     beta = g.add("sigmoid", (1, heads, U), beta, inplace=True)
     delta = g.add(
         "gated_delta_net",
@@ -149,10 +145,10 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     )
     g.store("save_state", store, g.view(delta, (".new",), contiguous=False))
     out = g.add("cont", shape, g.view(delta, shape, contiguous=False))
-    out = g.add("normed", shape, g.view(out, shape), g.weight("ssm_norm", homes.block), inplace=True)
-    low = b.matmul("ssm_g_a", homes.block, dim, g.view(normed, normed.dims))
-    gate = g.view(b.matmul("ssm_g_b", homes.block, inner, low), shape)
+    out = g.add("normed", shape, g.view(out, shape), b.weight("ssm_norm", homes), inplace=True)
+    low = b.matmul("ssm_g_a", homes, dim, g.view(normed, normed.dims))
+    gate = g.view(b.matmul("ssm_g_b", homes, inner, low), shape)
     gate = g.add("sigmoid", shape, gate, inplace=True)
     out = g.add("gated", shape, out, gate, inplace=True)
     flat = g.add("cont", (inner, U), out)
-    return b.matmul("attn_output", homes.block, b.spec.hidden_size, flat)
+    return b.matmul("attn_output", homes, b.spec.hidden_size, flat)

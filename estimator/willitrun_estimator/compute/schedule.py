@@ -7,8 +7,6 @@ device are copied at the start of a split, and a tensor is freed after its last 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from willitrun_estimator.compute.allocator import Arena
 from willitrun_estimator.compute.form import U, Dim, Form, evaluate
 from willitrun_estimator.compute.graph import Graph, Node
@@ -26,28 +24,39 @@ Step = tuple[int, int, int]
 """What to do, with which slot, and the index of a size."""
 
 
-@dataclass(frozen=True, slots=True)
 class Program:
     """The allocator's steps on one device, sizes still symbolic."""
 
-    steps: tuple[Step, ...]
-    sizes: tuple[tuple[Form, str | None], ...]
-    """Forms, and for copies of weights the key of their bytes."""
-    alignment: int
+    def __init__(self, steps: list[Step], sizes: list[tuple[Form, str | None]], alignment: int) -> None:
+        self.steps = tuple(steps)
+        self.forms = tuple(size for size, _ in sizes)
+        self.copied = tuple(name for _, name in sizes if name is not None)
+        """Keys of the weights that are copied to this device while it computes with them."""
+        self._names = tuple(name for _, name in sizes)
+        self.alignment = alignment
+        self._peaks: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
 
-    def peak(self, values: tuple[int, ...], weights: dict[str, int]) -> int:
-        """Bytes of the buffer for one micro-batch and context."""
+    def peak(self, values: tuple[int, ...], copies: tuple[int, ...] = ()) -> int:
+        """Bytes of the buffer for one micro-batch and context; `copies` are the bytes of `copied`."""
+        key = (values, copies)
+        known = self._peaks.get(key)
+        if known is None:
+            known = self._peaks[key] = self._replay(values, copies)
+        return known
+
+    def _replay(self, values: tuple[int, ...], copies: tuple[int, ...]) -> int:
         align = self.alignment
-        sizes = [
-            -(-(evaluate(size, values) + (weights[key] if key else 0)) // align) * align
-            for size, key in self.sizes
-        ]
-        arena = Arena(align)
+        sizes = []
+        weights = iter(copies)
+        for size, name in zip(self.forms, self._names, strict=True):
+            amount = evaluate(size, values) if name is None else next(weights)
+            sizes.append(-(-amount // align) * align)
+        arena = Arena()
         held: dict[int, tuple[int, int]] = {}
         take, give = arena.take, arena.give
         for action, slot, index in self.steps:
-            size = sizes[index]
             if action == TAKE:
+                size = sizes[index]
                 held[slot] = (take(size), size)
             else:
                 give(*held.pop(slot))
@@ -252,6 +261,4 @@ def _trace(
                         release(root)
                 else:
                     release(source)
-    return tuple(
-        Program(tuple(steps[i]), tuple(sizes[i]), alignments[i]) for i in range(devices)
-    )
+    return tuple(Program(steps[i], list(sizes[i]), alignments[i]) for i in range(devices))

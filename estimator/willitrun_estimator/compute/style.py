@@ -16,6 +16,8 @@ class Style(Struct, frozen=True, kw_only=True):
     """Where the rows that get logits are picked: before the last feed-forward network, after it, or after the norm."""
     residual_first: bool = False
     """The feed-forward network's sum names the residual first, which is then written over."""
+    post_attention_is_ffn_norm: bool = False
+    """`post_attention_norm` is the norm before the feed-forward network."""
     up_experts_first: bool = False
     parallel_ffn: bool = False
     """The feed-forward network reads what attention read (Command R, Falcon)."""
@@ -24,7 +26,7 @@ class Style(Struct, frozen=True, kw_only=True):
 DEFAULT = Style()
 
 STYLES: dict[str, Style] = {
-    "gpt-oss": Style(keys_first=True, rows="block-end"),
+    "gpt-oss": Style(keys_first=True, post_attention_is_ffn_norm=True, rows="block-end"),
     "gemma3": Style(keys_first=True),
     "phi3": Style(residual_first=True),
     "nemotron_h": Style(rows="norm-end"),

@@ -1,0 +1,54 @@
+"""Bytes of single weights: what a GPU needs to hold one of them while it computes for the host."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from willitrun_catalog.block_types import row_bytes
+from willitrun_catalog.formats import FORMATS
+from willitrun_catalog.mixes import NOWHERE, Position, chosen_type
+
+from willitrun_estimator.compute.builder import HEAD
+from willitrun_estimator.tensors import blueprint
+from willitrun_estimator.weight_groups import Piece, grouped
+
+if TYPE_CHECKING:
+    from willitrun_estimator.weights import WeightProfile
+
+
+def copy_bytes(weights: WeightProfile) -> dict[str, int]:
+    """Bytes of every weight by kind of block and name; where blocks of a kind differ in type, the largest."""
+    plan = blueprint(weights.spec)
+    facts = plan.facts
+    quant = weights.quant
+
+    def size(item: Piece, place: Position) -> int:
+        kind = item.fixed_type
+        if kind is None:
+            if quant in FORMATS or item.kept:
+                kind = "BF16" if quant not in {"F16", "F32"} else quant
+            else:
+                kind = chosen_type(
+                    quant,
+                    item.category,
+                    place,
+                    facts,
+                    name=item.name,
+                    row_elements=item.row_elements,
+                    matrices=item.matrices,
+                )
+        return row_bytes(kind, item.row_elements) * item.rows
+
+    model = grouped(plan)
+    worst: dict[str, int] = {}
+    for kind, number in set(zip(plan.order, model.order, strict=True)):
+        for item, place in model.groups[number].pieces:
+            name = item.name.removesuffix(".weight").removesuffix(".bias")
+            key = f"{kind}/{name}"
+            worst[key] = max(worst.get(key, 0), size(item, place))
+    for item in model.outside:
+        if item.name in {"token_embd.weight", "output.weight"}:
+            worst[HEAD] = size(item, NOWHERE)
+            if item.name == "output.weight":
+                break
+    return worst

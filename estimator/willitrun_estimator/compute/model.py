@@ -1,0 +1,151 @@
+"""Compute buffers of a model for any placement and context, from a few planned graphs."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from willitrun_estimator import cache
+from willitrun_estimator.compute.builder import Builder, Homes
+from willitrun_estimator.compute.copies import copy_bytes
+from willitrun_estimator.compute.form import ROWS, U, Sizes
+from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, Program, Schedule
+from willitrun_estimator.compute.sequence import representative
+from willitrun_estimator.tensors import blueprint
+
+if TYPE_CHECKING:
+    from willitrun_catalog.model import ModelSpec
+
+    from willitrun_estimator.device import Devices
+    from willitrun_estimator.placement import Placement, Settings
+    from willitrun_estimator.weights import WeightProfile
+
+GPU_ALIGNMENT = 128
+"""`ggml_backend_cuda_buffer_type_get_alignment`."""
+HOST_ALIGNMENT = 32
+"""`TENSOR_ALIGNMENT` of the CPU's buffers (ggml-impl.h)."""
+
+_PLANNED: OrderedDict[tuple[object, ...], tuple[ModelSpec, tuple[Program, ...]]] = OrderedDict()
+_PLANNED_LIMIT = 2048
+
+
+class ComputeModel:
+    """Compute buffer of every device as a function of placement and context."""
+
+    def __init__(self, weights: WeightProfile, devices: Devices, settings: Settings) -> None:
+        spec = weights.spec
+        plan = blueprint(spec)
+        self.spec = spec
+        self.weights = weights
+        self.settings = settings
+        self.host = len(devices.gpus)
+        self.blocks = len(spec.layers)
+        self._parts = tuple(frozenset(part.name for part in kind) for kind in plan.kinds)
+        self._kinds = plan.order[: self.blocks]
+        self._window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
+        self._rows = max(1, settings.parallel) if settings.logit_rows is None else settings.logit_rows
+        self._copies: dict[str, int] | None = None
+        self._programs: dict[Placement, tuple[tuple[Program, tuple[int, ...]], ...]] = {}
+        self._values: dict[int, tuple[int, ...]] = {}
+        self._known: dict[tuple[Placement, int], tuple[int, ...]] = {}
+
+    def bytes(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
+        """Bytes of the compute buffer on each GPU and on the host."""
+        key = (placement, context_tokens)
+        known = self._known.get(key)
+        if known is None:
+            values = self._numbers(context_tokens)
+            programs = self._programs.get(placement)
+            if programs is None:
+                programs = self._programs[placement] = self._plan(placement)
+            known = self._known[key] = tuple(program.peak(values, copies) for program, copies in programs)
+        return known
+
+    def _numbers(self, context_tokens: int) -> tuple[int, ...]:
+        known = self._values.get(context_tokens)
+        if known is None:
+            settings = self.settings
+            cells, streams = cache.stream_cells(settings, context_tokens)
+            window = cells if self._window is None else cache.window_cells(self._window, settings, cells)
+            ubatch = min(settings.ubatch, cells * streams)
+            known = Sizes(ubatch, cells, window, min(self._rows, ubatch)).values()
+            self._values[context_tokens] = known
+        return known
+
+    def _plan(self, placement: Placement) -> tuple[tuple[Program, tuple[int, ...]], ...]:
+        homes = self._homes(placement)
+        described = [(home, layer) for home, layer in zip(homes, self.spec.layers, strict=True)]
+        kept = tuple(described[index] for index in representative(described))
+        head = self._head(placement)
+        settings = self.settings
+        used = {home.block for home in homes} | {head}
+        pipeline = (
+            self.host not in used
+            and len(used) > 1
+            and not placement.cpu_moe_layers
+            and not placement.kv_on_host
+        )
+        large = {U: settings.ubatch >= OFFLOAD_ROWS, ROWS: min(self._rows, settings.ubatch) >= OFFLOAD_ROWS}
+        key = (
+            id(self.spec),
+            kept,
+            head,
+            self.host,
+            pipeline,
+            settings.kv_type_k,
+            settings.kv_type_v,
+            settings.flash_attention,
+            settings.parallel,
+            settings.kv_unified,
+            settings.op_offload,
+            *large.values(),
+        )
+        held = _PLANNED.get(key)
+        if held is None or held[0] is not self.spec:
+            builder = Builder(self.spec, settings, host=self.host)
+            graph = builder.build(tuple((layer, home) for home, layer in kept), head)
+            schedule = Schedule(
+                graph,
+                self.host + 1,
+                offload=settings.op_offload,
+                large=large,
+                pipeline=pipeline,
+                alignments=(*([GPU_ALIGNMENT] * self.host), HOST_ALIGNMENT),
+            )
+            held = _PLANNED[key] = (self.spec, schedule.programs)
+            while len(_PLANNED) > _PLANNED_LIMIT:
+                _PLANNED.popitem(last=False)
+        return tuple((program, self._copied(program)) for program in held[1])
+
+    def _copied(self, program: Program) -> tuple[int, ...]:
+        """Bytes of the weights that a program copies, in the order of its sizes."""
+        if not program.copied:
+            return ()
+        if self._copies is None:
+            self._copies = copy_bytes(self.weights)
+        return tuple(self._copies.get(name, 0) for name in program.copied)
+
+    def _homes(self, placement: Placement) -> list[Homes]:
+        """Where each block lives: the first ones on the host, then GPU by GPU."""
+        homes = []
+        units = [self.host] * (self.blocks + 1 - placement.gpu_layers)
+        for gpu, count in enumerate(placement.split or (placement.gpu_layers,)):
+            units.extend([gpu] * count)
+        for index in range(self.blocks):
+            device = units[index]
+            homes.append(
+                Homes(
+                    device,
+                    self.host if index < placement.cpu_moe_layers else device,
+                    self.host if placement.kv_on_host else device,
+                    self._kinds[index],
+                    self._parts[self._kinds[index]],
+                )
+            )
+        return homes
+
+    def _head(self, placement: Placement) -> int:
+        """Find the device of the output head: the last GPU with a unit."""
+        if not placement.gpu_layers:
+            return self.host
+        return max((gpu for gpu, count in enumerate(placement.split) if count), default=0)
