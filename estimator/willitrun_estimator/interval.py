@@ -8,8 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from msgspec import Struct
+
 from willitrun_estimator.plan import Basis, Interval
-from willitrun_estimator.throughput.constants import Spread
+
+
+class Spread(Struct, frozen=True):
+    """Ratios of measured to expected speed that hold 80 % of outcomes between them."""
+
+    low: float
+    high: float
+    rows: int = 0
+
 
 NO_SPREAD = Spread(low=0.5, high=2.0)
 """Where nothing was measured: a factor of two either way."""

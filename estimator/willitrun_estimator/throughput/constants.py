@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from willitrun_estimator.families import UNKNOWN
+from willitrun_estimator.interval import Spread
 
 
 class DecodeCosts(Struct, frozen=True, kw_only=True):
@@ -115,14 +116,6 @@ class HostCosts(Struct, frozen=True, kw_only=True):
     """Share of the link that copies of weights reach."""
     disk: float
     """Share of the disk's rate that page faults reach."""
-
-
-class Spread(Struct, frozen=True):
-    """Ratios of measured to expected speed that hold 80 % of outcomes between them."""
-
-    low: float
-    high: float
-    rows: int = 0
 
 
 class Constants(Struct, frozen=True, kw_only=True):
