@@ -10,10 +10,11 @@ from willitrun_catalog.quality import quality
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quant import ladder, quant_name
-from willitrun_estimator import explain, hardware
+from willitrun_estimator import explain, hardware, pace
 from willitrun_estimator.device import Devices
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.improve import improvements
+from willitrun_estimator.placement import Placement
 from willitrun_estimator.plan import (
     Answer,
     Context,
@@ -27,13 +28,14 @@ from willitrun_estimator.plan import (
     Quality,
     QuantOption,
     ScorePart,
+    Serving,
     Speed,
     WorkloadRow,
 )
 from willitrun_estimator.question import LlamaSetup, Question
 from willitrun_estimator.request import Mode, Request, Workload
 from willitrun_estimator.score import LENSES, PURPOSES, grade, score_parts
-from willitrun_estimator.search import Found
+from willitrun_estimator.search import Found, layouts_of
 from willitrun_probe.machine import Machine
 
 Section = Literal[
@@ -151,16 +153,28 @@ def plan_of(question: Question, found: Found) -> Plan:
     )
 
 
-def speed_of(question: Question, found: Found, plan: Plan) -> Speed:
+def speed_of(question: Question, found: Found) -> Speed:
     """Return how fast a plan is, with intervals."""
-    setup = setup_of(question, found)
-    request = question.request
-    return setup.speed.speed(
+    return pace.speed(
+        setup_of(question, found).speed,
         found.placement,
         prompt_tokens=question.purpose.prompt_tokens,
-        depth_tokens=request.depth_tokens or 0,
+        depth_tokens=question.request.depth_tokens or 0,
         short_bytes=found.short_bytes,
-        context_tokens=plan.context_tokens,
+    )
+
+
+def serving_of(question: Question, found: Found) -> Serving | None:
+    """Return the speed against concurrency; a plan that reads from disk serves nobody."""
+    if found.short_bytes:
+        return None
+    return pace.serving(
+        setup_of(question, found).speed,
+        found.placement,
+        purpose=question.purpose,
+        context_tokens=found.context_tokens,
+        min_decode=question.request.min_decode,
+        max_ttft_s=question.request.max_ttft,
     )
 
 
@@ -174,7 +188,7 @@ def assembled(
     """Put the answer together, section by section."""
     spec, devices = question.spec, question.devices
     plan = plan_of(question, best)
-    speed = speed_of(question, best, plan) if sections & {"speed", "tags", "limits"} else None
+    speed = speed_of(question, best) if sections & {"speed", "tags", "limits"} else None
     fit = explain.fit(plan, best, spec.title)
     setup = setup_of(question, best)
     return Answer(
@@ -184,9 +198,7 @@ def assembled(
         fit=fit,
         speed=speed if "speed" in sections else None,
         context=context_of(setup, best, spec) if "context" in sections else Context(safe_tokens=0, max_tokens=0),
-        serving=setup.speed.serving(best.placement, best.context_tokens, question.purpose, question.request)
-        if "serving" in sections
-        else None,
+        serving=serving_of(question, best) if "serving" in sections else None,
         score=round(best.score),
         grade=grade(best.score),
         tags=explain.tags(plan, setup.devices, fit.status, speed) if "tags" in sections else None,
@@ -199,7 +211,7 @@ def assembled(
         request=question.request,
         curve=curve(setup, best, spec) if "curve" in sections else (),
         modes=mode_rows(question, best) if "modes" in sections else (),
-        findings=spec.doubts,
+        findings=spec.findings,
     )
 
 
@@ -211,7 +223,11 @@ def too_large(question: Question, quants: tuple[str, ...]) -> Answer:
     gpus = space.gpu_sets[-1]
     units = 0 if not gpus else (spec.block_count + 1 if space.gpu_layers is None else space.gpu_layers)
     setup = question.setup(smallest, space.kv_types[-1], min(space.ubatches), gpus)
-    placement = structs.replace(setup.needs.even_placement(units), cpu_moe_layers=space.cpu_moe_layers or 0)
+    placement = (
+        layouts_of(setup, min(space.contexts)).proportional(units, space.cpu_moe_layers or 0)
+        if gpus
+        else Placement(gpu_layers=0)
+    )
     context_tokens = min(space.contexts)
     uses = setup.needs.uses(placement, context_tokens)
     used = tuple(use.total_bytes for use in uses)
@@ -245,7 +261,7 @@ def too_large(question: Question, quants: tuple[str, ...]) -> Answer:
         limits=(),
         improvements=improvements(question, None, {}),
         request=question.request,
-        findings=spec.doubts,
+        findings=spec.findings,
     )
 
 
@@ -347,7 +363,7 @@ def quant_option(question: Question, quant: str, found: Found | None, *, best: b
             best=False,
         )
     plan = plan_of(question, found)
-    speed = speed_of(question, found, plan)
+    speed = speed_of(question, found)
     setup = setup_of(question, found)
     return QuantOption(
         quant=quant,
@@ -429,7 +445,7 @@ def mode_rows(question: Question, best: Found) -> tuple[ModeRow, ...]:
                 quant=found.quant,
                 status=explain.status(plan, found.short_bytes),
                 context_tokens=found.context_tokens,
-                decode_tokens_per_s=speed_of(other, found, plan).decode_tokens_per_s,
+                decode_tokens_per_s=speed_of(other, found).decode_tokens_per_s,
                 ttft_s=found.ttft_s,
                 concurrency=lens.concurrency,
                 output_tokens_per_s=found.rate if lens.concurrency > 1 else None,
@@ -449,7 +465,7 @@ def curve(setup: LlamaSetup, found: Found, spec: ModelSpec) -> tuple[CurvePoint,
         CurvePoint(
             context_tokens=tokens,
             device_bytes=tuple(setup.needs.per_device_bytes(found.placement, tokens)),
-            decode_tokens_per_s=setup.speed.decode(found.placement, depth_tokens=tokens),
+            decode_tokens_per_s=pace.decode(setup.speed, found.placement, depth_tokens=tokens),
         )
         for tokens in sizes
     )

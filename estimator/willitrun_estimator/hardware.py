@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from msgspec import structs
-from willitrun_catalog.datasheet import Datasheet
 
+from willitrun_catalog.datasheet import Datasheet
 from willitrun_estimator.device import Backend, Device, Devices, Host
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.families import family

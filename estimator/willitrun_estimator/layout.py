@@ -16,10 +16,6 @@ from willitrun_estimator.placement import Placement
 class Needs(Protocol):
     """What a layout needs: bytes per GPU, in order, then the host's."""
 
-    blocks: int
-    moe_blocks: tuple[int, ...]
-    """Indexes of the blocks with routed experts."""
-
     def per_device_bytes(self, placement: Placement, context_tokens: int, /) -> Sequence[int]:
         """Return bytes per GPU and, last, of the host."""
         ...
@@ -54,11 +50,16 @@ def smallest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
 class Layouts:
     """All layouts worth trying of one model on one ordered set of GPUs with given budgets and context."""
 
-    def __init__(self, needs: Needs, budgets: Sequence[int], context_tokens: int) -> None:
+    def __init__(
+        self, needs: Needs, budgets: Sequence[int], context_tokens: int, *, blocks: int, experts_end: int
+    ) -> None:
         self.needs = needs
         self.budgets = tuple(budgets)
         self.context_tokens = context_tokens
-        self.units = needs.blocks + 1
+        self.blocks = blocks
+        self.units = blocks + 1
+        self.experts_end = experts_end
+        """One past the last block with routed experts; 0 for a dense model."""
 
     def fits(self, placement: Placement) -> bool:
         """Tell whether every GPU stays within its budget (the host is judged apart)."""
@@ -130,8 +131,7 @@ class Layouts:
         Everything on the GPUs if that fits. Else, for a mixture of experts, for each number of blocks on GPUs the
         fewest blocks with experts in host memory; for a dense model the most units that fit.
         """
-        blocks = self.needs.blocks
-        experts_end = self.needs.moe_blocks[-1] + 1 if self.needs.moe_blocks else 0
+        blocks, experts_end = self.blocks, self.experts_end
         if units is not None and cpu_moe is not None:
             yield from self.splits(units, cpu_moe)
             return

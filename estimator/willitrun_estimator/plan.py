@@ -332,6 +332,8 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=False):
     improvements: tuple[Improvement, ...]
     runner_up: Alternative | None = None
     score_parts: tuple[ScorePart, ...] = ()
+    rank_score: float | None = None
+    """In rankings: the score weighed with the model's presumed ability (size and age), 0..100."""
     findings: tuple[str, ...] = ()
     """Plain sentences the reader must know: an unknown architecture, a stale catalog, an assumption."""
     commands: dict[str, Command] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from msgspec import structs
-from willitrun_catalog.quality import quality
+from willitrun_catalog.quality import kl_divergence
 
 from willitrun_catalog.model import Mla, ModelSpec
 from willitrun_estimator import overhead, throughput
@@ -48,6 +48,8 @@ class LlamaSetup:
     ) -> None:
         self.weights, self.devices, self.settings = weights, devices, settings
         self.needs = MemoryModel(weights, devices, settings)
+        self.blocks = weights.spec.block_count
+        self.experts_end = max((i + 1 for i, layer in enumerate(weights.layers) if layer.expert_bytes), default=0)
         self.budgets = tuple(gpu_budget(gpu, request) for gpu in devices.gpus)
         self.host_budget = devices.host.ram_available_bytes - HOST_RESERVE_BYTES
         self.unified = any(gpu.unified for gpu in devices.gpus)
@@ -113,7 +115,7 @@ class Question:
 
     def kl_divergence(self, quant: str, kv_type: str) -> float:
         """Return the quality lost by weights and cache together."""
-        return quality(quant, self.weights(quant).params).kl_divergence_or_worst + KV_KL_DIVERGENCE[kv_type]
+        return kl_divergence(quant, self.weights(quant).params) + KV_KL_DIVERGENCE[kv_type]
 
     def settings(self, kv_type: str, ubatch: int, context_tokens: int = 4096) -> Settings:
         """Return the engine settings of a setup; the context is the search's to vary."""

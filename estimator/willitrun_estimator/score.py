@@ -40,9 +40,7 @@ class Purpose(Struct, frozen=True, kw_only=True):
 
 PURPOSES: dict[Workload, Purpose] = {
     # 238 words a minute (Brysbaert 2019, silent reading) at 0.75 words a token are 5.3 tokens/s: chat is read as it comes.
-    "chat": Purpose(
-        prompt_tokens=512, output_tokens=256, context_tokens=8192, half_decode_per_s=5.3, half_ttft_s=4.0
-    ),
+    "chat": Purpose(prompt_tokens=512, output_tokens=256, context_tokens=8192, half_decode_per_s=5.3, half_ttft_s=4.0),
     "coding": Purpose(
         prompt_tokens=2048, output_tokens=512, context_tokens=16384, half_decode_per_s=10.0, half_ttft_s=8.0
     ),
@@ -102,7 +100,13 @@ def score(*, quality: float, decode: float, ttft: float, context: float, lens: L
     """Combine the four factors (each 0..1) into 0..100."""
     if min(quality, decode, ttft, context) <= 0:
         return 0.0
-    return 100.0 * quality**lens.quality * decode**lens.decode * ttft**lens.ttft * context**lens.context
+    logarithm = (
+        lens.quality * math.log(quality)
+        + lens.decode * math.log(decode)
+        + lens.ttft * math.log(ttft)
+        + lens.context * math.log(context)
+    )
+    return 100.0 * math.exp(logarithm)
 
 
 def score_parts(

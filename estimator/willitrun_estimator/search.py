@@ -34,6 +34,9 @@ class Setup(Protocol):
     """One model in one quantization on one GPU set with fixed settings: what it needs and how fast it is."""
 
     needs: Needs
+    blocks: int
+    experts_end: int
+    """One past the last block with routed experts; 0 for a dense model."""
     budgets: Sequence[int]
     """Bytes each GPU of the set may be given."""
 
@@ -132,7 +135,7 @@ class Objective(Struct, frozen=True, kw_only=True):
 
 def single_device_placements(setup: Setup, gpus: int) -> list[Placement]:
     """Return the layouts with everything on one device: each GPU, and the host."""
-    units = setup.needs.blocks + 1
+    units = setup.blocks + 1
     whole = [
         Placement(gpu_layers=units, split=tuple(units if i == device else 0 for i in range(gpus)))
         for device in range(gpus)
@@ -237,13 +240,16 @@ def worked_out(
     return found
 
 
+def layouts_of(one: Setup, context_tokens: int) -> Layouts:
+    """Return the layouts of a setup at a context."""
+    return Layouts(one.needs, one.budgets, context_tokens, blocks=one.blocks, experts_end=one.experts_end)
+
+
 def layouts(one: Setup, gpus: tuple[int, ...], context_tokens: int, space: Space) -> list[Placement]:
     """Return the layouts worth trying of one combination."""
     if not gpus:
         return [Placement(gpu_layers=0)]
-    return list(
-        Layouts(one.needs, one.budgets, context_tokens).candidates(units=space.gpu_layers, cpu_moe=space.cpu_moe_layers)
-    )
+    return list(layouts_of(one, context_tokens).candidates(units=space.gpu_layers, cpu_moe=space.cpu_moe_layers))
 
 
 def search_paging(

@@ -1,0 +1,109 @@
+"""Asking a question from end to end: open the machine and the model, answer, and add the commands."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from willitrun_catalog.datasheet import Datasheet
+from willitrun_catalog.model import ModelSpec
+from willitrun_estimator.answer import SECTIONS, Section, answer
+from willitrun_estimator.plan import Answer
+from willitrun_estimator.request import Request
+from willitrun_probe.machine import Gpu, Machine
+
+if TYPE_CHECKING:
+    from willitrun_here.launch.target import Target
+
+
+def sheet_of(gpu: Gpu) -> Datasheet | None:
+    """Look a probed GPU up: by PCI id and memory, then by name; None when no sheet describes it."""
+    from willitrun_catalog.errors import UnknownGpu  # noqa: PLC0415 - only when GPUs are there
+    from willitrun_catalog.find import find_datasheet  # noqa: PLC0415
+    from willitrun_catalog.shipped import datasheets_by_pci_id  # noqa: PLC0415
+
+    sheets = datasheets_by_pci_id(gpu.pci_id) if gpu.pci_id is not None else ()
+    if sheets and gpu.memory_total_bytes is None:
+        return sheets[0]
+    if sheets:
+        # One id can mean several memory sizes; the driver's figure is a little below the nominal one.
+        total = gpu.memory_total_bytes or 0
+        return min(sheets, key=lambda sheet: abs(sheet.memory_bytes - total))
+    try:
+        return find_datasheet(gpu.name, memory_bytes=gpu.memory_total_bytes)
+    except UnknownGpu:
+        return None
+
+
+def open_model(text: str) -> ModelSpec:
+    """Return the model that a MODEL argument names: a catalog name, a file, a folder, `ollama:` or `hf:`."""
+    from willitrun_catalog.readers import open_model as open_any  # noqa: PLC0415
+
+    return open_any(text)
+
+
+def ask(
+    machine: Machine,
+    spec: ModelSpec,
+    request: Request,
+    *,
+    sections: frozenset[Section] = SECTIONS,
+    commands: bool = True,
+) -> Answer:
+    """Answer one question; the machine's own doubts join the answer's."""
+    result = answer(machine, spec, request, sheet_of, sections=sections)
+    notes = tuple(f"{one.subject}: {one.reason}" for one in machine.findings)
+    result = structs.replace(result, findings=(*result.findings, *notes))
+    if commands and result.plan is not None and result.fit.status != "too-large":
+        result = structs.replace(result, commands=dict(all_commands(target_of(result, spec, machine))))
+    return result
+
+
+def target_of(result: Answer, spec: ModelSpec, machine: Machine, *, extra: tuple[str, ...] = ()) -> Target:
+    """Return the plan with everything a launcher needs, for the llama-server that is installed."""
+    from willitrun_here.launch.flags import NEWEST, installed  # noqa: PLC0415
+    from willitrun_here.launch.target import Target  # noqa: PLC0415
+
+    assert result.plan is not None  # noqa: S101 - callers launch what can start
+    program = llama_server()
+    flags = NEWEST if program is None else installed(program, cache_folder())
+    return Target(
+        plan=result.plan, spec=spec, machine=machine, flags=flags, program=program or "llama-server", extra=extra
+    )
+
+
+def llama_server() -> str | None:
+    """Return the installed llama-server: the one WILLITRUN_LLAMA_SERVER names, else the one on PATH."""
+    import os  # noqa: PLC0415 - only when commands are wanted
+
+    return shutil.which(os.environ.get("WILLITRUN_LLAMA_SERVER") or "llama-server")
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be found out again."""
+    from platformdirs import user_cache_path  # noqa: PLC0415 - only when commands are wanted
+
+    return user_cache_path("willitrun-here", appauthor=False)
+
+
+def all_commands(target: Target) -> Iterable[tuple[str, object]]:
+    """Yield the command of every engine that can run the plan."""
+    from willitrun_here.launch import docker, llama_cpp, ollama  # noqa: PLC0415
+
+    if target.plan.engine == "vllm":
+        from willitrun_here.launch import vllm  # noqa: PLC0415
+
+        yield from vllm.commands(target)
+        return
+    if target.plan.engine == "ollama":
+        yield "ollama", ollama.render(target)
+        yield "llama.cpp", llama_cpp.render(target)
+    else:
+        yield "llama.cpp", llama_cpp.render(target)
+        yield "ollama", ollama.render(target)
+    if target.plan.backend != "metal":
+        yield "docker", docker.render(target)

@@ -1,0 +1,175 @@
+"""Many questions at once: JSON Lines in, JSON Lines out, in order, with bounded memory, on all cores."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import msgspec
+from msgspec import structs
+
+from willitrun_catalog.model import ModelSpec
+from willitrun_estimator.answer import SECTIONS, Section, answer_on
+from willitrun_estimator.device import Devices
+from willitrun_estimator.hardware import devices
+from willitrun_estimator.request import Request
+from willitrun_here.ask import open_model, sheet_of
+from willitrun_here.errors import AgentError, UsageError, known_errors
+from willitrun_probe.machine import Machine
+
+CHUNK_LINES = 200
+"""Lines a worker gets at once: large enough that handing them over costs little, small enough to stream."""
+MOST_LINE_BYTES = 1 << 20
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+def answers(lines: Iterable[bytes], *, jobs: int) -> Iterator[bytes]:
+    """Yield one JSON line per non-empty input line, in order; a bad line yields an error object and nothing stops."""
+    chunks = chunked(lines)
+    if jobs <= 1:
+        for chunk in chunks:
+            yield from answer_chunk(chunk)
+        return
+    first = list(islice(chunks, 2))
+    if len(first) < 2:  # noqa: PLR2004 - one chunk is not worth a second process
+        for chunk in first:
+            yield from answer_chunk(chunk)
+        return
+    yield from answered_in_parallel(first, chunks, jobs)
+
+
+def answered_in_parallel(first: list[list[bytes]], rest: Iterator[list[bytes]], jobs: int) -> Iterator[bytes]:
+    """Answer chunks in worker processes; at most two chunks a worker are read ahead, so memory stays flat."""
+    import multiprocessing  # noqa: PLC0415 - only for many lines
+
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        waiting = deque(pool.apply_async(answer_chunk, (chunk,)) for chunk in first)
+        for chunk in rest:
+            if len(waiting) >= 2 * jobs:
+                yield from waiting.popleft().get()
+            waiting.append(pool.apply_async(answer_chunk, (chunk,)))
+        while waiting:
+            yield from waiting.popleft().get()
+
+
+def chunked(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Group non-empty lines."""
+    kept = (line for line in lines if line.strip())
+    while chunk := list(islice(kept, CHUNK_LINES)):
+        yield chunk
+
+
+def answer_chunk(chunk: list[bytes]) -> list[bytes]:
+    """Answer a group of lines."""
+    return [answer_line(line) for line in chunk]
+
+
+def answer_line(line: bytes) -> bytes:
+    """Answer one line; errors become an object with the request's id, a message and an exit code."""
+    identity: Any = None
+    try:
+        if len(line) > MOST_LINE_BYTES:
+            raise UsageError(f"a line of {len(line)} bytes", f"At most {MOST_LINE_BYTES} are read.")
+        asked = _decoder.decode(line)
+        identity = asked.pop("id", None)
+        return _encoder.encode(answered(asked, identity))
+    except msgspec.MsgspecError as error:
+        return failed(identity, str(error), "", 2)
+    except known_errors() as error:
+        return failed(identity, str(error), getattr(error, "advice", ""), int(getattr(error, "exit_code", 4)))
+
+
+def failed(identity: Any, message: str, advice: str, code: int) -> bytes:
+    """Return the error line."""
+    return _encoder.encode(
+        {"schema": "willitrun.check/1", "id": identity, "error": {"message": message, "advice": advice, "code": code}}
+    )
+
+
+def answered(asked: dict[str, Any], identity: Any) -> Any:
+    """Answer one decoded request; with `sections`, only those keys (and schema, id, model, machine, fit)."""
+    machine = asked.pop("machine", "here")
+    model = asked.pop("model", None)
+    if not isinstance(model, str):
+        raise UsageError("a request needs a model", 'For example {"model": "llama-3.1-8b"}.')
+    sections = asked.pop("sections", None)
+    wanted = SECTIONS if sections is None else checked_sections(sections)
+    request = to_request(asked)
+    result = answer_on(devices_of(machine_key(machine), request_key(request)), spec_of(model), request, sections=wanted)
+    result = structs.replace(result, id=identity)
+    if sections is None:
+        return result
+    whole = structs.asdict(result)
+    keys = ("schema", "id", "model", "machine", "fit", "score", "grade")
+    return {key: whole[key] for key in (*keys, *sections) if key in whole}
+
+
+def checked_sections(sections: Any) -> frozenset[Section]:
+    """Return the sections asked for; raises UsageError for unknown ones."""
+    if not isinstance(sections, list) or not all(isinstance(name, str) for name in sections):
+        raise UsageError("sections must be a list of names", f"Known: {', '.join(sorted(SECTIONS))}.")
+    always = {"model", "machine", "fit", "grade", "commands"}
+    unknown = [name for name in sections if name not in SECTIONS and name not in always]
+    if unknown:
+        raise UsageError(f"unknown section {unknown[0]!r}", f"Known: {', '.join(sorted(SECTIONS))}.")
+    return frozenset(name for name in sections if name in SECTIONS)  # type: ignore[misc]
+
+
+def to_request(asked: dict[str, Any]) -> Request:
+    """Read the options of a line; `auto` means the same as leaving one out. Raises UsageError."""
+    from willitrun_here.cli.options import check  # noqa: PLC0415 - the rules are those of the command line
+
+    values = {name: value for name, value in asked.items() if value != "auto" and value is not None}
+    if values.get("flash_attention") in ("on", "off"):
+        values["flash_attention"] = values["flash_attention"] == "on"
+    try:
+        request = msgspec.convert(values, Request)
+    except msgspec.ValidationError as error:
+        raise UsageError(str(error), "See docs/batch.md for the fields.") from None
+    check(request)
+    return request
+
+
+def machine_key(machine: Any) -> str:
+    """Return a hashable form of the machine: its words, or its object as JSON."""
+    if isinstance(machine, str):
+        return machine
+    if isinstance(machine, dict):
+        return msgspec.json.encode(machine, order="sorted").decode()
+    raise UsageError("machine must be a string or an object", 'For example "RTX 3090, 64 GiB RAM".')
+
+
+def request_key(request: Request) -> tuple[str | None, bool]:
+    """Return what of a request changes the devices."""
+    return request.backend, request.assume_idle
+
+
+@lru_cache(maxsize=512)
+def devices_of(key: str, request: tuple[str | None, bool]) -> Devices:
+    """Return the devices of a machine, worked out once."""
+    backend, assume_idle = request
+    return devices(machine_of(key), Request(backend=backend, assume_idle=assume_idle), sheet_of)
+
+
+@lru_cache(maxsize=512)
+def machine_of(key: str) -> Machine:
+    """Open a machine once."""
+    from willitrun_here.machines import from_object, open_machine  # noqa: PLC0415
+
+    if key.startswith("{"):
+        return from_object(msgspec.json.decode(key))
+    return open_machine(key)
+
+
+@lru_cache(maxsize=1024)
+def spec_of(model: str) -> ModelSpec:
+    """Open a model once."""
+    return open_model(model)
+
+
+__all__ = ["AgentError", "answer_line", "answers"]

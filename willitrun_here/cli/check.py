@@ -1,0 +1,70 @@
+"""`check MODEL`: the whole answer for one model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from willitrun_here.cli.options import JSON, MACHINE, question, request
+from willitrun_here.cli.output import console, print_json, print_text
+
+
+@click.command()
+@click.argument("model")
+@MACHINE
+@question
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(("text", "json", "markdown", "html", "card", "card-svg")),
+    default="text",
+    help="How to print the answer.",
+)
+@click.option("--output", type=click.Path(dir_okay=False, writable=True), help="Write to a file instead of stdout.")
+@click.option("--explain", is_flag=True, help="Show how the score came about.")
+@JSON
+def check(
+    model: str, machine: str, shape: str, output: str | None, explain: bool, as_json: bool, **options: Any
+) -> int:
+    """Say whether MODEL runs, how well, with which quantization and plan, and what to type.
+
+    MODEL is a catalog name (llama-3.1-8b, qwen3-30b-a3b, gpt-oss-20b), a .gguf file, a folder with config.json and
+    safetensors, ollama:NAME, or hf:ORG/REPO[:FILE]. Exit code 1 means that it does not run here.
+    """
+    asked = request(options)
+    from willitrun_here.ask import ask, open_model  # noqa: PLC0415 - after the options were found sound
+    from willitrun_here.machines import open_machine  # noqa: PLC0415
+
+    spec = open_model(model)
+    result = ask(open_machine(machine), spec, asked)
+    if as_json or shape == "json":
+        print_json(result)
+    elif shape == "text":
+        from willitrun_here.render.text import render_answer  # noqa: PLC0415
+
+        render_answer(result, console(), explain=explain)
+    else:
+        text = rendered(result, shape)
+        if output is None:
+            print_text(text)
+        else:
+            from pathlib import Path  # noqa: PLC0415
+
+            Path(output).write_text(text, encoding="utf-8")
+    return 1 if result.fit.status == "too-large" else 0
+
+
+def rendered(result: Any, shape: str) -> str:
+    """Return the answer in one of the document formats."""
+    if shape == "markdown":
+        from willitrun_here.render.markdown import render as render_markdown  # noqa: PLC0415
+
+        return render_markdown(result)
+    if shape == "html":
+        from willitrun_here.render.page import render as render_page  # noqa: PLC0415
+
+        return render_page(result)
+    from willitrun_here.render import card  # noqa: PLC0415
+
+    return card.render_svg(result) if shape == "card-svg" else card.render_html(result)

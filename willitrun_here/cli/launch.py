@@ -1,0 +1,96 @@
+"""`launch MODEL`: the tuned command, as a shell line or a file; `--exec` starts it and compares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from willitrun_here.cli.options import JSON, MACHINE, question, request
+from willitrun_here.cli.output import note, print_json, print_text
+from willitrun_here.errors import DoesNotRunError, UsageError
+
+SHAPES = ("shell", "compose", "systemd", "kubernetes", "modelfile", "docker")
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.argument("model")
+@MACHINE
+@question
+@click.option("--as", "shape", type=click.Choice(SHAPES), default="shell", help="What to print.")
+@click.option("--exec", "execute", is_flag=True, help="Start it, watch it load, compare with the plan.")
+@click.option("--check-only", is_flag=True, help="With --exec: stop the engine after the comparison.")
+@click.option("--host", default="127.0.0.1", help="Address the server listens on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, help="Port the server listens on.")
+@JSON
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED)
+def launch(
+    model: str,
+    machine: str,
+    shape: str,
+    execute: bool,
+    check_only: bool,
+    host: str,
+    port: int,
+    as_json: bool,
+    extra: tuple[str, ...],
+    **options: Any,
+) -> int:
+    """Print the command that runs MODEL best on this machine; what follows -- goes to the engine unchanged."""
+    asked = request(options)
+    if check_only and not execute:
+        raise UsageError("--check-only belongs to --exec", "Add --exec.")
+    if execute and machine != "here":
+        raise UsageError(f"--exec starts the engine here and --machine is {machine!r}", "Drop one of them.")
+    from msgspec import structs  # noqa: PLC0415
+
+    from willitrun_estimator.answer import Section  # noqa: PLC0415
+    from willitrun_here.ask import ask, open_model, target_of  # noqa: PLC0415
+    from willitrun_here.machines import open_machine  # noqa: PLC0415
+
+    where = open_machine(machine)
+    spec = open_model(model)
+    wanted: frozenset[Section] = frozenset({"plan", "speed", "context"})
+    result = ask(where, spec, asked, sections=wanted, commands=False)
+    if result.plan is None or result.fit.status == "too-large":
+        raise DoesNotRunError(result.fit.message, "; ".join(one.message for one in result.improvements))
+    target = structs.replace(target_of(result, spec, where, extra=extra), host=host, port=port)
+    if execute:
+        from willitrun_here.launch.run import execute as execute_plan  # noqa: PLC0415
+
+        return execute_plan(target, result, asked, check_only=check_only, as_json=as_json)
+    return show(target, shape, as_json=as_json)
+
+
+def show(target: Any, shape: str, *, as_json: bool) -> int:
+    """Print the command or the file of a plan."""
+    from willitrun_here.launch import docker, kubernetes, ollama, systemd  # noqa: PLC0415
+
+    files = {
+        "compose": docker.compose,
+        "systemd": systemd.unit,
+        "kubernetes": kubernetes.manifest,
+        "modelfile": ollama.modelfile,
+    }
+    if target.plan.engine == "vllm" and shape in {"compose", "kubernetes", "systemd", "modelfile"}:
+        from willitrun_here.launch import vllm  # noqa: PLC0415
+
+        print_text(vllm.document(target, shape))
+        return 0
+    if shape in files:
+        print_text(files[shape](target))
+        return 0
+    from willitrun_here.ask import all_commands  # noqa: PLC0415
+
+    commands = dict(all_commands(target))
+    name = "docker" if shape == "docker" else target.plan.engine
+    if name not in commands:
+        raise UsageError(f"no {name} command for {target.plan.engine} on {target.plan.backend}")
+    built: Any = commands[name]
+    if as_json:
+        print_json(built)
+    else:
+        for text in built.notes:
+            note(f"# {text}")
+        print_text(built.shell)
+    return 0

@@ -1,0 +1,61 @@
+"""`recommend`: ranked models for a machine; and what the bare command shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from willitrun_here.cli.options import JSON, MACHINE, question, request
+from willitrun_here.cli.output import console, note, print_json, print_text
+
+
+@click.command()
+@MACHINE
+@question
+@click.option("--limit", type=click.IntRange(min=1), default=10, help="How many models to show.")
+@click.option("--all", "everything", is_flag=True, help="Show every model that runs.")
+@click.option("--local", is_flag=True, help="Rank only models that are already on this machine.")
+@click.option("--format", "shape", type=click.Choice(("text", "json", "html")), default="text", help="How to print.")
+@JSON
+def recommend(
+    machine: str, limit: int, everything: bool, local: bool, shape: str, as_json: bool, **options: Any
+) -> int:
+    """Rank the models that run on this machine, best first."""
+    asked = request(options)
+    from willitrun_here.machines import open_machine  # noqa: PLC0415
+    from willitrun_here.rank import rank  # noqa: PLC0415
+
+    where = open_machine(machine)
+    rows = rank(where, asked, limit=None if everything else limit, local=local)
+    if as_json or shape == "json":
+        print_json({"schema": "willitrun.recommend/1", "machine": where.name, "recommendations": rows})
+    elif shape == "html":
+        from willitrun_here.render.page import render_recommendations as render_html  # noqa: PLC0415
+
+        print_text(render_html(where, rows))
+    else:
+        from willitrun_here.render.text import render_recommendations  # noqa: PLC0415
+
+        render_recommendations(rows, console())
+    if not rows:
+        note("No model of the catalog runs here within these limits.")
+    return 0 if rows else 1
+
+
+def show_machine_and_best() -> int:
+    """Show this machine and the best models for it: the command without arguments."""
+    from willitrun_estimator.request import Request  # noqa: PLC0415
+    from willitrun_here.machines import here  # noqa: PLC0415
+    from willitrun_here.rank import rank  # noqa: PLC0415
+    from willitrun_here.render.machine import render_machine  # noqa: PLC0415
+    from willitrun_here.render.text import render_recommendations  # noqa: PLC0415
+
+    machine = here()
+    screen = console()
+    render_machine(machine, screen)
+    rows = rank(machine, Request(), limit=10)
+    screen.print()
+    render_recommendations(rows, screen)
+    note("\nMore: willitrun-here check MODEL · willitrun-here launch MODEL · willitrun-here --help")
+    return 0 if rows else 1

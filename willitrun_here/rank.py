@@ -1,0 +1,97 @@
+"""Ranking the models that run on a machine: the score of each one's best plan, weighed with its presumed ability."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from msgspec import structs
+
+from willitrun_catalog.model import ModelSpec
+from willitrun_estimator.answer import Section, answer_on
+from willitrun_estimator.hardware import devices
+from willitrun_estimator.plan import Answer
+from willitrun_estimator.request import Request
+from willitrun_estimator.score import strength
+from willitrun_here.ask import sheet_of
+from willitrun_probe.machine import Machine
+
+PLAN_AND_SPEED: frozenset[Section] = frozenset({"plan", "speed", "context"})
+NOT_FOR_TALK = frozenset({"embedding", "reranker"})
+
+
+def rank(machine: Machine, request: Request, *, limit: int | None, local: bool = False) -> list[Answer]:
+    """Return the answers of the best models, best first; models that cannot start here never appear.
+
+    Well-known instruct releases of their makers come first, others only when there is room left in `limit`. A plan
+    that would read weights from disk for every token is not offered: it starts, and nobody would use it.
+    """
+    plan_on = devices(machine, request, sheet_of)
+    groups: tuple[Iterable[ModelSpec], ...]
+    if local:
+        from willitrun_catalog.readers.local import local_models  # noqa: PLC0415 - only for --local
+
+        groups = (local_models(),)
+    else:
+        from willitrun_catalog.shipped import models  # noqa: PLC0415
+
+        known = [spec for spec in models() if not NOT_FOR_TALK & set(spec.capabilities)]
+        groups = ([spec for spec in known if spec.canonical], [spec for spec in known if not spec.canonical])
+    ranked: list[Answer] = []
+    for specs in groups:
+        if limit is not None and len(ranked) >= limit:
+            break
+        ranked += best_of(specs, plan_on, request, None if limit is None else limit - len(ranked))
+    return ranked
+
+
+def best_of(specs: Iterable[ModelSpec], plan_on: object, request: Request, limit: int | None) -> list[Answer]:
+    """Return the best answers of some models. A model that could not reach the worst one kept is not worked out."""
+    from willitrun_estimator.device import Devices  # noqa: PLC0415
+
+    assert isinstance(plan_on, Devices)  # noqa: S101 - keeps the signature free of the import
+    able = sorted(((ability(spec), spec) for spec in specs), key=lambda pair: -pair[0])
+    kept: list[tuple[float, int, Answer]] = []
+    for order, (known_ability, spec) in enumerate(able):
+        if limit is not None and len(kept) >= limit and overall(100.0, known_ability) <= kept[0][0]:
+            break
+        result = answer_on(plan_on, spec, request, sections=PLAN_AND_SPEED)
+        if result.fit.status in {"too-large", "paging"}:
+            continue
+        points = overall(sum_score(result), known_ability)
+        heapq.heappush(kept, (points, -order, structs.replace(result, rank_score=points)))
+        if limit is not None and len(kept) > limit:
+            heapq.heappop(kept)
+    return [result for _, _, result in sorted(kept, key=lambda item: (-item[0], -item[1]))]
+
+
+def sum_score(result: Answer) -> float:
+    """Return the unrounded score of an answer's plan."""
+    return float(result.score)
+
+
+def overall(points: float, known_ability: float) -> float:
+    """Weigh how well a model runs with what it can do: the geometric mean, 0..100."""
+    return float((points / 100.0 * known_ability) ** 0.5 * 100.0)
+
+
+def ability(spec: ModelSpec) -> float:
+    """Return the presumed ability, 0..1, from size and age."""
+    params = spec.params or 0
+    return strength(params, active_params(spec), spec.release_date) if params else 0.0
+
+
+def active_params(spec: ModelSpec) -> int:
+    """Return the parameters one token uses, from the published total and the experts' share."""
+    from willitrun_catalog.model import Moe  # noqa: PLC0415
+
+    total = spec.params or 0
+    idle = sum(
+        (layer.ffn.experts - layer.ffn.experts_used)
+        * (3 if layer.ffn.gated else 2)
+        * layer.ffn.width
+        * spec.hidden_size
+        for layer in spec.layers
+        if isinstance(layer.ffn, Moe)
+    )
+    return max(1, total - idle)
