@@ -132,10 +132,8 @@ def _feed_forward_part(base: str, words: list[str], last: str) -> str | None:
     known = _GATE_UP_DOWN.get(last)
     if known is not None and _SHARED & set(words):
         return f"ffn_{known}_shexp"
-    if (
-        (last != "e_score_correction"
-        and "experts" in words)
-        or (words[0] == "block_sparse_moe" and last in {"input_linear", "output_linear"})
+    if (last != "e_score_correction" and "experts" in words) or (
+        words[0] == "block_sparse_moe" and last in {"input_linear", "output_linear"}
     ):
         return f"ffn_{known or last}_exps"
     if last in _ROUTER_PARTS or base.endswith(_ROUTERS):

@@ -19,6 +19,10 @@ def open_anything(text: str, places: Places | None = None) -> ModelSpec:
         from willitrun_catalog.readers.ollama import open_ollama  # noqa: PLC0415 - one reader per scheme
 
         return open_ollama(rest, (places or find_places()).ollama)
+    if colon and scheme == "hf":
+        from willitrun_catalog.readers.hub import open_hub  # noqa: PLC0415 - one reader per scheme
+
+        return open_hub(rest)
     path = Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises where there is no home
     if looks_like_path(text) or _exists(path):
         return model_from_path(path)
