@@ -227,20 +227,24 @@ def _weigh(  # noqa: PLR0913, PLR0917
     )
 
 
-_BYTES_PER_PIECE_TOKEN = 25
-"""Vocabulary entry without merges (SentencePiece): text, score and type. Gemma 3: 6.5 MB for 262,144 tokens."""
-_BYTES_PER_BPE_TOKEN = 45
-"""Vocabulary entry with its merge rule. Qwen 2.5: 5.9 MB for 151,936; Llama 3: 7.8 MB for 128,256."""
+_BYTES_PER_PIECE_TOKEN = 23
+"""Vocabulary entry without merges (SentencePiece): text, score and type. Mistral 7B and Gemma 3: 23 to 25 bytes."""
+_BYTES_PER_BPE_TOKEN = 39
+"""Vocabulary entry with its merge rule. Qwen 2.5 and 3, SmolLM2, LFM2, Hunyuan: 36 to 42 bytes."""
+_BYTES_PER_LONG_BPE_TOKEN = 63
+"""The same for vocabularies made from tiktoken tables, which list several merges a token. Llama 3, gpt-oss: 65 bytes."""
+_TIKTOKEN_SIZES = frozenset({128_256, 200_064, 201_088, 202_048})
+_PIECE_SIZES = frozenset({32_000, 32_016, 32_064, 32_768, 92_544})
 _BYTES_PER_TENSOR = 60
 """Table entry of a GGUF file: name, dimensions, type and offset."""
-_SMALL_VOCABULARY = 33_000
-"""Llama 2 and its kin: 32,000 SentencePiece tokens."""
 
 
 def metadata_bytes(spec: ModelSpec, tensors_listed: int) -> int:
     """Estimate header, tensor table and tokenizer of a GGUF file, from the vocabulary's size and kind."""
-    pieces = spec.architecture.startswith("gemma") or spec.vocab_size < _SMALL_VOCABULARY
-    per_token = _BYTES_PER_PIECE_TOKEN if pieces else _BYTES_PER_BPE_TOKEN
+    if spec.architecture.startswith(("gemma", "ernie4_5")) or spec.vocab_size in _PIECE_SIZES:
+        per_token = _BYTES_PER_PIECE_TOKEN
+    else:
+        per_token = _BYTES_PER_LONG_BPE_TOKEN if spec.vocab_size in _TIKTOKEN_SIZES else _BYTES_PER_BPE_TOKEN
     return spec.vocab_size * per_token + tensors_listed * _BYTES_PER_TENSOR
 
 
