@@ -34,15 +34,14 @@ def write(line: dict[str, Any]) -> None:
         data = data[os.write(ANSWERS, data) :]
 
 
-def read(
-    arguments: dict[str, Any], emit: Callable[[dict[str, Any]], None], *, roots: Roots | None = None
-) -> None:
+def read(arguments: dict[str, Any], emit: Callable[[dict[str, Any]], None], *, roots: Roots | None = None) -> None:
     """Run the reader the arguments name: `nvidia`, `amd`, `intel` or `apple`."""
     vendor = arguments["vendor"]
     if vendor == "nvidia":
         from willitrun_probe.gpus import nvml  # noqa: PLC0415 - each child loads its own vendor only
 
-        nvml.read(arguments.get("library"), emit, skip=frozenset(arguments.get("skip", ())))
+        done, avoid = (frozenset(arguments.get(name, ())) for name in ("done", "avoid"))
+        nvml.read(arguments.get("library"), emit, done=done, avoid=avoid)
         return
     if roots is None:
         from willitrun_probe.record import open_roots  # noqa: PLC0415

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ProbeError(Exception):
-    """The probe was asked for something it cannot do (an unreadable recording, say); a sick device is a Finding instead."""
+    """The probe was asked for something it cannot do, like an unreadable recording; a sick device is a Finding."""
 
     exit_code = 4
 

@@ -128,6 +128,10 @@ CODES: dict[str, Code] = {
         "The PCI Express slot gives fewer lanes or a lower generation than the GPU could use.",
         "Use another slot; check risers and the firmware's lane settings.",
     ),
+    "nvlink-inactive": Code(
+        "Some NVLinks of a GPU are down while others are up.",
+        "Check bridges and `nvidia-smi nvlink -s`; a fabric manager must run on systems with NVSwitch.",
+    ),
     "compute-exclusive": Code(
         "The GPU takes one compute process only, and one is using it.",
         "Stop that process, or `sudo nvidia-smi -c DEFAULT`.",
@@ -142,7 +146,7 @@ CODES: dict[str, Code] = {
     # memory
     "memory-unknown": Code(
         "The memory of a GPU could not be read.",
-        "Give it by hand: `--machine \"1x NAME, 64 GiB RAM\"`.",
+        'Give it by hand: `--machine "1x NAME, 64 GiB RAM"`.',
     ),
     "free-memory-unknown": Code(
         "The total memory of a GPU is known, what is free is not.",
@@ -183,7 +187,21 @@ CODES: dict[str, Code] = {
     "gfx-override": Code("HSA_OVERRIDE_GFX_VERSION makes ROCm treat the GPU as another one.", ""),
     "render-permission": Code(
         "This user may not open the AMD or Intel compute device.",
-        "`sudo usermod -aG render,video $USER` and log in again; in a container pass `--device /dev/kfd --device /dev/dri`.",
+        "`sudo usermod -aG render,video $USER` and log in again; in a container pass "
+        "`--device /dev/kfd --device /dev/dri`.",
+    ),
+    "kfd-missing": Code(
+        "The compute device of the amdgpu driver is not there, so ROCm cannot use the GPU.",
+        "In a container pass `--device /dev/kfd --device /dev/dri`; otherwise load amdgpu with compute support.",
+    ),
+    "smi-failed": Code(
+        "AMD SMI answers an error when it starts; the kernel's files were used instead.",
+        "Install the AMD SMI library of the installed ROCm release.",
+    ),
+    "smi-hangs": Code("AMD SMI did not answer in time; the kernel's files were used instead.", "See `dmesg`."),
+    "smi-crashes": Code(
+        "AMD SMI crashed or ended the process that asked it; the kernel's files were used instead.",
+        "Install bindings and library of the same ROCm release.",
     ),
     "driver-below-engine-floor": Code(
         "The driver is older than an engine's builds need.",

@@ -55,7 +55,8 @@ def ask(arguments: Mapping[str, Any], *, timeout_s: float, environment: Mapping[
     chatter = ""
     while True:
         left = start + timeout_s - time.monotonic()
-        run = _run({**arguments, "skip": _done(lines) + list(lost)}, timeout_s=left, environment=environment)
+        again = {"done": _done(lines), "avoid": list(lost)}
+        run = _run({**arguments, **again}, timeout_s=left, environment=environment)
         lines += run.lines
         chatter = (chatter + run.chatter)[-CHATTER_LIMIT:]
         unreaped += run.unreaped

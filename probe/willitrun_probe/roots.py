@@ -118,7 +118,7 @@ class Roots:
             target = self.recorded.links.get(path)
         else:
             try:
-                target = os.readlink(self.root + path)
+                target = os.readlink(self.root + path)  # noqa: PTH115 - half the cost of Path.readlink
             except OSError:
                 target = None
         if target is not None:
@@ -151,9 +151,7 @@ class Roots:
                 answer = os.statvfs(self.root + path)
             except OSError:
                 return None
-            found = Space(
-                total_bytes=answer.f_blocks * answer.f_frsize, free_bytes=answer.f_bavail * answer.f_frsize
-            )
+            found = Space(total_bytes=answer.f_blocks * answer.f_frsize, free_bytes=answer.f_bavail * answer.f_frsize)
         if found is not None:
             self.seen_space[path] = found
         return found
@@ -202,7 +200,8 @@ class Roots:
 
     def _recorded_folders(self) -> dict[str, set[str]]:
         if self._folders is None:
-            self._folders = folders = {}
+            folders: dict[str, set[str]] = {}
+            self._folders = folders
             recorded = self.recorded or Recorded({}, {}, {}, {}, {})
             for known in (recorded.files, recorded.links, recorded.failures, recorded.access):
                 for path in known:
@@ -239,7 +238,7 @@ def cpu_list(text: str | None) -> frozenset[int]:
         low, _, high = part.strip().partition("-")
         first = to_integer(low)
         last = to_integer(high) if high else first
-        if first is not None and last is not None and 0 <= first <= last < 2**16:  # noqa: PLR2004 - CPU numbers
+        if first is not None and last is not None and 0 <= first <= last < 2**16:
             found.update(range(first, last + 1))
     return frozenset(found)
 
@@ -252,4 +251,3 @@ def key_values(text: str | None, separator: str = ":") -> dict[str, str]:
         if mark or separator == " ":
             found.setdefault(key.strip(), value.strip())
     return found
-

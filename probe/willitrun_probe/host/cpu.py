@@ -20,7 +20,14 @@ SLOW_CORE = 0.8
 kind differ by a few percent, dense and efficiency cores by more than a quarter (kernel, amd-pstate.rst)."""
 
 _BASE = "/sys/devices/system/cpu"
-_ARM_PARTS = {"0x41": "Arm", "0x48": "HiSilicon", "0x4e": "NVIDIA", "0x51": "Qualcomm", "0x61": "Apple", "0xc0": "Ampere"}
+_ARM_PARTS = {
+    "0x41": "Arm",
+    "0x48": "HiSilicon",
+    "0x4e": "NVIDIA",
+    "0x51": "Qualcomm",
+    "0x61": "Apple",
+    "0xc0": "Ampere",
+}
 
 
 def read_cpu(roots: Roots) -> Cpu:

@@ -76,21 +76,17 @@ def control_groups(roots: Roots) -> list[tuple[int, int]]:
     """Return (limit, unreclaimable use) in bytes of every limited memory control group above this process."""
     found: list[tuple[int, int]] = []
     for version, folder in control_group_folders(roots, "memory"):
+        stat = key_values(roots.text(f"{folder}/memory.stat"), " ")
         if version == 2:  # noqa: PLR2004 - cgroup version
             limits = [roots.integer(f"{folder}/memory.max"), roots.integer(f"{folder}/memory.high")]
-            used, reclaimable, separator = "memory.current", _RECLAIMABLE_V2, " "
+            used, reclaimable = "memory.current", list(_RECLAIMABLE_V2)
         else:
-            limits = [roots.integer(f"{folder}/memory.limit_in_bytes")]
-            used, reclaimable, separator = "memory.usage_in_bytes", _RECLAIMABLE_V1, " "
-        stat: dict[str, str] | None = None
-        if version == 1:
-            stat = key_values(roots.text(f"{folder}/memory.stat"), separator)
-            limits.append(to_integer(stat.get("hierarchical_memory_limit")))
+            ancestors = to_integer(stat.get("hierarchical_memory_limit"))
+            limits = [roots.integer(f"{folder}/memory.limit_in_bytes"), ancestors]
+            used, reclaimable = "memory.usage_in_bytes", list(_RECLAIMABLE_V1)
         real = [limit for limit in limits if limit is not None and 0 <= limit < UNLIMITED]
         if not real:
             continue
-        if stat is None:
-            stat = key_values(roots.text(f"{folder}/memory.stat"), separator)
         cache = sum(max(0, to_integer(stat.get(name)) or 0) for name in reclaimable)
         current = max(0, roots.integer(f"{folder}/{used}") or 0)
         found.append((min(real), max(0, current - cache)))
@@ -112,11 +108,11 @@ def control_group_folders(roots: Roots, controller: str) -> list[tuple[int, str]
         elif controller in names.split(","):
             own[1] = path
     found: list[tuple[int, str]] = []
-    for version, mount_root, mount_point in _control_group_mounts(roots, controller):
-        path = own.get(version)
-        if path is None:
+    for version, base, mount_point in _control_group_mounts(roots, controller):
+        path = own.get(version, "")
+        if not path:
             continue
-        inside = _below(path, mount_root)
+        inside = _below(path, base)
         folder = f"{mount_point}{inside}".rstrip("/")
         if inside and not roots.listing(folder):
             folder = mount_point

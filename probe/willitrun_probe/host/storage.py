@@ -73,7 +73,7 @@ def _mounts(roots: Roots) -> list[tuple[str, str, str]]:
 
 
 def _holds(mount_point: str, path: str) -> bool:
-    return mount_point == "/" or path == mount_point or path.startswith(f"{mount_point.rstrip('/')}/")
+    return mount_point in {"/", path} or path.startswith(f"{mount_point.rstrip('/')}/")
 
 
 def _rotational(roots: Roots, number: str) -> bool | None:
