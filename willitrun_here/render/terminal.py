@@ -6,7 +6,7 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import IO, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -31,7 +31,7 @@ ASCII = str.maketrans(
 class AsciiWriter(io.TextIOBase):
     """Pass text on in ASCII; what has no likeness becomes a question mark."""
 
-    def __init__(self, inner: TextIO) -> None:
+    def __init__(self, inner: IO[str]) -> None:
         self._inner = inner
 
     @property

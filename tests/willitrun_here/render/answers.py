@@ -358,6 +358,10 @@ def hostile() -> Answer:
         machine=replace(answer.machine, name=f"host [red]{HOSTILE}", gpus=(gpu,)),
         plan=replace(plan, devices=uses),
         fit=replace(answer.fit, message=HOSTILE),
+        quants=tuple(
+            replace(option, devices=tuple(replace(use, name=f"{use.kind} {HOSTILE}") for use in option.devices))
+            for option in answer.quants
+        ),
         limits=(Limit(code=HOSTILE, message=HOSTILE),),
         findings=(HOSTILE, "[bold]not markup[/bold]"),
         commands={"llama.cpp": command(f"llama-server -m '{HOSTILE}'", HOSTILE)},
