@@ -10,7 +10,7 @@ import msgspec
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "catalog")]
 
-from willitrun_catalog.entries import read_datasheets, read_models  # noqa: E402
+from willitrun_catalog.entries import read_datasheets, read_models, read_quality  # noqa: E402
 from willitrun_catalog.shipped import COMPILED, Compiled, Listing, pack  # noqa: E402
 
 
@@ -38,6 +38,7 @@ def compile_catalog() -> bytes:
         gpu_names=tuple(sheet.name for sheet in sheets),
         gpus=tuple(msgspec.Raw(encoder.encode(sheet)) for sheet in sheets),
         gpu_ids={pci_id: tuple(found) for pci_id, found in ids.items()},
+        quality=read_quality(),
     )
     return encoder.encode(whole)
 

@@ -37,6 +37,16 @@ class Listing(Struct, frozen=True, array_like=True):
     params: int
 
 
+class QualityTable(Struct, frozen=True, array_like=True):
+    """What quantizations cost: divergence on the reference model, and how it falls with size."""
+
+    reference_params: int
+    size_exponent: float
+    sources: dict[str, str]
+    values: dict[str, tuple[float, str]]
+    """Quantization to divergence and key in `sources`."""
+
+
 class Compiled(Struct, frozen=True, array_like=True):
     """The whole compiled file."""
 
@@ -46,6 +56,7 @@ class Compiled(Struct, frozen=True, array_like=True):
     gpus: tuple[Raw, ...]
     gpu_ids: dict[str, tuple[int, ...]]
     """PCI id to positions in `gpus`."""
+    quality: QualityTable
 
 
 def pack(spec: ModelSpec) -> PackedModel:

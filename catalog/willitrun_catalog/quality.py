@@ -1,0 +1,60 @@
+"""What a quantization costs in quality: the divergence from the unquantized model, by quantization and model size."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from willitrun_catalog.shipped import QualityTable, compiled
+
+Level = Literal["maximum", "very-high", "high", "medium", "low", "very-low", "unknown"]
+
+LEVELS: tuple[tuple[float, Level], ...] = (
+    (0.0006, "maximum"),
+    (0.01, "very-high"),
+    (0.035, "high"),
+    (0.11, "medium"),
+    (0.45, "low"),
+)
+"""Upper bounds of the divergence per level; beyond the last one it is `very-low`.
+
+On an 8B model: F16, then Q8_0 and Q6_K, then Q5 and Q4_K, then Q4_0 to IQ3_M, then Q3_K_S to IQ2_S, then the rest.
+"""
+
+NATIVE = {"mxfp4": frozenset({"MXFP4", "MXFP4_MOE", "BF16", "F16"}), "fp8": frozenset({"FP8"})}
+"""Formats in which some makers publish: nothing is lost against what they published."""
+
+
+class QuantQuality(NamedTuple):
+    """Divergence from the unquantized model, in nats per token, as a figure and as a word."""
+
+    level: Level
+    kl_divergence: float | None
+    basis: str
+
+
+def quality(quant: str, params: int, *, native_type: str = "bf16") -> QuantQuality:
+    """Estimate what a quantization costs on a model with this many parameters.
+
+    The divergence on an 8B model (`data/quality.toml` names the measurements) is scaled by a power of the size, as
+    larger models lose less. `native_type` is what the makers published. An unknown quantization is `unknown`.
+    """
+    table = compiled().quality
+    if quant in NATIVE.get(native_type, ()):
+        return QuantQuality("maximum", 0.0, table.sources["trained"])
+    entry = table.values.get(quant)
+    if entry is None:
+        return QuantQuality("unknown", None, "no measurement of this quantization is known")
+    value, source = entry
+    scaled = value * (table.reference_params / max(params, 1)) ** table.size_exponent
+    basis = table.sources[source]
+    if value:
+        basis += f"; scaled from 8B by (8B/params)^{table.size_exponent:g}"
+    return QuantQuality(level_of(scaled), scaled, basis)
+
+
+def level_of(kl_divergence: float) -> Level:
+    """Name the level of a divergence."""
+    return next((level for bound, level in LEVELS if kl_divergence <= bound), "very-low")
+
+
+__all__ = ["LEVELS", "Level", "QualityTable", "QuantQuality", "level_of", "quality"]
