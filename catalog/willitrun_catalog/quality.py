@@ -41,7 +41,7 @@ def quality(quant: str, params: int, *, native_type: str = "bf16") -> QuantQuali
     table = compiled().quality
     if quant in NATIVE.get(native_type, ()):
         return QuantQuality("maximum", 0.0, table.sources["trained"])
-    entry = table.values.get(quant)
+    entry = table.values.get(quant) or table.values.get(plain_label(quant))
     if entry is None:
         return QuantQuality("unknown", None, "no measurement of this quantization is known")
     value, source = entry
@@ -52,9 +52,31 @@ def quality(quant: str, params: int, *, native_type: str = "bf16") -> QuantQuali
     return QuantQuality(level_of(scaled), scaled, basis)
 
 
+UNKNOWN_DIVERGENCE = 0.05
+"""Assumed where nothing is known: the middle of what is published, between Q4_K_S and Q4_0 on an 8B model."""
+
+
+def kl_divergence(quant: str, params: int) -> float:
+    """Give a divergence to plan with: the estimate of `quality`, or `UNKNOWN_DIVERGENCE`."""
+    known = quality(quant, params).kl_divergence
+    return UNKNOWN_DIVERGENCE if known is None else known
+
+
+def plain_label(quant: str) -> str:
+    """Reduce a publisher's label to the mix it is a variant of: `UD-Q4_K_XL`, `i1-Q4_K_M`, `Q4_K_L` -> `Q4_K_M`."""
+    label = quant.upper().removeprefix("UD-").removeprefix("I1-").removesuffix("_MOE")
+    for ending in ("_XL", "_L"):
+        if label.endswith(f"K{ending}") and not label.startswith("Q3"):
+            stem = label.removesuffix(ending)
+            if stem == "Q8_K":
+                return "Q8_0"
+            return stem if stem in {"Q2_K", "Q6_K"} else f"{stem}_M"
+    return "Q3_K_L" if label == "Q3_K_XL" else label
+
+
 def level_of(kl_divergence: float) -> Level:
     """Name the level of a divergence."""
     return next((level for bound, level in LEVELS if kl_divergence <= bound), "very-low")
 
 
-__all__ = ["LEVELS", "Level", "QualityTable", "QuantQuality", "level_of", "quality"]
+__all__ = ["LEVELS", "Level", "QualityTable", "QuantQuality", "kl_divergence", "level_of", "plain_label", "quality"]
