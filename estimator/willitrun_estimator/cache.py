@@ -52,6 +52,18 @@ def is_quantized(kv_type: str) -> bool:
     return KV_TYPES[kv_type][0] > 1
 
 
+ROW_PADDING = 512
+"""`MATRIX_ROW_PADDING` of ggml-cuda.cu: a quantized tensor ends with the rest of a row of this many elements."""
+TENSOR_ALIGNMENT = 128
+"""`ggml_backend_cuda_buffer_type_get_alignment`."""
+
+
+def padding_bytes(kv_type: str, elements: int) -> int:
+    """Bytes that CUDA and ROCm add once to a quantized K or V tensor whose row is not a multiple of 512."""
+    rest = elements % ROW_PADDING
+    return kv_row_bytes(kv_type, ROW_PADDING - rest) if rest and is_quantized(kv_type) else 0
+
+
 def stream_cells(settings: Settings, context_tokens: int | None = None) -> tuple[int, int]:
     """Cells of one stream of a full-attention cache, and the number of streams.
 
@@ -84,23 +96,24 @@ def largest_value_row(spec: ModelSpec) -> int:
     )
 
 
-def mixer_row_bytes(spec: ModelSpec, mixer: Mixer, settings: Settings) -> int:
-    """Bytes that one cell of this mixer's cache takes: K and V of one token, and an indexer's key."""
+def cache_rows(spec: ModelSpec, mixer: Mixer, settings: Settings) -> tuple[tuple[str, int], ...]:
+    """Type and elements of every row that one cell of this mixer's cache holds: K, V, an indexer's key."""
     if isinstance(mixer, Mla):
-        # One compressed K row serves as V; the sparse indexer keeps a K row of its own and, as llama.cpp makes
-        # it from the same parameters, no V.
-        row = kv_row_bytes(settings.kv_type_k, mixer.kv_rank + mixer.rope_dim)
-        if mixer.indexer_dim:
-            row += kv_row_bytes(settings.kv_type_k, mixer.indexer_dim)
-        return row
-    if isinstance(mixer, Attention) and not mixer.shares_kv:
+        # One compressed K row serves as V; the sparse indexer keeps a K row of its own.
+        rows = [(settings.kv_type_k, mixer.kv_rank + mixer.rope_dim)]
+    elif isinstance(mixer, Attention) and not mixer.shares_kv:
         values = mixer.kv_heads * mixer.value_dim if settings.flash_attention else largest_value_row(spec)
-        row = kv_row_bytes(settings.kv_type_k, mixer.kv_heads * mixer.key_dim)
-        row += kv_row_bytes(settings.kv_type_v, values)
-        if mixer.indexer_dim:
-            row += kv_row_bytes(settings.kv_type_k, mixer.indexer_dim)
-        return row
-    return 0
+        rows = [(settings.kv_type_k, mixer.kv_heads * mixer.key_dim), (settings.kv_type_v, values)]
+    else:
+        return ()
+    if mixer.indexer_dim:
+        rows.append((settings.kv_type_k, mixer.indexer_dim))
+    return tuple(rows)
+
+
+def mixer_row_bytes(spec: ModelSpec, mixer: Mixer, settings: Settings) -> int:
+    """Bytes that one cell of this mixer's cache takes."""
+    return sum(kv_row_bytes(kv_type, elements) for kv_type, elements in cache_rows(spec, mixer, settings))
 
 
 def layer_window(spec: ModelSpec, layer: Layer) -> int | None:
@@ -131,6 +144,20 @@ def layer_kv_bytes(spec: ModelSpec, layer: Layer, settings: Settings, context_to
 def kv_bytes(spec: ModelSpec, settings: Settings, context_tokens: int | None = None) -> int:
     """KV cache bytes of the whole model."""
     return sum(layer_kv_bytes(spec, layer, settings, context_tokens) for layer in spec.layers)
+
+
+def layer_padding_bytes(spec: ModelSpec, layer: Layer, settings: Settings, context_tokens: int) -> int:
+    """What the tensors of a layer's cache take on a CUDA or ROCm device beyond their elements."""
+    cells, streams = stream_cells(settings, context_tokens)
+    window = layer_window(spec, layer)
+    if window is not None:
+        cells = window_cells(window, settings, cells)
+    total = 0
+    for mixer in layer.mixers:
+        for kv_type, elements in cache_rows(spec, mixer, settings):
+            size = kv_row_bytes(kv_type, elements) * cells * streams
+            total += pad(size + padding_bytes(kv_type, elements), TENSOR_ALIGNMENT) - size
+    return total
 
 
 def layer_state_bytes(layer: Layer, settings: Settings, rollbacks: int = 0) -> int:

@@ -47,6 +47,10 @@ class MemoryModel:
         self._runtime = tuple(overhead.runtime_bytes(gpu) for gpu in devices.gpus)
         self._output = cache.output_bytes(spec, settings)
         self._host_weights = weights.embedding_bytes + weights.host_extra_bytes
+        self._padded = any(gpu.backend in {"cuda", "rocm"} for gpu in devices.gpus) and (
+            cache.is_quantized(settings.kv_type_k) or cache.is_quantized(settings.kv_type_v)
+        )
+        self._padding: dict[int, tuple[int, ...]] = {}
         self._cells: dict[int, tuple[tuple[tuple[int, ...], int], ...]] = {}
 
     def _cells_of(self, context_tokens: int) -> tuple[tuple[tuple[int, ...], int], ...]:
@@ -96,10 +100,27 @@ class MemoryModel:
             host += self.weights.output_bytes
         return (*out, host)
 
+    def _paddings(self, context_tokens: int) -> tuple[int, ...]:
+        """Cumulative bytes over blocks that CUDA's tensors take beyond their elements; empty where there are none."""
+        settings = self.settings
+        if not self._padded:
+            return ()
+        known = self._padding.get(context_tokens)
+        if known is None:
+            spec = self.weights.spec
+            known = self._padding[context_tokens] = tuple(
+                accumulate(
+                    (cache.layer_padding_bytes(spec, layer, settings, context_tokens) for layer in spec.layers),
+                    initial=0,
+                )
+            )
+        return known
+
     def cache_bytes(self, placement: Placement, context_tokens: int) -> tuple[tuple[int, int], ...]:
         """KV cache and recurrent state on each GPU and on the host."""
         blocks = len(self._resident) - 1
         kinds = self._cells_of(context_tokens)
+        padding = self._paddings(context_tokens)
         states = self._states
         out = []
         kv_left = sum(rows[blocks] * cells for rows, cells in kinds)
@@ -113,7 +134,7 @@ class MemoryModel:
             state = states[end] - states[start]
             kv_left -= kv
             state_left -= state
-            out.append((kv, state))
+            out.append((kv + padding[end] - padding[start] if padding else kv, state))
         return (*out, (kv_left, state_left))
 
     def per_device_bytes(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:

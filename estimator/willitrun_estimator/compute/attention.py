@@ -30,22 +30,27 @@ def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:
     rotate_k = cache.is_quantized(b.settings.kv_type_k) and mixer.key_dim % 64 == 0
     rotate_v = cache.is_quantized(b.settings.kv_type_v) and mixer.value_dim % 64 == 0
 
+    def headed(source: Node, name: str) -> Node:
+        return b.norm(source, name, homes) if name + ".weight" in homes.parts else source
+
     def query(source: Node) -> Node:
-        turned = b.rope(source)
+        turned = b.rope(headed(source, "attn_q_norm"), homes)
         return b.rotated(turned, shape, "k" + cells, mixer.key_dim) if rotate_k else turned
 
     def key(source: Node) -> Node:
-        turned = b.rope(source)
+        turned = b.rope(headed(source, "attn_k_norm"), homes)
         return b.rotated(turned, kv_shape, "k" + cells, mixer.key_dim) if rotate_k else turned
 
     def value(source: Node) -> Node:
         return b.rotated(source, value_shape, "v" + cells, 64) if rotate_v else source
 
     k = v = None
+    strided = None
     if "attn_qkv.weight" in homes.parts:
         fused = b.matmul("attn_qkv", homes, queries + keys + values, normed)
         q = query(g.view(fused, shape, contiguous=False))
         v = value(g.view(fused, value_shape, contiguous=False))
+        strided = form((queries + keys + values, U))
         k = key(g.view(fused, kv_shape, contiguous=False))
     else:
         q = query(g.view(b.matmul("attn_q", homes, queries, normed), shape))
@@ -63,9 +68,11 @@ def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:
     if k is not None and v is not None:
         g.store("set_k", cache_k, g.view(k, (keys, U)), b.key_index(cells))
         if b.flash:
-            g.store("set_v", cache_v, g.view(v, (values, U), contiguous=False), b.value_index(cells, values))
+            # A slice of the fused projection is copied with its gaps.
+            part = g.view(v, (values, U), size=None if rotate_v else strided, contiguous=False)
+            g.store("set_v", cache_v, part, b.value_index(cells, values))
         else:
-            flat = g.view(g.view(v, (values, U)), (1, values, U))
+            flat = g.view(g.view(v, (values, U)), (1, values, U), size=None if rotate_v else strided)
             g.store("set_v", cache_v, flat, b.value_index(cells, values))
     out = (mixer.value_dim, mixer.heads, U)
     if b.flash:
@@ -100,20 +107,20 @@ def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
     heads, rank, rope = mixer.heads, mixer.kv_rank, mixer.rope_dim
     query_dim = mixer.nope_dim + rope
     if mixer.q_rank:
-        low = b.norm(b.matmul("attn_q_a", homes, mixer.q_rank, normed), mixer.q_rank, homes)
+        low = b.norm(b.matmul("attn_q_a", homes, mixer.q_rank, normed), "attn_q_a_norm", homes)
         q = b.matmul("attn_q_b", homes, heads * query_dim, low)
     else:
         q = b.matmul("attn_q", homes, heads * query_dim, normed)
     split = g.view(q, (query_dim, heads, U))
     nope = g.view(g.view(split, (mixer.nope_dim, heads, U), contiguous=False), (".p", U), contiguous=False)
-    absorbed = g.add("absorbed", (rank, U, heads), b.weight("attn_k_b", homes), nope, rows=U)
+    absorbed = g.add("absorbed", (rank, U, heads), b.weight("attn_k_b.weight", homes), nope, rows=U)
     turned = g.view(absorbed, (rank, heads, U), contiguous=False)
-    q_rope = b.rope(g.view(split, (rope, heads, U), contiguous=False))
+    q_rope = b.rope(g.view(split, (rope, heads, U), contiguous=False), homes)
     q = g.add("q", (rank + rope, heads, U), turned, q_rope)
     compressed = b.matmul("attn_kv_a_mqa", homes, rank + rope, normed)
-    latent = b.norm(g.view(compressed, (rank, U), contiguous=False), rank, homes)
+    latent = b.norm(g.view(compressed, (rank, U), contiguous=False), "attn_kv_a_norm", homes)
     latent = g.view(latent, (rank, 1, U))
-    k_rope = b.rope(g.view(compressed, (rope, 1, U), contiguous=False))
+    k_rope = b.rope(g.view(compressed, (rope, 1, U), contiguous=False), homes)
     k = g.add("k", (rank + rope, 1, U), latent, k_rope)
     cache_k = g.cache("cache_k", homes.cache)
     row = rank + rope
@@ -130,7 +137,7 @@ def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
             size = plus(size, form((CELLS, row * b.streams), 2))
         result = g.add("flash", (rank, heads, U), q, kperm, vperm, b.mask(CELLS), size=size, picks_device=False)
         turned = g.view(result, (rank, U, heads), contiguous=False)
-        values = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b", homes), turned, rows=U)
+        values = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b.weight", homes), turned, rows=U)
         turned = g.view(values, (mixer.value_dim, heads, U), contiguous=False)
         return g.view(g.add("cont", (mixer.value_dim, heads, U), turned), (heads * mixer.value_dim, U))
     kview = g.view(cache_k, (".k",), size=key_bytes)
@@ -141,7 +148,7 @@ def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
     scores = g.add("kq", (CELLS, U, heads), kperm, q)
     soft = g.add("soft_max", (CELLS, U, heads), scores, b.mask(CELLS), inplace=True, picks_device=False)
     mixed = g.add("kqv", (rank, U, heads), values, soft)
-    out = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b", homes), mixed, rows=U)
+    out = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b.weight", homes), mixed, rows=U)
     turned = g.view(out, (mixer.value_dim, heads, U), contiguous=False)
     return g.add("cont", (heads * mixer.value_dim, U), turned)
 

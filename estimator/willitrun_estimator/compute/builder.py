@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from willitrun_catalog.model import Attention, Dense, Layer, Mla, ModelSpec, Moe, Recurrent
+from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSpec, Moe, NoMixer, Recurrent
 
 from willitrun_estimator import cache
 from willitrun_estimator.compute import attention, feed_forward, recurrent
@@ -27,8 +27,8 @@ class Homes(NamedTuple):
     """Device of its routed experts."""
     cache: int
     """Device of its cache and state."""
-    kind: int = 0
-    """Which of the model's distinct tensor lists it has."""
+    group: int = -1
+    """Which group of blocks with equal types it belongs to, where that matters: when weights are on the host."""
     parts: frozenset[str] = frozenset()
     """Names of its tensors, as `attn_q.weight`."""
 
@@ -36,7 +36,9 @@ class Homes(NamedTuple):
 class Builder:
     """Adds blocks to a graph; inputs are created where they are first used, as llama.cpp does."""
 
-    def __init__(self, spec: ModelSpec, settings: Settings, *, host: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, settings: Settings, *, host: int, outside: frozenset[str] = frozenset()
+    ) -> None:
         self.spec = spec
         self.settings = settings
         self.graph = Graph()
@@ -47,7 +49,11 @@ class Builder:
         self.host = host
         self.host_only = host == 0
         self.window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
+        self.factors = next((name for name in outside if name.startswith("rope_")), None)
+        self._factors: dict[int, Node] = {}
         self._inputs: dict[str, Node] = {}
+        self._upcoming: list[tuple[Mixer, Homes]] = []
+        self._fetched: tuple[Node, Node] | None = None
 
     def _input(self, name: str, dims: tuple[Dim, ...], element_bytes: int) -> Node:
         node = self._inputs.get(name)
@@ -77,24 +83,43 @@ class Builder:
         return self.graph.add("get_rows", (self.spec.hidden_size, ROWS), source, ids)
 
     def weight(self, name: str, homes: Homes, *, routed: bool = False) -> Node:
-        """Refer to one of a block's weights."""
-        return self.graph.weight(f"{homes.kind}/{name}", homes.experts if routed else homes.block)
+        """Refer to one of a block's tensors by its full name."""
+        return self.graph.weight(f"{homes.group}/{name}", homes.experts if routed else homes.block)
 
     def matmul(self, name: str, homes: Homes, width: int, source: Node) -> Node:
-        """Multiply by a block's weight."""
+        """Multiply by a block's weight, and add its bias where it has one."""
         tokens = source.dims[-1]
-        return self.graph.add(name, (width, tokens), self.weight(name, homes), source, rows=tokens)
+        out = self.graph.add(name, (width, tokens), self.weight(name + ".weight", homes), source, rows=tokens)
+        if name + ".bias" in homes.parts:
+            bias = self.weight(name + ".bias", homes)
+            out = self.graph.add(name + "_bias", (width, tokens), out, bias, inplace=True, rows=tokens)
+        return out
 
-    def norm(self, source: Node, width: int, homes: Homes) -> Node:
-        """Normalise and scale."""
-        dims = (width, source.dims[-1])
-        plain = self.graph.add("norm", dims, source, inplace=True)
-        return self.graph.add("normed", dims, plain, self.weight("norm", homes), inplace=True)
+    def norm(
+        self, source: Node, name: str, homes: Homes, dims: tuple[Dim, ...] | None = None
+    ) -> Node:
+        """Normalise, and scale by a block's weight where the architecture has one."""
+        shape = source.dims if dims is None else dims
+        rows = shape[-1]
+        out = self.graph.add("norm", shape, source, inplace=True)
+        for part in (name + ".weight", name + ".bias"):
+            if part in homes.parts:
+                weight = self.weight(part, homes)
+                out = self.graph.add("normed", shape, out, weight, inplace=True, rows=rows)
+        return out
 
-    def rope(self, source: Node) -> Node:
-        """Rotate by position."""
+    def rope(self, source: Node, homes: Homes) -> Node:
+        """Rotate by position, with the model's frequency factors where it has them."""
         position = self._input("positions", (U,), 4)
-        return self.graph.add("rope", source.dims, source, position, inplace=True, picks_device=False)
+        factors: list[Node] = []
+        if self.factors is not None:
+            known = self._factors.get(homes.block)
+            if known is None:
+                known = self._factors[homes.block] = self.graph.weight(self.factors, homes.block)
+            factors.append(known)
+        return self.graph.add(
+            "rope", source.dims, source, position, *factors, inplace=True, picks_device=False
+        )
 
     def rotated(self, source: Node, dims: tuple[Dim, ...], which: str, size: int) -> Node:
         """Multiply by the Hadamard matrix that quantized caches get."""
@@ -103,13 +128,33 @@ class Builder:
         turned = self.graph.add("rotate", (".flat", *dims), matrix, flat)
         return self.graph.view(turned, dims)
 
+    def ffn_norm(self, homes: Homes) -> str:
+        """Name the norm before the feed-forward network."""
+        if self.style.post_attention_is_ffn_norm:
+            return "post_attention_norm"
+        return "ffn_norm" if "ffn_norm.weight" in homes.parts or "ffn_norm" in homes.parts else "attn_norm"
+
+    def fetch_next(self) -> None:
+        """Fetch the next Mamba block's convolution state: it is asked for before this block's tail is computed."""
+        if self._upcoming:
+            self._upcoming.pop(0)
+        if self._upcoming and self._fetched is None:
+            following, homes = self._upcoming[0]
+            if isinstance(following, Recurrent) and following.kind in {"mamba1", "mamba2"}:
+                self._fetched = recurrent.load_state(self, "cache_r", following.conv_elements, homes)
+
+    def fetched(self) -> tuple[Node, Node] | None:
+        """Hand over the state that was fetched ahead."""
+        held, self._fetched = self._fetched, None
+        return held
+
     def mixer(self, layer: Layer, source: Node, homes: Homes) -> Node | None:
         """Mix tokens; None for a block that does not."""
         mixers = [m for m in layer.mixers if isinstance(m, Attention | Mla | Recurrent)]
         if not mixers:
             return None
         hidden = self.spec.hidden_size
-        normed = self.norm(source, hidden, homes)
+        normed = self.norm(source, "attn_norm", homes)
         first = mixers[0]
         if isinstance(first, Recurrent):
             return recurrent.recurrent(self, first, normed, homes)
@@ -117,8 +162,10 @@ class Builder:
             mixed = attention.latent_attention(self, first, normed, homes)
         else:
             mixed = attention.attention(self, first, normed, homes)
+        if len(mixers) == 1:
+            self.fetch_next()
         if len(mixers) > 1 and isinstance(mixers[1], Recurrent):
-            normed = self.norm(source, hidden, homes)
+            normed = self.norm(source, "attn_norm", homes)
             held: list[Node] = []
             state = recurrent.mamba2(
                 self,
@@ -133,24 +180,25 @@ class Builder:
     def block(self, layer: Layer, source: Node, homes: Homes, *, last: bool) -> Node:
         """Add one block; in the last one only the rows with logits go through the feed-forward network."""
         mixed = self.mixer(layer, source, homes)
-        hidden = self.spec.hidden_size
         if last and self.style.rows == "inside":
             if mixed is not None:
                 mixed = self.out_rows(mixed)
             source = self.out_rows(source)
         if mixed is not None:
             if "post_attention_norm.weight" in homes.parts and not self.style.post_attention_is_ffn_norm:
-                mixed = self.norm(mixed, hidden, homes)
+                mixed = self.norm(mixed, "post_attention_norm", homes)
             source = self.graph.add("residual", source.dims, mixed, source, inplace=True)
+        if last and self.style.rows == "residual":
+            source = self.out_rows(source)
         ffn = layer.ffn
         if isinstance(ffn, Dense | Moe):
-            normed = self.norm(source, hidden, homes)
+            normed = self.norm(source, self.ffn_norm(homes), homes)
             if isinstance(ffn, Dense):
                 out = feed_forward.dense(self, ffn, normed, homes)
             else:
                 out = feed_forward.experts(self, ffn, normed, homes)
             if "post_ffw_norm.weight" in homes.parts:
-                out = self.norm(out, hidden, homes)
+                out = self.norm(out, "post_ffw_norm", homes)
             parts = (source, out) if self.style.residual_first else (out, source)
             source = self.graph.add("block_out", source.dims, *parts, inplace=True)
         return source
@@ -161,13 +209,18 @@ class Builder:
         tokens = self._input("tokens", (U,), 4)
         self._input("embeddings", (hidden, U), 4)
         x = self.graph.add("embedded", (hidden, U), self.graph.weight("token_embd", self.host), tokens, rows=0)
+        self._upcoming = [
+            (layer.mixers[0], homes)
+            for layer, homes in layers
+            if layer.mixers and not isinstance(layer.mixers[0], NoMixer)
+        ]
         for index, (layer, homes) in enumerate(layers):
             x = self.block(layer, x, homes, last=index == len(layers) - 1)
         if self.style.rows == "block-end":
             x.is_output = True
             x = self.out_rows(x)
         norm = self.graph.add("final_norm", x.dims, x, inplace=True)
-        norm = self.graph.add("result_norm", x.dims, norm, self.graph.weight("norm", head), inplace=True)
+        norm = self.graph.add("result_norm", x.dims, norm, self.graph.weight("output_norm.weight", head), inplace=True)
         norm.is_output = True
         if self.style.rows == "norm-end":
             norm = self.out_rows(norm)

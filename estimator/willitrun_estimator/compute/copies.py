@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def copy_bytes(weights: WeightProfile) -> dict[str, int]:
-    """Bytes of every weight by kind of block and name; where blocks of a kind differ in type, the largest."""
+    """Bytes of every weight, by group of blocks and name."""
     plan = blueprint(weights.spec)
     facts = plan.facts
     quant = weights.quant
@@ -40,15 +40,11 @@ def copy_bytes(weights: WeightProfile) -> dict[str, int]:
         return row_bytes(kind, item.row_elements) * item.rows
 
     model = grouped(plan)
-    worst: dict[str, int] = {}
-    for kind, number in set(zip(plan.order, model.order, strict=True)):
-        for item, place in model.groups[number].pieces:
-            name = item.name.removesuffix(".weight").removesuffix(".bias")
-            key = f"{kind}/{name}"
-            worst[key] = max(worst.get(key, 0), size(item, place))
+    found: dict[str, int] = {}
+    for number, group in enumerate(model.groups):
+        for item, place in group.pieces:
+            found[f"{number}/{item.name}"] = size(item, place)
     for item in model.outside:
-        if item.name in {"token_embd.weight", "output.weight"}:
-            worst[HEAD] = size(item, NOWHERE)
-            if item.name == "output.weight":
-                break
-    return worst
+        found[item.name] = size(item, NOWHERE)
+    found[HEAD] = found.get("output.weight") or found.get("token_embd.weight", 0)
+    return found

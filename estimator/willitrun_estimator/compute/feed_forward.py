@@ -39,7 +39,7 @@ def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
     flat = g.view(chances, (1, ffn.experts, tokens))
     ranked = chances
     if "exp_probs_b.bias" in homes.parts:
-        ranked = g.add("biased", (ffn.experts, tokens), chances, b.weight("exp_probs_b", homes), inplace=True)
+        ranked = g.add("biased", (ffn.experts, tokens), chances, b.weight("exp_probs_b.bias", homes), inplace=True)
     order = g.add("argsort", (ffn.experts, tokens), ranked, element_bytes=4)
     chosen = g.view(order, (used, tokens), contiguous=False)
     weights = g.view(g.add("weights", (1, used, tokens), flat, chosen), (used, tokens))
@@ -50,7 +50,11 @@ def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
 
     def routed(name: str, width: int, source: Node) -> Node:
         dims: tuple[Dim, ...] = (width, used, tokens)
-        return g.add(name, dims, b.weight(name, homes, routed=True), source, chosen, rows=tokens)
+        out = g.add(name, dims, b.weight(name + ".weight", homes, routed=True), source, chosen, rows=tokens)
+        if name + ".bias" in homes.parts:
+            bias = b.weight(name + ".bias", homes, routed=True)
+            out = g.add(name + "_bias", dims, out, bias, chosen, inplace=True, rows=tokens)
+        return out
 
     if "ffn_gate_up_exps.weight" in homes.parts:
         both = routed("ffn_gate_up_exps", 2 * ffn.width, single)

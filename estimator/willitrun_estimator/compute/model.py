@@ -12,6 +12,7 @@ from willitrun_estimator.compute.form import ROWS, U, Sizes
 from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, Program, Schedule
 from willitrun_estimator.compute.sequence import representative
 from willitrun_estimator.tensors import blueprint
+from willitrun_estimator.weight_groups import grouped
 
 if TYPE_CHECKING:
     from willitrun_catalog.model import ModelSpec
@@ -41,7 +42,9 @@ class ComputeModel:
         self.host = len(devices.gpus)
         self.blocks = len(spec.layers)
         self._parts = tuple(frozenset(part.name for part in kind) for kind in plan.kinds)
+        self._outside = frozenset(part.name for part in plan.outside)
         self._kinds = plan.order[: self.blocks]
+        self._groups = grouped(plan).order[: self.blocks]
         self._window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
         self._rows = max(1, settings.parallel) if settings.logit_rows is None else settings.logit_rows
         self._copies: dict[str, int] | None = None
@@ -102,7 +105,7 @@ class ComputeModel:
         )
         held = _PLANNED.get(key)
         if held is None or held[0] is not self.spec:
-            builder = Builder(self.spec, settings, host=self.host)
+            builder = Builder(self.spec, settings, host=self.host, outside=self._outside)
             graph = builder.build(tuple((layer, home) for home, layer in kept), head)
             schedule = Schedule(
                 graph,
@@ -133,12 +136,13 @@ class ComputeModel:
             units.extend([gpu] * count)
         for index in range(self.blocks):
             device = units[index]
+            experts = self.host if index < placement.cpu_moe_layers else device
             homes.append(
                 Homes(
                     device,
-                    self.host if index < placement.cpu_moe_layers else device,
+                    experts,
                     self.host if placement.kv_on_host else device,
-                    self._kinds[index],
+                    self._groups[index] if self.host in {device, experts} else -1,
                     self._parts[self._kinds[index]],
                 )
             )

@@ -44,7 +44,9 @@ def convolution_input(b: Builder, state: Node, fresh: Node, channels: int, kerne
         size=plus(form((channels, U)), form((kernel - 1, channels, b.slots))),
         rows=channels,
     )
-    last = g.view(joined, (".last", channels), size=form((kernel - 1, channels, b.slots)), contiguous=False)
+    # A strided look is copied with its gaps: every channel's row but the tail of the last one.
+    span = plus(form((channels, U)), form((kernel - 1, channels, b.slots)))
+    last = g.view(joined, (".last", channels), size=span, contiguous=False)
     g.store("save_conv", store, last)
     return joined
 
@@ -59,7 +61,7 @@ def mamba2(
     g = b.graph
     inner, state, groups, heads = mixer.inner_dim, mixer.state_dim, mixer.groups, mixer.heads
     channels = inner + 2 * groups * state
-    conv_store, conv_state = load_state(b, "cache_r", mixer.conv_elements, homes)
+    conv_store, conv_state = b.fetched() or load_state(b, "cache_r", mixer.conv_elements, homes)
     projected = b.matmul("ssm_in", homes, 2 * inner + 2 * groups * state + heads, normed)
     whole = g.view(projected, projected.dims)
     fresh = g.view(whole, (channels, U), contiguous=False)
@@ -67,12 +69,15 @@ def mamba2(
     store = g.cache("cache_s", homes.cache)
     old = g.view(store, (".state",), size=form((mixer.state_elements, b.slots)))
     g.store("clear", store, old)
-    mixed = g.add("ssm_conv", (channels, U), joined, b.weight("ssm_conv1d", homes))
+    mixed = g.add("ssm_conv", (channels, U), joined, b.weight("ssm_conv1d.weight", homes))
+    if "ssm_conv1d.bias" in homes.parts:
+        mixed = g.add("conv_bias", (channels, U), mixed, b.weight("ssm_conv1d.bias", homes), inplace=True)
     mixed = g.add("silu", (channels, U), mixed, inplace=True)
     head_dim = inner // heads
     x = g.view(mixed, (head_dim, heads, U), contiguous=False)
     steps = g.add("dt", (heads, U), g.view(whole, (heads, U), contiguous=False))
-    steps = g.add("dt_bias", (heads, U), steps, inplace=True)
+    steps = g.add("dt_bias", (heads, U), steps, b.weight("ssm_dt.bias", homes), inplace=True)
+    decay = b.weight("ssm_a", homes)
     left = g.view(mixed, (state, groups, U), contiguous=False)
     right = g.view(mixed, (state, groups, U), contiguous=False)
     scanned = g.add(
@@ -81,12 +86,15 @@ def mamba2(
         old,
         x,
         steps,
+        decay,
         left,
         right,
+        b.state_index(),
         size=plus(form((inner, U)), form((mixer.state_elements, b.slots))),
         rows=1,
     )
-    g.store("save_state", store, g.view(scanned, (".new",), contiguous=False))
+    g.store("save_state", store, g.view(scanned, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False))
+    b.fetch_next()
     if between is not None:
         between()
     gate = g.add("z", (head_dim, heads, U), g.view(whole, (head_dim, heads, U), contiguous=False))
@@ -95,7 +103,7 @@ def mamba2(
     y = g.add("y", (head_dim, heads, U), y, skip, inplace=True)
     gated = g.add("swiglu", (head_dim, heads, U), gate, y)
     if "ssm_norm.weight" in homes.parts:
-        gated = g.add("norm", (inner // groups, groups, U), g.view(gated, (inner // groups, groups, U)), inplace=True)
+        gated = b.norm(g.view(gated, (inner // groups, groups, U)), "ssm_norm", homes)
     flat = g.view(gated, (inner, U))
     return b.matmul("ssm_out", homes, b.spec.hidden_size, flat)
 
@@ -121,7 +129,7 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     store, state = load_state(b, "cache_s", mixer.state_elements, homes)
     mixed = []
     for part, source in zip("qkv", joined, strict=True):
-        conv = g.add("ssm_conv", (inner, U), source, b.weight(f"ssm_conv1d_{part}", homes))
+        conv = g.add("ssm_conv", (inner, U), source, b.weight(f"ssm_conv1d_{part}.weight", homes))
         silu = g.add("silu", (inner, U), g.view(conv, (inner, U)), inplace=True)
         out = g.view(silu, shape)
         if part != "v":
@@ -129,6 +137,7 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
         mixed.append(out)
     low = b.matmul("ssm_f_a", homes, dim, normed)
     decay = b.matmul("ssm_f_b", homes, inner, low)
+    decay = g.add("decay_bias", (inner, U), decay, b.weight("ssm_dt.bias", homes), inplace=True)
     decay = g.add("softplus", (inner, U), decay, inplace=True)
     decay = g.add("decay", shape, g.view(decay, shape), b.weight("ssm_a", homes), inplace=True)
     beta = g.view(b.matmul("ssm_beta", homes, heads, normed), (1, heads, U))
@@ -143,9 +152,9 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
         size=plus(form((inner, U)), form((mixer.state_elements, b.slots))),
         rows=1,
     )
-    g.store("save_state", store, g.view(delta, (".new",), contiguous=False))
+    g.store("save_state", store, g.view(delta, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False))
     out = g.add("cont", shape, g.view(delta, shape, contiguous=False))
-    out = g.add("normed", shape, g.view(out, shape), b.weight("ssm_norm", homes), inplace=True)
+    out = g.add("normed", shape, g.view(out, shape), b.weight("ssm_norm.weight", homes), inplace=True)
     low = b.matmul("ssm_g_a", homes, dim, g.view(normed, normed.dims))
     gate = g.view(b.matmul("ssm_g_b", homes, inner, low), shape)
     gate = g.add("sigmoid", shape, gate, inplace=True)

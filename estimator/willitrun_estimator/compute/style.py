@@ -12,8 +12,8 @@ class Style(Struct, frozen=True, kw_only=True):
 
     keys_first: bool = False
     """Keys are projected before values."""
-    rows: Literal["inside", "block-end", "norm-end"] = "inside"
-    """Where the rows that get logits are picked: before the last feed-forward network, after it, or after the norm."""
+    rows: Literal["inside", "residual", "block-end", "norm-end"] = "inside"
+    """Where the rows that get logits are picked: before attention's sum, after it, after the block, after the norm."""
     residual_first: bool = False
     """The feed-forward network's sum names the residual first, which is then written over."""
     post_attention_is_ffn_norm: bool = False
@@ -28,6 +28,7 @@ DEFAULT = Style()
 STYLES: dict[str, Style] = {
     "gpt-oss": Style(keys_first=True, post_attention_is_ffn_norm=True, rows="block-end"),
     "gemma3": Style(keys_first=True),
+    "falcon-h1": Style(rows="residual"),
     "phi3": Style(residual_first=True),
     "nemotron_h": Style(rows="norm-end"),
 }
