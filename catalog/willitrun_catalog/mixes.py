@@ -8,7 +8,7 @@ model's shape. The rules follow `src/llama-quant.cpp` of https://github.com/ggml
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
@@ -150,43 +150,34 @@ class MixFacts(Struct, frozen=True):
         return self.architecture in {"qwen2", "deci"} or (self.architecture == "llama" and self.grouping > 1)
 
 
-class Position(NamedTuple):
-    """Where a tensor stands among its class, reduced to the questions that the rules ask."""
+Position: TypeAlias = int
+"""Where a tensor stands among its class, as the answers to the questions that the rules ask: a sum of these flags."""
 
-    first_two: bool
-    first_four: bool
-    first_16th: bool
-    first_8th: bool
-    last_8th: bool
-    more: bool
-    """First eighth, last eighth, and every third in between (`use_more_bits`)."""
-    counted_first_8th: bool
-    """`first_8th` by running count, where `first_8th` goes by block number (models with experts)."""
-
-
-NOWHERE = Position(
-    first_two=False,
-    first_four=False,
-    first_16th=False,
-    first_8th=False,
-    last_8th=False,
-    more=False,
-    counted_first_8th=False,
-)
+NOWHERE: Position = 0
+FIRST_TWO: Position = 1
+FIRST_FOUR: Position = 2
+FIRST_16TH: Position = 4
+FIRST_8TH: Position = 8
+LAST_8TH: Position = 16
+MORE: Position = 32
+"""First eighth, last eighth, and every third in between (`use_more_bits`)."""
+COUNTED_FIRST_8TH: Position = 64
+"""`FIRST_8TH` by running count, where that goes by block number (models with experts)."""
 
 
 @lru_cache(maxsize=8192)
 def position(index: int, total: int, counted: int) -> Position:
     """Answer the rules' questions for the `index`-th of `total`; `counted` is the running count of its class."""
     eighth = total // 8
-    return Position(
-        first_two=index < 2,  # noqa: PLR2004
-        first_four=index < 4,  # noqa: PLR2004
-        first_16th=index < total // 16,
-        first_8th=index < eighth,
-        last_8th=index >= 7 * total // 8,
-        more=index < eighth or index >= 7 * total // 8 or (index - eighth) % 3 == 2,  # noqa: PLR2004
-        counted_first_8th=counted < eighth,
+    more = index < eighth or index >= 7 * total // 8 or (index - eighth) % 3 == 2  # noqa: PLR2004
+    return (
+        FIRST_TWO * (index < 2)  # noqa: PLR2004
+        + FIRST_FOUR * (index < 4)  # noqa: PLR2004
+        + FIRST_16TH * (index < total // 16)
+        + FIRST_8TH * (index < eighth)
+        + LAST_8TH * (index >= 7 * total // 8)
+        + MORE * more
+        + COUNTED_FIRST_8TH * (counted < eighth)
     )
 
 
@@ -276,8 +267,8 @@ def _preferred(  # noqa: PLR0911
         return _head(mix, base, facts, row_elements)
     if mix == "MXFP4_MOE":
         # The third dimension marks experts, and MLA's per-head matrices too; Bailing's third version is exempt.
-        experts_only = facts.architecture == "bailingmoe3" and tensor_category not in {"up", "gate", "down"}
-        return "MXFP4" if matrices > 1 and not experts_only else "Q8_0"
+        exempt = facts.architecture == "bailingmoe3" and tensor_category not in {"up", "gate", "down"}
+        return "MXFP4" if matrices > 1 and not exempt else "Q8_0"
     if tensor_category == "embedding":
         return _EMBEDDING.get(mix, base)
     if mix in _TINY:
@@ -292,7 +283,7 @@ def _preferred(  # noqa: PLR0911
         return "Q8_0"
     if tensor_category in {"key", "query"}:
         return {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(mix, base)
-    if tensor_category in {"gate", "up"} and mix == "IQ3_XS" and not (place.first_8th or place.last_8th):
+    if tensor_category in {"gate", "up"} and mix == "IQ3_XS" and not place & (FIRST_8TH | LAST_8TH):
         return "IQ3_XXS"
     return base
 
@@ -311,7 +302,7 @@ def _tiny(mix: str, base: str, tensor_category: Category, place: Position, facts
         return "Q4_K" if facts.grouping >= _GROUPED or facts.experts >= _GROUPED else raised
     if tensor_category == "key" and facts.experts == _MIXTRAL_EXPERTS:
         return "Q4_K"
-    if tensor_category == "down" and place.counted_first_8th:
+    if tensor_category == "down" and place & COUNTED_FIRST_8TH:
         return raised
     if tensor_category == "mixed":
         if facts.experts == _MIXTRAL_EXPERTS:
@@ -334,10 +325,10 @@ def _value(mix: str, base: str, place: Position, facts: MixFacts) -> str:
     elif mix == "IQ3_M" or (grouped and mix in {"Q2_K_S", "IQ3_XS", "IQ3_S"}):
         chosen = "Q4_K"
     elif mix == "Q3_K_M":
-        chosen = "Q5_K" if place.first_two else "Q4_K"
-    elif mix == "Q3_K_L" or (grouped and mix in {"IQ4_NL", "IQ4_XS"}) or (mix == "Q4_K_S" and place.first_four):
+        chosen = "Q5_K" if place & FIRST_TWO else "Q4_K"
+    elif mix == "Q3_K_L" or (grouped and mix in {"IQ4_NL", "IQ4_XS"}) or (mix == "Q4_K_S" and place & FIRST_FOUR):
         chosen = "Q5_K"
-    elif mix in {"Q4_K_M", "Q5_K_M"} and place.more:
+    elif mix in {"Q4_K_M", "Q5_K_M"} and place & MORE:
         chosen = "Q6_K"
     return "Q5_K" if facts.is_70b and chosen in {"Q3_K", "Q4_K"} else chosen
 
@@ -347,28 +338,28 @@ def _down(mix: str, base: str, place: Position, facts: MixFacts) -> str:  # noqa
     if mix == "Q2_K":
         return "Q3_K"
     if mix == "Q2_K_S":
-        return "Q4_K" if place.first_8th else base
+        return "Q4_K" if place & FIRST_8TH else base
     if mix == "IQ3_XXS" and not facts.importance_matrix:
-        return "Q4_K" if place.first_8th else "Q3_K"
+        return "Q4_K" if place & FIRST_8TH else "Q3_K"
     if mix == "Q3_K_M":
-        if place.first_16th:
+        if place & FIRST_16TH:
             return "Q5_K"
-        return "Q4_K" if not falcon or place.more else "Q3_K"
-    if mix == "IQ3_M" and (place.first_8th or (facts.experts == _MIXTRAL_EXPERTS and place.more)):
+        return "Q4_K" if not falcon or place & MORE else "Q3_K"
+    if mix == "IQ3_M" and (place & FIRST_8TH or (facts.experts == _MIXTRAL_EXPERTS and place & MORE)):
         return "Q4_K"
     if mix == "Q3_K_L":
         return "Q4_K" if falcon else "Q5_K"
     if mix == "Q4_K_M":
         if falcon:
-            return "Q6_K" if place.first_16th else ("Q5_K" if place.more else "Q4_K")
-        return "Q6_K" if place.more else base
-    if mix in {"IQ4_NL", "IQ4_XS"} and place.first_8th and not facts.importance_matrix:
+            return "Q6_K" if place & FIRST_16TH else ("Q5_K" if place & MORE else "Q4_K")
+        return "Q6_K" if place & MORE else base
+    if mix in {"IQ4_NL", "IQ4_XS"} and place & FIRST_8TH and not facts.importance_matrix:
         return "Q5_K"
-    if mix == "Q5_K_M" and place.more:
+    if mix == "Q5_K_M" and place & MORE:
         return "Q6_K"
-    if mix == "Q4_K_S" and not falcon and place.first_8th:
+    if mix == "Q4_K_S" and not falcon and place & FIRST_8TH:
         return "Q5_K"
-    if mix in {"Q4_0", "Q5_0"} and facts.importance_matrix and place.first_8th:
+    if mix in {"Q4_0", "Q5_0"} and facts.importance_matrix and place & FIRST_8TH:
         return "Q4_1" if mix == "Q4_0" else "Q5_1"
     return base
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 
 from msgspec import Struct
 from willitrun_catalog.mixes import NOWHERE, Category, Position, category, kept_type, position, quantizable
@@ -33,22 +33,41 @@ class Piece(Struct, frozen=True):
     """Keeps the source's 16-bit type under every quantizing mix."""
     name: str
     elements: int
+    slot: int = 0
+    """Same for pieces that every mix treats alike at the same position."""
+
+
+class Kind(Struct, frozen=True):
+    """A distinct block: what no mix changes by position, and what it does."""
+
+    pieces: tuple[Piece, ...]
+    """Those no position changes, by name."""
+    steady: tuple[Piece, ...]
+    """The same with all small F32 tensors as one."""
+    positional: tuple[Piece, ...]
+    elements: int
+    expert_elements: int
 
 
 class Group(Struct, frozen=True):
     """Blocks that get the same types under every mix."""
 
+    kind: int
+    places: tuple[Position, ...]
+    """One for every positional piece of the kind."""
     pieces: tuple[tuple[Piece, Position], ...]
-    elements: int
-    expert_elements: int
+    """All pieces with their places, by name."""
 
 
 class Grouped(Struct, frozen=True, kw_only=True):
-    """The whole model: tensors outside the blocks, groups of equal blocks, and the group of every block."""
+    """The whole model: tensors outside the blocks, distinct blocks, groups of equal blocks, and every block's group."""
 
     outside: tuple[Piece, ...]
+    kinds: tuple[Kind, ...]
     groups: tuple[Group, ...]
     order: tuple[int, ...]
+    counts: tuple[int, ...]
+    """Blocks in each group."""
 
 
 def piece(part: Part, architecture: str) -> Piece:
@@ -69,7 +88,15 @@ def piece(part: Part, architecture: str) -> Piece:
         kept == "source",
         part.name,
         part.shape[0] * rows,
+        _slot(category(part.name), part.shape[0], dimensions > 2, part.name if architecture == "glm5-next" else ""),  # noqa: PLR2004
     )
+
+
+_SLOTS: dict[tuple[object, ...], int] = {}
+
+
+def _slot(*key: object) -> int:
+    return _SLOTS.setdefault(key, len(_SLOTS) + 1)
 
 
 _RECENT: OrderedDict[int, tuple[Blueprint, Grouped]] = OrderedDict()
@@ -90,38 +117,62 @@ def grouped(plan: Blueprint) -> Grouped:
 
 def _group(plan: Blueprint) -> Grouped:
     facts = plan.facts
-    kinds = [
-        tuple(piece(part, facts.architecture) for part in sorted(kind, key=lambda part: part.name))
-        for kind in plan.kinds
-    ]
+    kinds = [_kind(kind, facts.architecture) for kind in plan.kinds]
     known: dict[tuple[int, tuple[Position, ...]], int] = {}
-    groups: list[Group] = []
     order: list[int] = []
-    counts: Counter[Category] = Counter()
+    counted = {"value": 0, "down": 0, "gate": 0, "up": 0}
+    by_number = facts.experts > 1
     for number, kind in enumerate(plan.order):
         places: list[Position] = []
-        for item in kinds[kind]:
-            if item.category not in POSITIONAL or item.fixed_type is not None or item.kept:
-                places.append(NOWHERE)
-                continue
-            counted = counts[item.category]
-            counts[item.category] += 1
+        for item in kinds[kind].positional:
+            before = counted[item.category]
+            counted[item.category] = before + 1
             if item.category == "value":
-                places.append(position(counted, facts.value_tensors, counted))
+                places.append(position(before, facts.value_tensors, before))
             else:
-                places.append(position(number if facts.experts > 1 else counted, facts.blocks, counted))
-        key = (kind, tuple(places))
-        group = known.get(key)
-        if group is None:
-            group = known[key] = len(groups)
-            pieces = kinds[kind]
-            groups.append(
-                Group(
-                    tuple(zip(pieces, places, strict=True)),
-                    sum(item.elements for item in pieces),
-                    sum(item.elements for item in pieces if item.role == "experts"),
+                places.append(position(number if by_number else before, facts.blocks, before))
+        order.append(known.setdefault((kind, tuple(places)), len(known)))
+    counts = [0] * len(known)
+    for group in order:
+        counts[group] += 1
+    return Grouped(
+        outside=tuple(piece(part, facts.architecture) for part in plan.outside),
+        kinds=tuple(kinds),
+        groups=tuple(
+            Group(
+                kind,
+                places,
+                tuple(
+                    sorted(
+                        (
+                            *((item, NOWHERE) for item in kinds[kind].pieces),
+                            *zip(kinds[kind].positional, places, strict=True),
+                        ),
+                        key=lambda placed: placed[0].name,
+                    ),
                 ),
             )
-        order.append(group)
-    outside = tuple(piece(part, facts.architecture) for part in plan.outside)
-    return Grouped(outside=outside, groups=tuple(groups), order=tuple(order))
+            for kind, places in known
+        ),
+        order=tuple(order),
+        counts=tuple(counts),
+    )
+
+
+def _kind(parts: tuple[Part, ...], architecture: str) -> Kind:
+    # llama-quantize visits a block's tensors by name and counts each class as it goes.
+    pieces = [piece(part, architecture) for part in sorted(parts, key=lambda part: part.name)]
+    moving = [item.category in POSITIONAL and item.fixed_type is None and not item.kept for item in pieces]
+    still = [item for item, moves in zip(pieces, moving, strict=True) if not moves]
+    small = [item for item in still if item.fixed_type == "F32" and item.role != "experts"]
+    steady = [item for item in still if item not in small]
+    if small:
+        elements = sum(item.elements for item in small)
+        steady.append(Piece("other", elements, 1, 1, "norm", "F32", kept=False, name="small tensors", elements=elements))
+    return Kind(
+        tuple(still),
+        tuple(steady),
+        tuple(item for item, moves in zip(pieces, moving, strict=True) if moves),
+        sum(item.elements for item in pieces),
+        sum(item.elements for item in pieces if item.role == "experts"),
+    )

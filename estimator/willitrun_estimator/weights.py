@@ -6,8 +6,9 @@ checkpoint format is bits per weight by role (`willitrun_catalog.formats`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import accumulate
+import operator
+from collections.abc import Callable, Iterable
+from itertools import accumulate, repeat
 
 from msgspec import Struct, structs
 from willitrun_catalog.block_types import row_bytes
@@ -17,7 +18,7 @@ from willitrun_catalog.model import ModelSpec, Moe
 from willitrun_catalog.quant import quant_name
 
 from willitrun_estimator.tensors import blueprint
-from willitrun_estimator.weight_groups import FIRST_BLOCK_PREFIXES, HOST_NAMES, Group, Piece, grouped
+from willitrun_estimator.weight_groups import FIRST_BLOCK_PREFIXES, HOST_NAMES, Grouped, Piece, grouped
 
 
 class LayerWeights(Struct, frozen=True, kw_only=True):
@@ -105,8 +106,7 @@ def _format_sizer(form: CheckpointFormat) -> Sizer:
 
 def _mix_sizer(mix: str, facts: MixFacts) -> Sizer:
     source = mix if mix in {"F16", "F32"} else "BF16"
-    by_name = facts.architecture == "glm5-next"
-    chosen: dict[tuple[object, ...], str] = {}
+    chosen: dict[int, str] = {}
 
     def size(item: Piece, place: Position) -> tuple[str, int]:
         kind = item.fixed_type
@@ -114,7 +114,7 @@ def _mix_sizer(mix: str, facts: MixFacts) -> Sizer:
             if item.kept:
                 kind = source
             else:
-                key = (item.category, place, item.row_elements, item.matrices > 1, item.name if by_name else "")
+                key = item.slot << 8 | place
                 found = chosen.get(key)
                 if found is None:
                     found = chosen[key] = chosen_type(
@@ -136,17 +136,10 @@ def _profile(spec: ModelSpec, quant: str, size: Sizer) -> WeightProfile:
     plan = blueprint(spec)
     model = grouped(plan)
     loaded = plan.loaded_blocks
-    used = next(((layer.ffn.experts_used, layer.ffn.experts) for layer in spec.layers if isinstance(layer.ffn, Moe)), (1, 1))
     types: dict[str, int] = {}
     matrices: dict[str, int] = {}
-    counts = [0] * len(model.groups)
-    for number in model.order:
-        counts[number] += 1
-    weighed = [
-        _weigh(group, count, size, used, types, matrices) for group, count in zip(model.groups, counts, strict=True)
-    ]
+    weighed = _weigh(model, size, _used_experts(spec), types, matrices)
     first = embedding = output = host = beyond_elements = tables = 0
-    tied = True
     for item in model.outside:
         kind, amount = size(item, NOWHERE)
         types[kind] = types.get(kind, 0) + amount
@@ -161,53 +154,91 @@ def _profile(spec: ModelSpec, quant: str, size: Sizer) -> WeightProfile:
         else:
             output += amount
             if item.name == "output.weight":
-                tied = False
                 matrices[kind] = matrices.get(kind, 0) + amount
-    layers = tuple(weighed[number] for number in model.order[:loaded])
+    layers = tuple([weighed[number] for number in model.order[:loaded]])
     if first and layers:
         layers = (structs.replace(layers[0], resident_bytes=layers[0].resident_bytes + first), *layers[1:])
-    resident = tuple(accumulate((layer.resident_bytes for layer in layers), initial=0))
-    experts = tuple(accumulate((layer.expert_bytes for layer in layers), initial=0))
-    active = tuple(accumulate((layer.expert_active_bytes for layer in layers), initial=0))
-    rest = [weighed[number] for number in model.order[loaded:]]
-    unloaded = sum(layer.resident_bytes + layer.expert_bytes for layer in rest)
-    total = sum(types.values())
-    block_elements = sum(model.groups[number].elements for number in model.order[:loaded])
-    spare_elements = sum(model.groups[number].elements for number in model.order[loaded:])
-    expert_elements = sum(model.groups[number].expert_elements for number in model.order[:loaded])
+    elements = [model.kinds[group.kind].elements for group in model.groups]
+    block_elements = sum([elements[number] for number in model.order[:loaded]])
+    all_elements = sum(map(operator.mul, elements, model.counts)) + beyond_elements
+    expert_elements = sum([model.kinds[plan.order[number]].expert_elements for number in range(loaded)])
     params = beyond_elements + block_elements - tables
-    tensors_listed = len(model.outside) + sum(len(model.groups[number].pieces) for number in model.order)
+    used, experts = _used_experts(spec)
+    total = sum(types.values())
     return WeightProfile(
         spec=spec,
         quant=quant,
         layers=layers,
-        cumulative_resident_bytes=resident,
-        cumulative_expert_bytes=experts,
-        cumulative_expert_active_bytes=active,
+        cumulative_resident_bytes=tuple(accumulate([layer.resident_bytes for layer in layers], initial=0)),
+        cumulative_expert_bytes=tuple(accumulate([layer.expert_bytes for layer in layers], initial=0)),
+        cumulative_expert_active_bytes=tuple(accumulate([layer.expert_active_bytes for layer in layers], initial=0)),
         embedding_bytes=embedding,
-        output_bytes=output + embedding if tied else output,
+        output_bytes=output + embedding if plan.facts.tied else output,
         host_extra_bytes=host,
         tensor_bytes=total,
-        unloaded_bytes=unloaded,
-        file_bytes=spec.file_bytes or total + metadata_bytes(spec, tensors_listed),
+        unloaded_bytes=sum(
+            [weighed[number].resident_bytes + weighed[number].expert_bytes for number in model.order[loaded:]],
+        ),
+        file_bytes=spec.file_bytes or total + metadata_bytes(spec, _tensor_count(model)),
         params=params,
-        active_params=params - expert_elements + expert_elements * used[0] // used[1],
-        bits_per_weight=8 * total / max(1, beyond_elements + block_elements + spare_elements),
+        active_params=params - expert_elements + expert_elements * used // experts,
+        bits_per_weight=8 * total / max(1, all_elements),
         matmul_type=max(matrices, key=matrices.__getitem__, default="F32"),
         type_bytes=tuple(sorted(types.items(), key=lambda entry: -entry[1])),
     )
 
 
-def _weigh(  # noqa: PLR0913, PLR0917
-    group: Group,
+def _used_experts(spec: ModelSpec) -> tuple[int, int]:
+    for layer in spec.layers:
+        if isinstance(layer.ffn, Moe):
+            return layer.ffn.experts_used, layer.ffn.experts
+    return 1, 1
+
+
+def _tensor_count(model: Grouped) -> int:
+    return len(model.outside) + sum(
+        [len(group.pieces) * count for group, count in zip(model.groups, model.counts, strict=True)],
+    )
+
+
+def _weigh(
+    model: Grouped, size: Sizer, used: tuple[int, int], types: dict[str, int], matrices: dict[str, int],
+) -> list[LayerWeights]:
+    """Weigh one block of every group; `types` and `matrices` collect the bytes of all of them by type."""
+    blocks = [0] * len(model.kinds)
+    for group, count in zip(model.groups, model.counts, strict=True):
+        blocks[group.kind] += count
+    steady = [
+        _sum(zip(kind.steady, repeat(NOWHERE)), count, size, types, matrices)
+        for kind, count in zip(model.kinds, blocks, strict=True)
+    ]
+    weighed = []
+    for group, count in zip(model.groups, model.counts, strict=True):
+        resident, experts, largest, largest_expert = steady[group.kind]
+        moved = zip(model.kinds[group.kind].positional, group.places, strict=True)
+        more = _sum(moved, count, size, types, matrices)
+        experts += more[1]
+        weighed.append(
+            LayerWeights(
+                resident_bytes=resident + more[0],
+                expert_bytes=experts,
+                expert_active_bytes=experts * used[0] // used[1],
+                largest_tensor_bytes=max(largest, more[2]),
+                largest_expert_tensor_bytes=max(largest_expert, more[3]),
+            ),
+        )
+    return weighed
+
+
+def _sum(
+    pieces: Iterable[tuple[Piece, Position]],
     count: int,
     size: Sizer,
-    used: tuple[int, int],
     types: dict[str, int],
     matrices: dict[str, int],
-) -> LayerWeights:
+) -> tuple[int, int, int, int]:
     resident = experts = largest = largest_expert = 0
-    for item, place in group.pieces:
+    for item, place in pieces:
         kind, amount = size(item, place)
         types[kind] = types.get(kind, 0) + amount * count
         if item.rows > 1:
@@ -218,13 +249,7 @@ def _weigh(  # noqa: PLR0913, PLR0917
         else:
             resident += amount
             largest = max(largest, amount)
-    return LayerWeights(
-        resident_bytes=resident,
-        expert_bytes=experts,
-        expert_active_bytes=experts * used[0] // used[1],
-        largest_tensor_bytes=largest,
-        largest_expert_tensor_bytes=largest_expert,
-    )
+    return resident, experts, largest, largest_expert
 
 
 _BYTES_PER_PIECE_TOKEN = 23
