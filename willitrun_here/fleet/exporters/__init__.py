@@ -1,0 +1,1 @@
+"""What others can read: one module per format, each a function from values to text."""

@@ -1,0 +1,1 @@
+"""Migrations of the fleet database, run by Alembic."""

@@ -1,0 +1,46 @@
+"""The estimator as the fleet uses it: on facts of another machine, without ids or programs of this one."""
+
+from __future__ import annotations
+
+import hashlib
+
+from msgspec import structs
+
+from willitrun_catalog import shipped
+from willitrun_catalog.find import find_model
+from willitrun_catalog.model import ModelSpec
+from willitrun_estimator.answer import Section, answer
+from willitrun_estimator.plan import Answer
+from willitrun_estimator.request import Request
+from willitrun_here import __version__
+from willitrun_here.ask import all_commands, sheet_of
+from willitrun_probe.machine import Machine
+
+SECTIONS: frozenset[Section] = frozenset({"plan", "speed", "score"})
+
+
+def plan(machine: Machine, spec: ModelSpec, request: Request) -> Answer:
+    """Answer one question with the commands of the winning plan, for the newest engine known here."""
+    from willitrun_here.launch.flags import NEWEST  # noqa: PLC0415 - only where a plan was found
+    from willitrun_here.launch.target import Target  # noqa: PLC0415
+
+    result = answer(machine, spec, request, sheet_of, sections=SECTIONS)
+    if result.plan is None or result.fit.status == "too-large":
+        return result
+    target = Target(plan=result.plan, spec=spec, machine=machine, flags=NEWEST)
+    return structs.replace(result, commands=dict(all_commands(target)))
+
+
+def find_catalog_model(text: str) -> ModelSpec:
+    """Return the catalog model a name means; raises CatalogError. Never opens a file or an address."""
+    return find_model(text).spec
+
+
+def model_names() -> tuple[str, ...]:
+    """Return the names of the catalog."""
+    return shipped.model_names()
+
+
+def catalog_version() -> str:
+    """Return what stored plans depend on beside machine, model and question: this program and its catalog."""
+    return f"{__version__}-{hashlib.sha256(shipped.COMPILED.read_bytes()).hexdigest()[:16]}"

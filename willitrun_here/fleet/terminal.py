@@ -1,0 +1,48 @@
+"""Tables of the fleet for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from willitrun_probe.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from willitrun_here.fleet.query import MachineRow
+    from willitrun_here.fleet.where import Where
+
+WORDS = {"runs-now": "now", "runs-if-idle": "if idle", "does-not-run": "no", "unknown": "unknown"}
+
+
+def machine_table(rows: Sequence[MachineRow]) -> Table:
+    """Build the table of machines."""
+    table = Table("machine", "GPUs", "GPU memory", "free", "RAM", "free", "seen", "findings")
+    for row in rows:
+        table.add_row(
+            _plain(row.name), _plain(row.gpus), format_bytes(row.vram_total_bytes),
+            format_bytes(row.vram_free_bytes), format_bytes(row.ram_total_bytes), format_bytes(row.ram_free_bytes),
+            f"{format_seconds(row.last_seen_s)} ago ({row.status})", str(row.findings or 0),
+        )  # fmt: skip
+    return table
+
+
+def where_table(answer: Where, limit: int) -> Table:
+    """Build the table that answers which machines run a model."""
+    counted = ", ".join(f"{WORDS[word]}: {count}" for word, count in answer.counts.items())
+    table = Table(
+        "machine", "runs", "because", "plan", "tokens/s", "command", title=f"{escape(answer.model)} ({counted})"
+    )
+    for row in answer.machines[:limit]:
+        plan = f"{row.quant}, {row.engine}, {row.context_tokens}" if row.quant is not None else "-"
+        speed = "-" if row.decode_tokens_per_s is None else f"{row.decode_tokens_per_s:.1f}"
+        command = row.command if row.verdict.startswith("runs") else None
+        table.add_row(_plain(row.name), WORDS[row.verdict], escape(row.reason), escape(plan), speed, _plain(command))
+    return table
+
+
+def _plain(text: str | None) -> str:
+    """Names come from machines that may be hostile: no markup and no control characters reach the terminal."""
+    return "-" if not text else escape("".join(letter if letter.isprintable() else "?" for letter in text))
