@@ -16,10 +16,11 @@ from willitrun_here.render.wording import (
     runs,
     summary,
     title,
+    tokens,
     tokens_per_s,
     verdict,
 )
-from willitrun_probe.units import format_bytes, format_tokens
+from willitrun_probe.units import format_bytes
 
 WIDTH, HEIGHT = 400, 180
 COLOURS = {"good": ("#17693f", "#e5f3ea"), "fair": ("#855400", "#fbf0d9"), "bad": ("#ad2c22", "#fbe7e4")}
@@ -38,7 +39,7 @@ def render_svg(answer: Answer) -> str:
         facts = [
             ("Memory", f"{format_bytes(needed_bytes(answer))} of {format_bytes(available_bytes(answer))}"),
             ("Decode", tokens_per_s(decode.expected if decode else None)),
-            ("Context", format_tokens(plan.context_tokens)),
+            ("Context", tokens(plan.context_tokens)),
         ]
     status = f"{verdict(answer)} \u00b7 {STATUS_WORDS[answer.fit.status]}" + (f" \u00b7 {plan.quant}" if plan else "")
     pill = 20 + round(7.2 * len(status))

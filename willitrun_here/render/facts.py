@@ -12,9 +12,10 @@ from willitrun_here.render.wording import (
     rate_range,
     runs,
     seconds_range,
+    tokens,
     tokens_per_s,
 )
-from willitrun_probe.units import format_bytes, format_seconds, format_tokens
+from willitrun_probe.units import format_bytes, format_seconds
 
 
 def facts(answer: Answer) -> tuple[tuple[str, str, str], ...]:
@@ -24,15 +25,13 @@ def facts(answer: Answer) -> tuple[tuple[str, str, str], ...]:
         return ()
     memory = ("Memory", format_bytes(needed_bytes(answer)), f"of {format_bytes(available_bytes(answer))} free")
     if not runs(answer):
-        return (memory, ("Smallest plan", plan.quant, f"with a context of {format_tokens(plan.context_tokens)} tokens"))
+        return (memory, ("Smallest plan", plan.quant, f"with a context of {tokens(plan.context_tokens)} tokens"))
     rows: list[tuple[str, str, str]] = []
     if speed is not None:
         decode, prefill, ttft = speed.decode_tokens_per_s, speed.prefill_tokens_per_s, speed.ttft_s
         rows.append(("Decode", tokens_per_s(decode.expected if decode else None), rate_range(decode)))
         rows.append(("Prefill", tokens_per_s(prefill.expected if prefill else None), rate_range(prefill)))
-        wait = seconds_range(ttft) + (
-            f", prompt of {format_tokens(prompt)}" if (prompt := _prompt_tokens(answer)) else ""
-        )
+        wait = seconds_range(ttft) + (f", prompt of {tokens(prompt)}" if (prompt := _prompt_tokens(answer)) else "")
         rows.append(("First token", format_seconds(ttft.expected if ttft else None), wait))
         if speed.ttft_cold_s is not None:
             rows.append(("From cold", format_seconds(speed.ttft_cold_s.expected), seconds_range(speed.ttft_cold_s)))
@@ -42,8 +41,8 @@ def facts(answer: Answer) -> tuple[tuple[str, str, str], ...]:
     rows.append(
         (
             "Safe context",
-            format_tokens(context.safe_tokens),
-            f"the model's limit is {format_tokens(context.max_tokens)}",
+            tokens(context.safe_tokens),
+            f"the model's limit is {tokens(context.max_tokens)}",
         )
     )
     rows.append(memory)
@@ -52,7 +51,7 @@ def facts(answer: Answer) -> tuple[tuple[str, str, str], ...]:
     layers = f"{plan.gpu_layers} of {plan.layers + 1} layers on the GPU"
     if plan.cpu_moe_layers:
         layers += f", experts of {plan.cpu_moe_layers} in host memory"
-    cache = f"KV cache {plan.kv_type}, context {format_tokens(plan.context_tokens)}"
+    cache = f"KV cache {plan.kv_type}, context {tokens(plan.context_tokens)}"
     rows.append(("Plan", plan.quant, f"{ENGINE_WORDS.get(plan.engine, plan.engine)}, {layers}, {cache}"))
     return tuple(rows)
 

@@ -14,9 +14,10 @@ from willitrun_here.render.wording import (
     rate_range,
     runs,
     summary,
+    tokens,
     tokens_per_s,
 )
-from willitrun_probe.units import format_bytes, format_seconds, format_tokens
+from willitrun_probe.units import format_bytes, format_seconds
 
 
 def questions(answer: Answer) -> tuple[tuple[str, str], ...]:
@@ -46,7 +47,7 @@ def _memory(answer: Answer) -> str:
         return answer.fit.message[:1].upper() + answer.fit.message[1:]
     return (
         f"{model_size(answer)} takes {format_bytes(needed)} on {hardware(answer)} in {plan.quant} with a context of "
-        f"{format_tokens(plan.context_tokens)} tokens; the file has {format_bytes(plan.file_bytes)}."
+        f"{tokens(plan.context_tokens)} tokens; the file has {format_bytes(plan.file_bytes)}."
     )
 
 
@@ -89,8 +90,8 @@ def _word(row: WorkloadRow) -> str:
 
 def _workload(row: WorkloadRow) -> str:
     return (
-        f"Grade {row.grade}: {tokens_per_s(row.decode_tokens_per_s)}, context {format_tokens(row.context_tokens)}, "
-        f"and the first token of a {format_tokens(row.prompt_tokens)}-token prompt after {format_seconds(row.ttft_s)}."
+        f"Grade {row.grade}: {tokens_per_s(row.decode_tokens_per_s)}, context {tokens(row.context_tokens)}, "
+        f"and the first token of a {tokens(row.prompt_tokens)}-token prompt after {format_seconds(row.ttft_s)}."
     )
 
 
@@ -99,5 +100,5 @@ def _context(answer: Answer) -> str:
     if not runs(answer):
         return ""
     if safe >= most:
-        return f"All of the model's {format_tokens(most)} tokens."
-    return f"{format_tokens(safe)} tokens safely; the model allows {format_tokens(most)}, memory is what limits it."
+        return f"All of the model's {tokens(most)} tokens."
+    return f"{tokens(safe)} tokens safely; the model allows {tokens(most)}, memory is what limits it."

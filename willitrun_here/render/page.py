@@ -27,14 +27,16 @@ from willitrun_here.render.wording import (
     number,
     percent,
     rate_range,
+    remark,
     runs,
     seconds_range,
     summary,
     title,
+    tokens,
     tokens_per_s,
     verdict,
 )
-from willitrun_probe.units import format_bytes, format_seconds, format_tokens
+from willitrun_probe.units import format_bytes, format_seconds
 
 PACE_WORDS = {"expected": "Expected", "low": "Low end", "high": "High end"}
 
@@ -65,9 +67,10 @@ def page_values(answer: Answer) -> dict[str, Any]:
         "grade_tone": GRADE_TONES[answer.grade],
         "grade_word": GRADE_WORDS[answer.grade],
         "summary": summary(answer),
+        "remark": remark(answer),
         "hardware": hardware(answer),
         "params": count(answer.model.params),
-        "context": format_tokens(answer.plan.context_tokens) if answer.plan else "",
+        "context": tokens(answer.plan.context_tokens) if answer.plan else "",
         "tags": _tags(answer),
         "modes": modes,
         "mode_table": tables.mode_table(answer),
@@ -117,7 +120,7 @@ def _model_line(answer: Answer) -> str:
     parts = [f"{count(model.params)} parameters"]
     if model.active_params != model.params:
         parts.append(f"{count(model.active_params)} active per token")
-    parts.append(f"context up to {format_tokens(model.max_context_tokens)}")
+    parts.append(f"context up to {tokens(model.max_context_tokens)}")
     parts += model.capabilities
     parts += [f"licence {model.license}"] if model.license else []
     parts += [f"released {model.release_date}"] if model.release_date else []
@@ -141,7 +144,7 @@ def _modes(answer: Answer) -> list[dict[str, Any]]:
     for row in answer.modes:
         decode = tokens_per_s(row.decode_tokens_per_s.expected if row.decode_tokens_per_s else None)
         plan = (
-            f"{row.quant}, {STATUS_WORDS[row.status].lower()}, context {format_tokens(row.context_tokens)}, "
+            f"{row.quant}, {STATUS_WORDS[row.status].lower()}, context {tokens(row.context_tokens)}, "
             f"{decode} each, first token after {format_seconds(row.ttft_s)}"
         )
         if row.output_tokens_per_s is not None:
@@ -205,7 +208,7 @@ def _option(answer: Answer, option: QuantOption, *, planned: bool) -> dict[str, 
         line = (
             f"{option.quant}: {option.bits_per_weight:.2f} bits per weight, file {format_bytes(option.file_bytes)}, "
             f"{LEVEL_WORDS[option.quality.level].lower()} quality, {ENGINE_WORDS.get(option.engine, option.engine)}, "
-            f"context {format_tokens(option.context_tokens)}. "
+            f"context {tokens(option.context_tokens)}. "
             f"To get its command: willitrun-here launch {answer.model.name} --quant {option.quant}"
         )
     return {
@@ -228,7 +231,7 @@ def _option_tiles(option: QuantOption) -> list[tuple[str, str, str, str]]:
         ("prefill", "", "-", "of the planned quantization only"),
         ("ttft", "", format_seconds(option.ttft_s), ""),
         ("cold", "", "-", "of the planned quantization only"),
-        ("context", "", format_tokens(context), f"planned with {format_tokens(option.context_tokens)}"),
+        ("context", "", tokens(context), f"planned with {tokens(option.context_tokens)}"),
         ("memory", "", format_bytes(option.memory_bytes), "on all devices together"),
         ("offload", "", "-" if offload is None else percent(offload), "of the weights in host memory"),
     ]
@@ -299,7 +302,7 @@ def _runner_up(answer: Answer) -> str:
     other = answer.runner_up
     if other is None:
         return ""
-    what = f"{other.quant}, context {format_tokens(other.context_tokens)}, KV cache {other.kv_type}"
+    what = f"{other.quant}, context {tokens(other.context_tokens)}, KV cache {other.kv_type}"
     return f"{what}, {tokens_per_s(other.decode_tokens_per_s)}, score {number(other.score)}. It lost: {other.reason}."
 
 

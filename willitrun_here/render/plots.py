@@ -10,8 +10,8 @@ from msgspec import Struct
 
 from willitrun_estimator.plan import Answer, Serving
 from willitrun_here.render.breakdown import Bar
-from willitrun_here.render.wording import number
-from willitrun_probe.units import GIB, format_bytes, format_tokens
+from willitrun_here.render.wording import number, tokens
+from willitrun_probe.units import GIB, format_bytes
 
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 36
@@ -56,7 +56,7 @@ def memory_plot(answer: Answer) -> str | None:
         f"{format_bytes(device.free_bytes)} are free.",
         x_name="context, tokens",
         x=tuple(float(point.context_tokens) for point in answer.curve),
-        x_words=lambda value: format_tokens(int(value)),
+        x_words=lambda value: tokens(int(value)),
         y_words=lambda value: f"{value / GIB:.3g} GiB",
         y_unit=float(GIB),
     )
@@ -76,11 +76,11 @@ def speed_plot(answer: Answer) -> str | None:
         return None
     axes = Axes(
         title="Decode speed over filled context",
-        description=f"Expected {number(rates[0].expected)} tokens/s at {format_tokens(points[0].context_tokens)}, "
-        f"{number(rates[-1].expected)} at {format_tokens(points[-1].context_tokens)}.",
+        description=f"Expected {number(rates[0].expected)} tokens/s at {tokens(points[0].context_tokens)}, "
+        f"{number(rates[-1].expected)} at {tokens(points[-1].context_tokens)}.",
         x_name="tokens in the context",
         x=tuple(float(point.context_tokens) for point in points),
-        x_words=lambda value: format_tokens(int(value)),
+        x_words=lambda value: tokens(int(value)),
         y_words=lambda value: f"{value:.3g}",
     )
     line = Line(

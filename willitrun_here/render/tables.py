@@ -19,9 +19,10 @@ from willitrun_here.render.wording import (
     number,
     percent,
     rate_range,
+    tokens,
     tokens_per_s,
 )
-from willitrun_probe.units import format_bytes, format_rate, format_seconds, format_tokens
+from willitrun_probe.units import format_bytes, format_rate, format_seconds
 
 
 class Column(Struct, frozen=True, kw_only=True):
@@ -95,7 +96,7 @@ def quant_table(answer: Answer) -> Table:
         title="Quantizations",
         columns=columns,
         rows=rows,
-        note="Marked: the best for this machine. Bits: per weight, as stored. KL: divergence from the full model.",
+        note="Marked: the best here. Bits: per weight. Memory: on all devices. KL: divergence from the full model.",
     )
 
 
@@ -109,8 +110,8 @@ def workload_table(answer: Answer) -> Table:
                 STATUS_WORDS[row.status],
                 tokens_per_s(row.decode_tokens_per_s),
                 format_seconds(row.ttft_s),
-                format_tokens(row.context_tokens),
-                f"{format_tokens(row.prompt_tokens)} \u2192 {format_tokens(row.output_tokens)}",
+                tokens(row.context_tokens),
+                f"{tokens(row.prompt_tokens)} \u2192 {tokens(row.output_tokens)}",
             ),
             marked=answer.request is not None and row.workload == answer.request.workload,
         )
@@ -142,7 +143,7 @@ def mode_table(answer: Answer) -> Table:
                 f"{row.grade} {row.score}",
                 row.quant,
                 STATUS_WORDS[row.status],
-                format_tokens(row.context_tokens),
+                tokens(row.context_tokens),
                 tokens_per_s(row.decode_tokens_per_s.expected if row.decode_tokens_per_s else None),
                 format_seconds(row.ttft_s),
                 "-"
@@ -211,7 +212,7 @@ def curve_table(answer: Answer) -> Table | None:
     rows = tuple(
         Row(
             cells=(
-                format_tokens(point.context_tokens),
+                tokens(point.context_tokens),
                 *(format_bytes(size) for size in point.device_bytes),
                 tokens_per_s(point.decode_tokens_per_s.expected if point.decode_tokens_per_s else None),
                 rate_range(point.decode_tokens_per_s),
@@ -290,7 +291,7 @@ def _plan_cells(answer: Answer) -> tuple[str, ...]:
         plan.quant if plan else "-",
         fit,
         format_bytes(needed_bytes(answer)),
-        format_tokens(plan.context_tokens) if plan else "-",
+        tokens(plan.context_tokens) if plan else "-",
         tokens_per_s(decode.expected if decode else None),
         format_seconds(speed.ttft_s.expected if speed and speed.ttft_s else None),
     )

@@ -28,13 +28,15 @@ from willitrun_here.render.wording import (
     gain,
     number,
     printable,
+    remark,
     runs,
     summary,
     title,
+    tokens,
     tokens_per_s,
     verdict,
 )
-from willitrun_probe.units import format_bytes, format_tokens
+from willitrun_probe.units import format_bytes
 
 WIDE = 110
 """Columns from which optional table columns are shown."""
@@ -161,8 +163,8 @@ def _headline(answer: Answer, console: Console) -> None:
     console.print(line)
     console.print()
     console.print(_text(summary(answer)))
-    if answer.fit.message not in summary(answer):
-        console.print(_text(answer.fit.message, "dim"))
+    if remark(answer):
+        console.print(_text(remark(answer), "dim"))
     if answer.tags is not None:
         tags = answer.tags
         pairs = (
@@ -185,8 +187,8 @@ def _facts(answer: Answer, console: Console) -> None:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(style="dim")
-    for name, value, remark in facts(answer):
-        grid.add_row(_text(name, "dim"), _text(value, "bold"), _text(remark, "dim"))
+    for name, value, note in facts(answer):
+        grid.add_row(_text(name, "dim"), _text(value, "bold"), _text(note, "dim"))
     console.print(grid)
     console.print()
 
@@ -246,7 +248,7 @@ def _advice(answer: Answer, console: Console) -> None:
         console.print(_text(f"  {gain(improvement.gain):>6}  ", "green") + _text(improvement.message))
     if answer.runner_up is not None:
         other = answer.runner_up
-        what = f"{other.quant}, context {format_tokens(other.context_tokens)}, score {number(other.score)}"
+        what = f"{other.quant}, context {tokens(other.context_tokens)}, score {number(other.score)}"
         console.print(_text("Runner-up ", "dim") + _text(f"{what}: {other.reason}"))
     console.print()
 
@@ -260,9 +262,10 @@ def _commands(answer: Answer, console: Console) -> None:
         for file, text in command.files.items():
             console.print(_text(f"  {file}:", "dim"))
             for row in text.splitlines():
-                console.print(_text(f"    {row}"), soft_wrap=True)
-        # Soft wrapping keeps the command one line for whoever copies it.
-        console.print(_text(f"  {command.shell}", "bold"), soft_wrap=True)
+                console.print(_text(row), soft_wrap=True)
+        # Neither wrapped nor indented, so that what is copied is what was meant.
+        for row in command.shell.splitlines():
+            console.print(_text(row, "bold"), soft_wrap=True)
         for note in command.notes:
             console.print(_text(f"  {note}", "dim"))
     console.print()

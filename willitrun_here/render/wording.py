@@ -6,7 +6,7 @@ import unicodedata
 
 from willitrun_estimator.plan import Answer, Basis, Grade, Interval, Status
 from willitrun_estimator.request import Mode
-from willitrun_probe.units import format_bytes, format_seconds, format_tokens
+from willitrun_probe.units import KIB, format_bytes, format_seconds, format_tokens
 
 STATUS_WORDS: dict[Status, str] = {
     "comfortable": "Comfortable fit",
@@ -58,6 +58,7 @@ ENGINE_WORDS = {"llama.cpp": "llama.cpp", "ollama": "Ollama", "vllm": "vLLM", "d
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
 _WHOLE_FROM = 20
 _TENTHS_FROM = 1
+_ROUNDED_FROM = 10_000
 
 
 def printable(text: str) -> str:
@@ -70,6 +71,13 @@ def number(value: float) -> str:
     if value >= _WHOLE_FROM:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= _TENTHS_FROM else f"{value:.2f}"
+
+
+def tokens(value: int | None) -> str:
+    """Write a token count in the round figures of models, rounded down from 10,000 on: 8K, 129K, 1M, 6000."""
+    if value is not None and value >= _ROUNDED_FROM:
+        value -= value % KIB
+    return format_tokens(value)
 
 
 def tokens_per_s(value: float | None) -> str:
@@ -151,7 +159,7 @@ def summary(answer: Answer) -> str:
         return answer.fit.message[:1].upper() + answer.fit.message[1:]
     text = (
         f"{name} in {plan.quant} takes {format_bytes(needed)} of the {format_bytes(available_bytes(answer))} free on "
-        f"{place}, with a context of {format_tokens(plan.context_tokens)} tokens."
+        f"{place}, with a context of {tokens(plan.context_tokens)} tokens."
     )
     if plan.offloaded_fraction > 0:
         text += f" {percent(plan.offloaded_fraction)} of the weights stay in host memory."
@@ -159,6 +167,11 @@ def summary(answer: Answer) -> str:
     if decode is not None:
         text += f" Expect about {tokens_per_s(decode.expected)} ({rate_range(decode)})."
     return text
+
+
+def remark(answer: Answer) -> str:
+    """Return the estimator's own sentence where it says more than the summary: an offload, a reading from disk."""
+    return answer.fit.message if answer.fit.status in {"offload", "paging"} else ""
 
 
 def title(answer: Answer) -> str:
