@@ -60,6 +60,18 @@ def read(arguments: dict[str, Any], emit: Callable[[dict[str, Any]], None], *, r
         from willitrun_probe.gpus import apple_sysctl  # noqa: PLC0415
 
         apple_sysctl.read(roots, emit)
+    if arguments.get("record"):
+        emit({"kind": "files", **written(roots)})
+
+
+def written(roots: Roots) -> dict[str, Any]:
+    """Tell a recorder what was read here, as text that survives JSON."""
+    return {
+        "files": {path: data.decode("utf-8", "surrogateescape") for path, data in roots.seen.items()},
+        "links": roots.seen_links,
+        "failures": roots.unreadable,
+        "names": sorted(roots.seen_names),
+    }
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from willitrun_probe.host.storage import read_disks
 from willitrun_probe.host.system import SystemFacts, host_findings, system_facts
 from willitrun_probe.identity import machine_name, shape_hash
 from willitrun_probe.interpretation import Host, Interpretation
+from willitrun_probe.isolate import Reply
 from willitrun_probe.machine import Cpu, Disk, Engine, Finding, Gpu, Machine, Memory, Source
 from willitrun_probe.roots import Roots
 from willitrun_probe.vendors import Libraries, Task, gpu_memory_nodes, interpret, start_readers, undriven
@@ -28,19 +29,32 @@ _T = TypeVar("_T")
 SYSTEM_LIBRARIES = Libraries()
 
 
-def here(*, timeout_s: float = TIMEOUT_S, engines: bool = False) -> Machine:
-    """Collect the running machine with the process's own environment and clock."""
+def here(*, timeout_s: float = TIMEOUT_S, engines: bool = True) -> Machine:
+    """Collect the running machine with the process's own environment, clock and cache folder."""
     import os  # noqa: PLC0415 - the only place that looks at the process itself
 
-    libraries = Libraries(os.environ.get("WILLITRUN_NVML") or None, os.environ.get("WILLITRUN_AMDSMI") or None)
     return collect(
         roots=Roots(),
-        libraries=libraries,
+        libraries=libraries_from(os.environ),
         environment=os.environ,
         timeout_s=timeout_s,
         now=time.time(),
         engines=engines,
+        engine_cache=engine_cache_file(os.environ),
     )
+
+
+def libraries_from(environment: Mapping[str, str]) -> Libraries:
+    """Return the libraries that WILLITRUN_NVML and WILLITRUN_AMDSMI name."""
+    return Libraries(environment.get("WILLITRUN_NVML") or None, environment.get("WILLITRUN_AMDSMI") or None)
+
+
+def engine_cache_file(environment: Mapping[str, str]) -> str | None:
+    """Return where versions of engines are kept: the folder platformdirs names, without its import (40 ms)."""
+    cache, home = environment.get("XDG_CACHE_HOME", ""), environment.get("HOME", "")
+    if not cache.startswith("/"):
+        cache = f"{home}/.cache" if home.startswith("/") else ""
+    return f"{cache}/willitrun-here/engines.json" if cache else None
 
 
 def collect(
@@ -53,24 +67,29 @@ def collect(
     engines: bool = False,
     engine_cache: str | None = None,
     isolated: bool = True,
+    transcript: dict[str, Reply] | None = None,
 ) -> Machine:
     """Describe a machine; whatever is sick on it ends in findings and never in an exception.
 
     `now` is seconds since the epoch. `engines` also asks the installed engines for their versions, which starts
     them (answers are kept in the file `engine_cache`). `isolated=False` runs the vendor readers in this process,
-    for recordings whose answers are files.
+    for recordings whose answers are files. A recorder passes an empty `transcript` and finds the replies in it.
     """
     found: list[Finding] = []
     sources: list[Source] = []
     deadline = time.monotonic() + timeout_s
     guard = _Guard(found, sources)
     devices: tuple[PciDevice, ...] = guard("pci", lambda: read_pci(roots), ())
-    children = start_readers(roots, libraries, environment, devices, deadline, isolated=isolated)
+    children = start_readers(
+        roots, libraries, environment, devices, deadline, isolated=isolated, record=transcript is not None
+    )
     installed = _start_engines(roots, environment, engine_cache, deadline) if engines else None
     cpu = guard("cpu", lambda: read_cpu(roots), Cpu())
     memory = guard("memory", lambda: read_memory(roots), Memory())
     disks: tuple[Disk, ...] = guard("storage", lambda: read_disks(roots, environment), ())
     replies = {vendor: child.result() for vendor, child in children.items()}
+    if transcript is not None:
+        transcript.update(replies)
     coherent: frozenset[int] = guard("numa", lambda: gpu_memory_nodes(roots, replies), frozenset(), count=False)
     if coherent:
         memory = guard("memory-nodes", lambda: read_memory(roots, coherent), memory)

@@ -6,7 +6,7 @@
     amdsmi.spec      answers of AMD SMI likewise
 
 A section of files.txt starts with `=== PATH`; `=== PATH -> TARGET` is a symbolic link, `=== PATH ! EACCES` a file
-that cannot be read. A content line that starts with `=` is written with a backslash before it.
+that cannot be read. A content line that starts with `=` or a backslash is written with a backslash before it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from willitrun_probe.errors import ProbeError
 from willitrun_probe.roots import Recorded, Roots, Space
+
+if TYPE_CHECKING:
+    from willitrun_probe.machine import Machine
 
 SCHEMA = "willitrun.recording/1"
 _MARK = "=== "
@@ -35,8 +38,23 @@ class Recording(NamedTuple):
     """Where the recording comes from: recorded on the machine, or composed from public documentation."""
 
 
-def open_recording(folder: str | os.PathLike[str]) -> Recording:
-    """Open a recording; raises ProbeError when the folder holds none."""
+def open_recording(folder: str | os.PathLike[str], *, timeout_s: float = 20.0) -> Machine:
+    """Collect the machine a recording describes, by the code that collects a real one; raises ProbeError."""
+    from willitrun_probe.collect import collect  # noqa: PLC0415 - the children that read recordings do without
+    from willitrun_probe.vendors import Libraries  # noqa: PLC0415
+
+    recording = read_recording(folder)
+    return collect(
+        roots=recording.roots,
+        libraries=Libraries(recording.nvml, recording.amdsmi),
+        environment=recording.environment,
+        timeout_s=timeout_s,
+        now=recording.observed,
+    )
+
+
+def read_recording(folder: str | os.PathLike[str]) -> Recording:
+    """Read what a recording holds; raises ProbeError when the folder holds none."""
     path = Path(folder)
     try:
         facts = json.loads((path / "recording.json").read_text("utf-8"))
@@ -64,7 +82,7 @@ def open_recording(folder: str | os.PathLike[str]) -> Recording:
 def open_roots(location: str) -> Roots:
     """Open what a child is told to read: a recording's folder, or the root of a tree."""
     if (Path(location) / "recording.json").is_file():
-        return open_recording(location).roots
+        return read_recording(location).roots
     return Roots(location)
 
 
@@ -83,7 +101,7 @@ def parse_files(text: str) -> tuple[dict[str, bytes], dict[str, str], dict[str, 
 
     for line in text.splitlines(keepends=True):
         if not line.startswith(_MARK):
-            content.append(line[1:] if line.startswith("\\=") else line)
+            content.append(line.removeprefix("\\"))
             continue
         close()
         title = line[len(_MARK) :].rstrip("\n")
@@ -124,3 +142,14 @@ def _recorded(path: Path, facts: dict[str, Any]) -> Recorded:
 def _table(facts: dict[str, Any], name: str) -> dict[str, Any]:
     value = facts.get(name)
     return value if isinstance(value, dict) else {}
+
+
+def write_files(files: dict[str, str], links: dict[str, str], failures: dict[str, str]) -> str:
+    """Write contents, links and failures as `parse_files` reads them."""
+    parts = [f"{_MARK}{path} -> {target}\n" for path, target in sorted(links.items())]
+    parts += [f"{_MARK}{path} ! {reason}\n" for path, reason in sorted(failures.items())]
+    for path, text in sorted(files.items()):
+        lines = text.splitlines(keepends=True)
+        body = "".join(f"\\{line}" if line.startswith(("=", "\\")) else line for line in lines)
+        parts.append(f"{_MARK}{path}\n{body}" + ("" if body.endswith("\n") or not body else "\n"))
+    return "".join(parts)

@@ -55,8 +55,10 @@ class Roots:
         self.location: str | None = (self.root or "/") if recorded is None else None
         """What a child is told to read the same machine; None when only this process has it."""
         self.unreadable: dict[str, str] = {}
-        self.seen: dict[str, bytes | None] = {}
-        """Every path that was asked for, with what it held; a recorder writes these."""
+        self.seen: dict[str, bytes] = {}
+        """Every file that was read, with what it held; a recorder writes these."""
+        self.seen_names: set[str] = set()
+        """Paths known to be there without having been read."""
         self.seen_links: dict[str, str] = {}
         self.seen_space: dict[str, Space] = {}
         self.seen_access: dict[str, bool] = {}
@@ -84,7 +86,8 @@ class Roots:
     def data(self, path: str) -> bytes | None:
         """Return what a file holds (at most `LIMIT_BYTES`), or None when it is missing or unreadable."""
         data = self._recorded_bytes(path) if self.recorded is not None else self._read(path)
-        self.seen[path] = data
+        if data is not None:
+            self.seen[path] = data
         return data
 
     def text(self, path: str) -> str | None:
@@ -105,12 +108,15 @@ class Roots:
     def listing(self, path: str) -> tuple[str, ...]:
         """Return the sorted names in a folder; empty when it is missing or unreadable."""
         if self.recorded is not None:
-            return tuple(sorted(self._recorded_folders().get(path.rstrip("/"), ())))
-        try:
-            return tuple(sorted(os.listdir(self.root + path)))  # noqa: PTH208 - half the cost of Path.iterdir
-        except OSError as error:
-            self._note(path, error)
-            return ()
+            names = tuple(sorted(self._recorded_folders().get(path.rstrip("/"), ())))
+        else:
+            try:
+                names = tuple(sorted(os.listdir(self.root + path)))  # noqa: PTH208 - half the cost of Path.iterdir
+            except (OSError, ValueError) as error:
+                self._note(path, error)
+                return ()
+        self.seen_names.update(f"{path}/{name}" for name in names)
+        return names
 
     def link(self, path: str) -> str | None:
         """Return the target of a symbolic link, or None when there is none."""
@@ -139,7 +145,7 @@ class Roots:
                 or path in self._recorded_folders()
             )
         if there:
-            self.seen.setdefault(path, None)
+            self.seen_names.add(path)
         return there
 
     def space(self, path: str) -> Space | None:

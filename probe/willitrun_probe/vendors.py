@@ -60,6 +60,7 @@ def start_readers(
     deadline: float,
     *,
     isolated: bool,
+    record: bool = False,
 ) -> dict[str, Task]:
     """Start a reader per vendor that may have a device here, and none on a machine without."""
     child_environment = {k: v for k, v in environment.items() if k not in _HIDDEN_FROM_CHILD} | _CHILD_ENVIRONMENT
@@ -67,7 +68,7 @@ def start_readers(
     for vendor in _vendors(roots, libraries, devices):
         library = {"nvidia": libraries.nvml, "amd": libraries.amdsmi}.get(vendor)
         if isolated and roots.location is not None:
-            arguments = {"vendor": vendor, "library": library, "root": roots.location}
+            arguments = {"vendor": vendor, "library": library, "root": roots.location, "record": record}
             work = partial(_in_child, arguments, deadline, child_environment)
         else:
             work = partial(_inline, vendor, library, roots)
