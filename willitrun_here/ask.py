@@ -32,7 +32,7 @@ def sheet_of(gpu: Gpu) -> Datasheet | None:
     if sheets:
         # One id can mean several memory sizes; the driver's figure is a little below the nominal one.
         total = gpu.memory_total_bytes or 0
-        return min(sheets, key=lambda sheet: abs(sheet.memory_bytes - total))
+        return min(sheets, key=lambda sheet: abs((sheet.memory_bytes or 0) - total))
     try:
         return find_datasheet(gpu.name, memory_bytes=gpu.memory_total_bytes)
     except UnknownGpu:

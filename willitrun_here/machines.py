@@ -185,7 +185,9 @@ def given_gpu(words: GpuWords, index: int) -> Gpu:
     sheet = known_sheet(words)
     total = words.memory_total_bytes
     if total is None and sheet is not None:
-        total = sheet.memory_usable_bytes or int(sheet.memory_bytes * (1 - UNUSABLE_FRACTION))
+        total = sheet.memory_usable_bytes
+        if total is None and sheet.memory_bytes is not None:
+            total = int(sheet.memory_bytes * (1 - UNUSABLE_FRACTION))
     free = words.memory_free_bytes if words.memory_free_bytes is not None else total
     if total is None or (free is not None and free > total):
         total = free

@@ -31,9 +31,9 @@ def recommend(
     if as_json or shape == "json":
         print_json({"schema": "willitrun.recommend/1", "machine": where.name, "recommendations": rows})
     elif shape == "html":
-        from willitrun_here.render.page import render_recommendations as render_html  # noqa: PLC0415
+        from willitrun_here.render.lists import render_recommendations as render_html  # noqa: PLC0415
 
-        print_text(render_html(where, rows))
+        print_text(render_html(rows, place=where.name))
     else:
         from willitrun_here.render.text import render_recommendations  # noqa: PLC0415
 

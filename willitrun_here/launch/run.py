@@ -1,0 +1,210 @@
+"""`launch --exec`: start the planned command, watch it, hold plan against reality, and keep it serving."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+
+from msgspec import Struct, structs
+
+from willitrun_estimator.plan import Answer, Plan
+from willitrun_estimator.request import Request
+from willitrun_here.errors import LaunchError, UsageError
+from willitrun_here.launch import llama_cpp, log
+from willitrun_here.launch.log import Compared
+from willitrun_here.launch.process import Probe, Server
+from willitrun_here.launch.target import MIB, Target
+from willitrun_probe.machine import Machine
+from willitrun_probe.units import format_bytes, format_rate, format_seconds
+
+READY_S = 1800.0
+"""Longest wait for a model to load: a download of tens of GiB may come before it."""
+MOST_TRIES = 4
+STEP_BYTES = 512 * MIB
+"""Taken off every GPU's free memory after a failure, at least: the reported free memory was not true."""
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """Planned against actual, after the engine came up."""
+
+    load_s: float
+    buffers: tuple[Compared, ...]
+    planned_decode_tokens_per_s: float | None
+    planned_prefill_tokens_per_s: float | None
+    probe: Probe | None
+    gpu_free_bytes: tuple[int | None, ...] = ()
+    """Free memory left on each planned GPU, None where the driver does not say."""
+    tries: int = 1
+
+
+Replan = Callable[[Machine, Request], tuple[Target, Answer]]
+
+
+def execute(target: Target, result: Answer, asked: Request, *, check_only: bool, as_json: bool) -> int:
+    """Start the plan on this machine; after the comparison keep serving until Ctrl-C, or stop if only checking."""
+    if target.plan.engine != "llama.cpp":
+        raise UsageError(f"--exec starts llama.cpp and the plan is for {target.plan.engine}", "Add --engine llama.cpp.")
+    if target.flags.assumed:
+        raise LaunchError(
+            "no llama-server was found on PATH",
+            "Install llama.cpp, or name the program in WILLITRUN_LLAMA_SERVER.",
+        )
+    from willitrun_here.calibrate import keep_measured  # noqa: PLC0415 - only when something was measured
+
+    server, comparison, target = start(target, result, asked, replan=replan_here)
+    with server:
+        if comparison.probe is not None:
+            keep_measured(target, comparison)
+        show(comparison, target.plan, as_json=as_json)
+        if check_only:
+            return 0
+        sys.stderr.write(f"\nserving on http://{target.host}:{target.port} - Ctrl-C stops it\n")
+        try:
+            return server.wait()
+        except KeyboardInterrupt:
+            sys.stderr.write("\nstopping\n")
+            return 0
+
+
+def replan_here(machine: Machine, asked: Request, spec: object) -> tuple[Plan | None, Answer]:
+    """Plan again for a machine with less free memory."""
+    from willitrun_catalog.model import ModelSpec  # noqa: PLC0415
+    from willitrun_here.ask import ask  # noqa: PLC0415
+
+    assert isinstance(spec, ModelSpec)  # noqa: S101 - keeps the callable's type simple
+    result = ask(machine, spec, asked, sections=frozenset({"plan", "speed", "context"}), commands=False)
+    return (None if result.fit.status == "too-large" else result.plan), result
+
+
+def start(
+    target: Target,
+    result: Answer,
+    asked: Request,
+    *,
+    replan: Callable[[Machine, Request, object], tuple[Plan | None, Answer]],
+    say: Callable[[str], object] = sys.stderr.write,
+) -> tuple[Server, Comparison, Target]:
+    """Start the engine and compare; when memory runs out, take the next plan and say so.
+
+    Raises LaunchError with the engine's own words when it fails for another reason or no plan is left.
+    """
+    for attempt in range(1, MOST_TRIES + 1):
+        server = launch(target, say)
+        try:
+            ready_s = server.wait_until_ready(READY_S)
+        except BaseException:
+            server.stop()
+            raise
+        if ready_s is not None:
+            return server, measured(server, target, result, ready_s, attempt), target
+        server.stop()
+        lines = list(server.lines)
+        if not log.ran_out_of_memory(lines):
+            raise LaunchError(f"the engine did not start:\n{log.own_words(lines)}", "The command was: " + shell(target))
+        machine = shrunk(target, lines)
+        plan, result = replan(machine, asked, target.spec)
+        if plan is None:
+            break
+        say(
+            f"\nout of memory: {log.own_words(lines, most=1)}\n"
+            f"next plan: {plan.quant}, {plan.gpu_layers} layers on the GPU, "
+            f"{plan.cpu_moe_layers} with experts in RAM, {plan.context_tokens} tokens\n"
+        )
+        target = structs.replace(target, plan=plan, machine=machine)
+    raise LaunchError("the engine ran out of memory with every plan tried", "Close other programs or ask for less.")
+
+
+def shell(target: Target) -> str:
+    """Return the command line of a target."""
+    return llama_cpp.render(target).shell
+
+
+def launch(target: Target, say: Callable[[str], object]) -> Server:
+    """Start the engine, verbose enough that it names its buffers, showing dots while tensors load."""
+    built = llama_cpp.render(target)
+    verbose = ["-lv", "4"] if "-lv" in target.flags and "-lv" not in target.extra else []
+    say(f"starting {target.spec.title} {target.plan.quant}\n")
+    shown = threading.Event()
+
+    def heard(line: str) -> None:
+        if "load_tensors" in line and not shown.is_set():
+            shown.set()
+            say("loading the weights\n")
+
+    return Server([*built.argv, *verbose], built.env, host=target.host, port=target.port, heard=heard)
+
+
+def shrunk(target: Target, lines: list[str]) -> Machine:
+    """Return the machine with less free memory on the planned GPUs: what was believed free was not.
+
+    Each GPU that reported buffers before the failure keeps what it was seen to hold; all lose at least a step.
+    """
+    held: dict[int, int] = {}
+    for buffer in log.buffers(lines):
+        number = log.gpu_number(buffer.device)
+        if number is not None:
+            held[number] = held.get(number, 0) + buffer.bytes
+    planned = {use.name for use in target.plan.devices if use.kind == "gpu"}
+    gpus = tuple(
+        structs.replace(gpu, memory_free_bytes=max(0, (gpu.memory_free_bytes or 0) - STEP_BYTES))
+        if gpu.name in planned
+        else gpu
+        for gpu in target.machine.gpus
+    )
+    return structs.replace(target.machine, gpus=gpus)
+
+
+def measured(server: Server, target: Target, result: Answer, ready_s: float, attempt: int) -> Comparison:
+    """Hold the plan against the log and a short request."""
+    try:
+        probe = server.probe()
+    except (OSError, ValueError, KeyError):
+        probe = None
+    speed = result.speed
+    decode = speed.decode_tokens_per_s.expected if speed and speed.decode_tokens_per_s else None
+    prefill = speed.prefill_tokens_per_s.expected if speed and speed.prefill_tokens_per_s else None
+    return Comparison(
+        load_s=ready_s,
+        buffers=tuple(log.compare(target.plan, log.buffers(list(server.lines)))),
+        planned_decode_tokens_per_s=decode,
+        planned_prefill_tokens_per_s=prefill,
+        probe=probe,
+        gpu_free_bytes=free_now(target),
+        tries=attempt,
+    )
+
+
+def free_now(target: Target) -> tuple[int | None, ...]:
+    """Return what is free on the planned GPUs with the model loaded."""
+    if not target.plan.gpu_uuids or not any(target.plan.gpu_uuids):
+        return ()
+    from willitrun_here.machines import here  # noqa: PLC0415 - only with GPUs
+
+    now = {gpu.uuid: gpu.memory_free_bytes for gpu in here().gpus}
+    return tuple(now.get(uuid) for uuid in target.plan.gpu_uuids)
+
+
+def show(comparison: Comparison, plan: Plan, *, as_json: bool) -> None:
+    """Print planned against actual."""
+    from willitrun_here.cli.output import print_json, print_text  # noqa: PLC0415
+
+    if as_json:
+        print_json({"schema": "willitrun.comparison/1", "plan": plan, "comparison": comparison})
+        return
+    rows = [f"loaded in {format_seconds(comparison.load_s)}", "", f"{'':34}{'planned':>12}{'actual':>12}{'':>9}"]
+    rows += [
+        f"{row.device[:22]:<22} {row.kind.replace('_', ' '):<11}"
+        f"{format_bytes(row.planned_bytes):>12}{format_bytes(row.actual_bytes):>12}{row.difference:>+8.1%}"
+        for row in comparison.buffers
+    ]
+    if comparison.probe is not None:
+        for name, planned, actual in (
+            ("decode", comparison.planned_decode_tokens_per_s, comparison.probe.decode_tokens_per_s),
+            ("prefill", comparison.planned_prefill_tokens_per_s, comparison.probe.prefill_tokens_per_s),
+        ):
+            shown = "-" if planned is None else format_rate(planned, "tok/s")
+            rows.append(f"{'speed':<22} {name:<11}{shown:>12}{format_rate(actual, 'tok/s'):>12}")
+    for number, free in enumerate(comparison.gpu_free_bytes):
+        rows.append(f"{'GPU ' + str(number):<22} {'free now':<11}{'':>12}{format_bytes(free):>12}")
+    print_text("\n".join(rows))
