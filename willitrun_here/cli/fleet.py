@@ -88,8 +88,7 @@ def token(db: str, read: bool, days: float | None, revoked: Path | None, remark:
     if revoked is not None:
         return 0 if revoke_token(engine, read_secret(revoked), now=time.time()) else 4
     lifetime_s = None if days is None else days * SECONDS_A_DAY
-    kind = "read" if read else "enrol"
-    print_text(create_token(engine, kind, now=time.time(), lifetime_s=lifetime_s, note=remark))
+    print_text(create_token(engine, "read" if read else "enrol", now=time.time(), lifetime_s=lifetime_s, note=remark))
     return 0
 
 

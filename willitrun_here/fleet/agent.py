@@ -167,7 +167,7 @@ def beat(
     patient: bool,
     uptime_s: float | None = None,
 ) -> Delivery:
-    """Do one beat. A `patient` agent (a timer's) keeps the pause between attempts, others only one the server asked for."""
+    """Do one beat; a `patient` agent (a timer's) keeps every pause, others only one that the server asked for."""
     setup.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(setup.directory / "lock"):
         keep(machine, setup, now=now(), uptime_s=uptime_s)
@@ -282,10 +282,7 @@ def carried(machine: Machine, setup: Setup, *, uptime_s: float | None = None, ta
     With `take` its sequence is used up, as the file will be imported; without, nothing is changed.
     """
     existed = (setup.directory / "agent.json").exists()
-    if not take and not existed:
-        agent = Agent(agent_id=uuid.uuid4())
-    else:
-        agent = load_agent(setup.directory)
+    agent = load_agent(setup.directory) if take or existed else Agent(agent_id=uuid.uuid4())
     runs = tuple(run for _, run in _pending_runs(setup.directory))
     report = compose(machine, setup, agent, sequence=agent.sequence + 1, with_facts=True, runs=runs, uptime_s=uptime_s)
     if take:

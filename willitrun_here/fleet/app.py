@@ -163,28 +163,32 @@ async def _answer(fleet: Fleet, operation: Operation, request: Request) -> Respo
 
 async def _allow(fleet: Fleet, operation: Operation, request: Request) -> Any:
     """Return who calls, or the answer that refuses; lookups in the database happen in a thread."""
-    if operation.access == "open":
-        return None
     address = request.client.host if request.client is not None else "local"
     token = _bearer(request)
-    if operation.access == "agent":
-        return await _allow_agent(fleet, request, address, token)
-    if operation.access == "enrol":
-        for key in (address, auth.token_hash(token or "")):
-            wait_s = fleet.enrolments.wait_s(key)
-            if wait_s:
-                return problem(429, "slow-down", "too many enrolments", retry_after_s=max(1.0, wait_s))
-        if token is not None and await run_in_threadpool(_holds, fleet, token, "enrol"):
+    match operation.access:
+        case "open":
             return None
-        return _unauthorized(fleet, address, "a valid enrolment token is needed")
+        case "agent":
+            return await _allow_agent(fleet, request, address, token)
+        case "enrol":
+            return await _allow_enrolment(fleet, address, token)
     if address in fleet.options.trusted_proxies and request.headers.get("x-forwarded-user"):
         return None
     token = token or request.cookies.get(pages.COOKIE)
     if token is not None and await run_in_threadpool(_holds, fleet, token, "read"):
         return None
-    if operation.access == "page":
-        return pages.login_page(wrong=token is not None, status=401)
-    return _unauthorized(fleet, address, "a valid read token is needed")
+    refusal = _unauthorized(fleet, address, "a valid read token is needed")
+    return pages.login_page(wrong=token is not None, status=401) if operation.access == "page" else refusal
+
+
+async def _allow_enrolment(fleet: Fleet, address: str, token: str | None) -> Response | None:
+    for key in (address, auth.token_hash(token or "")):
+        wait_s = fleet.enrolments.wait_s(key)
+        if wait_s:
+            return problem(429, "slow-down", "too many enrolments", retry_after_s=max(1.0, wait_s))
+    if token is not None and await run_in_threadpool(_holds, fleet, token, "enrol"):
+        return None
+    return _unauthorized(fleet, address, "a valid enrolment token is needed")
 
 
 async def _allow_agent(fleet: Fleet, request: Request, address: str, token: str | None) -> Any:

@@ -10,7 +10,7 @@ from sqlalchemy import insert, select
 
 from willitrun_here.fleet import tables
 from willitrun_here.fleet.database import writing
-from willitrun_here.fleet.document import MAX_BODY_BYTES, Report, decode
+from willitrun_here.fleet.document import Report, decode
 from willitrun_here.fleet.errors import CloneError, DocumentError
 from willitrun_here.fleet.ingest import Ingest, parcel
 
@@ -48,8 +48,6 @@ def import_reports(engine: Engine, named: Iterable[tuple[str, bytes]], *, clock:
     problems = []
     for name, body in named:
         try:
-            if len(body) > MAX_BODY_BYTES:
-                raise DocumentError(f"a report has at most {MAX_BODY_BYTES} bytes")
             report, raw = decode(body)
             ready = parcel(report, raw)
             with writing(engine) as connection:

@@ -191,21 +191,18 @@ def decode(body: bytes) -> tuple[Report, dict[str, Any]]:
 
 def _check(value: Any, path: str, depth: int) -> None:
     """Refuse what types cannot: long text, NUL (which PostgreSQL cannot store), depth, endless lists."""
-    if depth > MAX_DEPTH:
-        raise DocumentError(f"nested deeper than {MAX_DEPTH} - at `{path}`")
     if isinstance(value, str):
-        if len(value) > MAX_TEXT:
-            raise DocumentError(f"text longer than {MAX_TEXT} - at `{path}`")
-        if "\0" in value:
-            raise DocumentError(f"text with a NUL - at `{path}`")
-    elif isinstance(value, dict):
-        if len(value) > MAX_ITEMS:
-            raise DocumentError(f"more than {MAX_ITEMS} members - at `{path}`")
+        if len(value) > MAX_TEXT or "\0" in value:
+            raise DocumentError(f"text longer than {MAX_TEXT}, or with a NUL - at `{path}`")
+        return
+    if not isinstance(value, (dict, list)):
+        return
+    if depth > MAX_DEPTH or len(value) > MAX_ITEMS:
+        raise DocumentError(f"deeper than {MAX_DEPTH} or more than {MAX_ITEMS} members - at `{path}`")
+    if isinstance(value, dict):
         for key, item in value.items():
             _check(key, path, depth)
             _check(item, f"{path}.{key}", depth + 1)
-    elif isinstance(value, list):
-        if len(value) > MAX_ITEMS:
-            raise DocumentError(f"more than {MAX_ITEMS} items - at `{path}`")
+    else:
         for index, item in enumerate(value):
             _check(item, f"{path}[{index}]", depth + 1)

@@ -1,4 +1,4 @@
-"""What an HTTP operation is: one table entry from which the routes, the access checks and the OpenAPI document follow."""
+"""What an HTTP operation is: one table entry that gives routes, access checks and OpenAPI."""
 
 from __future__ import annotations
 

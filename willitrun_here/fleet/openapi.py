@@ -26,7 +26,7 @@ GUARDED: Mapping[str, tuple[int, ...]] = {
 def document(operations: Iterable[Operation]) -> dict[str, Any]:
     """Describe operations; those for programs are meant, pages for people need no description."""
     described = list(operations)
-    structs = {Problem}
+    structs: set[Any] = {Problem}
     for operation in described:
         structs |= {kind for kind in operation.answers.values() if isinstance(kind, type)}
         structs |= {operation.body} if operation.body is not None else set()

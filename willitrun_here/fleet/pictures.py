@@ -13,7 +13,7 @@ def bars(rows: Sequence[tuple[str, int]], unit: str, write: Callable[[int], str]
     """Draw one bar a row, to scale with the largest; an empty list is an empty text."""
     if not rows:
         return Markup("")
-    largest = max(max(value for _, value in rows), 1)
+    largest = max(1, *(value for _, value in rows))
     lines = []
     for number, (label, value) in enumerate(rows):
         top = number * ROW
@@ -33,7 +33,7 @@ def bars(rows: Sequence[tuple[str, int]], unit: str, write: Callable[[int], str]
                 width=width,
                 after=LABEL + width + 8,
                 text=text,
-            )  # fmt: skip
+            )
         )
     words = escape("; ".join(f"{label}: {write(value)} {unit}".strip() for label, value in rows))
     height, width = len(rows) * ROW + 4, LABEL + BAR + VALUE

@@ -72,6 +72,7 @@ def connect(url: str, security: Security, *, timeout_s: float = 20.0) -> Send:
 
     Proxies of the environment are used, except for loopback.
     """
+    import http.client  # noqa: PLC0415
     import urllib.error  # noqa: PLC0415 - only when something is sent
     import urllib.request  # noqa: PLC0415
 
@@ -99,16 +100,10 @@ def connect(url: str, security: Security, *, timeout_s: float = 20.0) -> Send:
         except urllib.error.HTTPError as error:
             with error:
                 return Reply(error.code, error.read(MAX_ANSWER_BYTES), _seconds(error.headers.get("Retry-After")))
-        except ssl.SSLError as error:
-            raise UnreachableError(f"{base}: {error}", "Give the authority that signed it: --ca-file.") from error
-        except (OSError, urllib.error.URLError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             advice = "Give the authority that signed it: --ca-file." if isinstance(reason, ssl.SSLError) else ""
             raise UnreachableError(f"{base} did not answer: {reason}", advice) from error
-        except Exception as error:
-            if type(error).__module__ != "http.client":
-                raise
-            raise UnreachableError(f"{base} answered with something that is not HTTP: {error!r}") from error
 
     return send
 
@@ -156,7 +151,7 @@ def _decode(reply: Reply, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(reply.body, type=kind)
     except msgspec.DecodeError as error:
-        raise UnreachableError(f"the answer is not a fleet server's: {error}", "Is the address right?") from error
+        raise UnreachableError(f"that was not a fleet server's answer: {error}", "Is the address right?") from error
 
 
 def _tls(security: Security) -> ssl.SSLContext:

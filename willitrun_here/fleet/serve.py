@@ -82,7 +82,7 @@ def peer_protocol() -> type[Any]:
     """Return uvicorn's HTTP protocol with the verified subject of the client's certificate in the scope."""
     from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415
 
-    class PeerProtocol(H11Protocol):  # type: ignore[misc]
+    class PeerProtocol(H11Protocol):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             subject = subject_of(transport.get_extra_info("peercert"))

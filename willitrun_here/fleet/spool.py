@@ -1,13 +1,13 @@
 """The durable queue of reports on disk: what was put is there after a crash, whole; the oldest goes when it is full.
 
-A `state` report is overwritten by any newer report; `facts` and `measured` queue, bounded. A file name carries the sequence, so files
-sort in the order they were made. A crash leaves at most a hidden half-written file, removed at the next opening.
+A `state` report is replaced by any newer report; `facts` and `measured` queue, bounded. A file name carries the
+sequence, so files sort in the order they were made. A crash leaves at most a hidden half-written file, removed at the
+next opening.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from willitrun_here.fleet.durable import sync_directory, write_durably
 
 Kind = Literal["state", "facts", "measured"]
 
+KINDS: dict[str, Kind] = {"state": "state", "facts": "facts", "measured": "measured"}
 MAX_FACTS = 64
 MAX_MEASURED = 1000
 MAX_MEASURED_BYTES = 16 * 1024**2
@@ -62,8 +63,8 @@ class Spool:
         entries = []
         for path in sorted(self.directory.glob("*-*.json")):
             number, _, kind = path.stem.partition("-")
-            if number.isdigit() and kind in ("state", "facts", "measured"):
-                entries.append(Entry(int(number), kind, path))
+            if number.isdigit() and kind in KINDS:
+                entries.append(Entry(int(number), KINDS[kind], path))
         return entries
 
     def remove(self, entry: Entry) -> None:
@@ -122,7 +123,7 @@ class Spool:
 
     @staticmethod
     def _beyond_bytes(entries: list[Entry]) -> list[Entry]:
-        sizes = [os.stat(entry.path).st_size for entry in entries]
+        sizes = [entry.path.stat().st_size for entry in entries]
         total, count = sum(sizes), 0
         while total > MAX_MEASURED_BYTES and count < len(sizes) - 1:
             total -= sizes[count]

@@ -27,7 +27,7 @@ Work = Callable[["Connection"], Any]
 
 
 class Writer:
-    """Runs work in transactions of its own thread, in batches; `submit` gives a future that is done after the commit."""
+    """Runs work in transactions of its own thread, in batches; a future of `submit` is done after the commit."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
         self._engine = engine
