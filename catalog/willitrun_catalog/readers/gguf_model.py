@@ -16,6 +16,7 @@ from willitrun_catalog.readers.architectures import ARCHITECTURES
 from willitrun_catalog.readers.gguf import GgufHeader, read_header
 from willitrun_catalog.readers.gguf_layers import Shapes, layers
 from willitrun_catalog.readers.hyper import Hyper
+from willitrun_catalog.readers.names import PART
 from willitrun_catalog.readers.source import open_file
 from willitrun_catalog.roles import role_of
 
@@ -29,7 +30,6 @@ FILE_TYPES = {
 """`enum llama_ftype` of include/llama.h in https://github.com/ggml-org/llama.cpp."""
 
 MAX_PARTS = 1024
-_PART = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
 _BLOCK = re.compile(r"^(?:(?:enc|dec)\.)?blk\.(\d{1,5})\.(.+)$")
 _NOT_MODELS = {
     "adapter": "a LoRA adapter, which changes another model",
@@ -41,7 +41,7 @@ _NOT_MODELS = {
 
 def part_paths(path: Path) -> tuple[Path, ...]:
     """List all files of a split model, the first one first, from any of them; raises `FileAccessError`."""
-    match = _PART.match(path.name)
+    match = PART.match(path.name)
     if match is None:
         return (path,)
     count = int(match["count"])
@@ -100,7 +100,7 @@ def model_from_headers(headers: list[GgufHeader], *, source: str) -> ModelSpec:
     table = by_name.get("token_embd.weight")
     if table is None or len(table.shape) < 2:  # noqa: PLR2004
         raise FileFormatError(first.path, "has no token table", field="token_embd.weight")
-    stem = _PART.match(Path(first.path).name)
+    stem = PART.match(Path(first.path).name)
     stem_name = stem["stem"] if stem else Path(first.path).name.removesuffix(".gguf")
     tied = "output.weight" not in by_name
     context = hyper.number("context_length")

@@ -28,6 +28,7 @@ from willitrun_catalog.readers.checkpoint import (
 from willitrun_catalog.readers.gguf import read_header
 from willitrun_catalog.readers.gguf_model import model_from_headers
 from willitrun_catalog.readers.hub_http import FIRST_STEP_BYTES, Connection, HubFile, connect, fetch
+from willitrun_catalog.readers.names import PART, quant_of
 from willitrun_catalog.readers.safetensors import read_tensors
 
 PREFERRED_QUANT = "Q4_K_M"
@@ -35,12 +36,6 @@ MAX_LIST_BYTES = 32 << 20
 MAX_FILES = 50_000
 PARALLEL_REQUESTS = 8
 _REPO = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}$")
-_PART = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
-_QUANT = re.compile(
-    r"(?:^|[-_./])(?P<quant>(?:UD-)?(?:I?Q\d_(?:K_(?:XXL|XL|L|M|S|XS)|K|XXS|XS|NL|S|M|\d)|IQ\d_\w+|TQ\d_0|MXFP4(?:_MOE)?|"
-    r"NVFP4|BF16|F16|F32|FP16|Q\d_\d|Q\d))(?=[-_./]|$)",
-    re.IGNORECASE,
-)
 
 
 class HubModel(Struct, frozen=True, kw_only=True):
@@ -120,7 +115,7 @@ def _gguf_models(sizes: Mapping[str, int]) -> tuple[tuple[HubModel, ...], tuple[
     groups: dict[str, list[str]] = {}
     for name in sizes:
         if name.lower().endswith(".gguf"):
-            part = _PART.match(name)
+            part = PART.match(name)
             groups.setdefault(part["stem"] if part else name.removesuffix(".gguf"), []).append(name)
     found = [
         HubModel(quant=quant_of(stem), files=tuple(sorted(files)), size_bytes=sum(sizes[file] for file in files))
@@ -134,12 +129,6 @@ def _gguf_models(sizes: Mapping[str, int]) -> tuple[tuple[HubModel, ...], tuple[
 def _is_projector(name: str) -> bool:
     base = PurePosixPath(name).name.lower()
     return "mmproj" in base or base.startswith("imatrix")
-
-
-def quant_of(stem: str) -> str | None:
-    """Read the quantization off a file name: the last word that is one."""
-    found = [match["quant"] for match in _QUANT.finditer(stem)]
-    return found[-1].upper() if found else None
 
 
 def choose(repository: Repository, selector: str | None) -> HubModel:
@@ -181,7 +170,7 @@ def open_hub(text: str, connection: Connection | None = None) -> ModelSpec:
 
 def read_gguf(connection: Connection, repository: Repository, model: HubModel) -> ModelSpec:
     """Read one GGUF model of a repository from its headers; raises `CatalogError`."""
-    count = _PART.match(model.files[0])
+    count = PART.match(model.files[0])
     if count is not None and int(count["count"]) != len(model.files):
         raise HubError(
             f"hf:{repository.name}", f"{model.files[0]}: {len(model.files)} of {int(count['count'])} parts are there"
