@@ -29,12 +29,12 @@ _T = TypeVar("_T")
 SYSTEM_LIBRARIES = Libraries()
 
 
-def here(*, timeout_s: float = TIMEOUT_S, engines: bool = True) -> Machine:
-    """Collect the running machine with the process's own environment, clock and cache folder."""
+def here(*, timeout_s: float = TIMEOUT_S, engines: bool = True, root: str = "/") -> Machine:
+    """Collect this machine, or the tree below `root`, with the process's environment, clock and cache folder."""
     import os  # noqa: PLC0415 - the only place that looks at the process itself
 
     return collect(
-        roots=Roots(),
+        roots=Roots(root),
         libraries=libraries_from(os.environ),
         environment=os.environ,
         timeout_s=timeout_s,

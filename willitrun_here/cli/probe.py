@@ -1,0 +1,97 @@
+"""`probe`: this machine and the evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from willitrun_here.cli.options import JSON
+from willitrun_here.errors import UnreadableError, UsageError
+
+if TYPE_CHECKING:
+    from willitrun_probe.machine import Machine
+
+DRIVER_BROKEN = 3
+TIMEOUT = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0.1, max=3600),
+    default=20.0,
+    show_default=True,
+    help="Seconds after which vendor libraries are given up.",
+)
+ROOT = click.option(
+    "--root", type=click.Path(), metavar="DIR", help="Read DIR/proc, DIR/sys … instead of this system's files."
+)
+
+
+@click.command()
+@JSON
+@click.option("--save", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the JSON to FILE.")
+@TIMEOUT
+@ROOT
+@click.option("--machine", metavar="DIR|FILE", help="Replay a recording, or show a saved probe.")
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", help="What to print.")
+def probe(
+    *, as_json: bool, save: str | None, timeout_s: float, root: str | None, machine: str | None, form: str
+) -> int:
+    """Show this machine and the evidence: which source answered, what failed, why, and what to do.
+
+    Ends with 3 when a device is present and its driver unusable. WILLITRUN_NVML and WILLITRUN_AMDSMI name vendor
+    libraries to load instead of the system's.
+    """
+    from willitrun_probe.findings import driver_broken  # noqa: PLC0415 - after the options are read
+    from willitrun_probe.machine import to_json  # noqa: PLC0415
+
+    seen = observe(timeout_s=timeout_s, root=root, machine=machine)
+    encoded = to_json(seen)
+    if save is not None:
+        try:
+            Path(save).write_bytes(encoded + b"\n")
+        except OSError as error:
+            raise UnreadableError(f"{save} cannot be written: {error.strerror or error}") from None
+    if as_json or form == "json":
+        from willitrun_here.cli.output import print_json  # noqa: PLC0415
+
+        print_json(seen)
+    else:
+        from willitrun_here.cli.output import console  # noqa: PLC0415
+        from willitrun_here.render.machine import show  # noqa: PLC0415
+
+        show(seen, console())
+    return DRIVER_BROKEN if driver_broken(seen) else 0
+
+
+def observe(*, timeout_s: float, root: str | None = None, machine: str | None = None) -> Machine:
+    """Collect this machine, another tree's, or a recorded or saved one. Raises UsageError, UnreadableError."""
+    if root is not None and machine is not None:
+        raise UsageError("--root and --machine contradict each other", "Drop one of them.")
+    if machine is not None and machine != "here":
+        return _recorded(machine, timeout_s=timeout_s)
+    from willitrun_probe.collect import here  # noqa: PLC0415 - after the options are read
+
+    if root is None:
+        return here(timeout_s=timeout_s)
+    if not Path(root).is_dir():
+        raise UnreadableError(f"{root} is not a folder", "Name a folder that holds proc and sys.")
+    return here(timeout_s=timeout_s, root=root)
+
+
+def _recorded(machine: str, *, timeout_s: float) -> Machine:
+    if Path(machine).is_dir():
+        from willitrun_probe.record import open_recording  # noqa: PLC0415
+
+        return open_recording(machine, timeout_s=timeout_s)
+    import msgspec  # noqa: PLC0415
+
+    from willitrun_probe.machine import from_json  # noqa: PLC0415
+
+    advice = "Save one with: willitrun-here probe --save FILE"
+    try:
+        return from_json(Path(machine).read_bytes())
+    except OSError as error:
+        raise UnreadableError(f"{machine}: {error.strerror or error}", advice) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UnreadableError(f"{machine} is not a saved probe: {error}", advice) from None
