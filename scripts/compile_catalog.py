@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -11,7 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "catalog")]
 
 from willitrun_catalog.entries import read_datasheets, read_models, read_quality  # noqa: E402
-from willitrun_catalog.shipped import COMPILED, Compiled, Listing, pack  # noqa: E402
+from willitrun_catalog.datasheet import Datasheet  # noqa: E402
+from willitrun_catalog.model import ModelSpec  # noqa: E402
+from willitrun_catalog.shipped import COMPILED, Compiled, Listing, SearchName, pack  # noqa: E402
+from willitrun_catalog.words import GPU_NOISE, RELEASE_WORDS, gpu_words, key, model_words  # noqa: E402
+
+MEMORY = re.compile(r"\b\d+\s*GB\b")
 
 
 def compile_catalog() -> bytes:
@@ -26,21 +33,40 @@ def compile_catalog() -> bytes:
         listings=tuple(
             Listing(
                 name=spec.name,
-                hf_id=spec.hf_id or "",
-                aliases=spec.aliases,
                 canonical=spec.canonical,
                 release_date=spec.release_date or "",
                 params=spec.params or 0,
             )
             for spec in specs
         ),
+        names=tuple(name for number, spec in enumerate(specs) for name in model_names(number, spec)),
         models=tuple(msgspec.Raw(encoder.encode(pack(spec))) for spec in specs),
         gpu_names=tuple(sheet.name for sheet in sheets),
+        gpu_search=tuple(name for number, sheet in enumerate(sheets) for name in gpu_names(number, sheet)),
         gpus=tuple(msgspec.Raw(encoder.encode(sheet)) for sheet in sheets),
         gpu_ids={pci_id: tuple(found) for pci_id, found in ids.items()},
         quality=read_quality(),
     )
     return encoder.encode(whole)
+
+
+def model_names(number: int, spec: ModelSpec) -> Iterator[SearchName]:
+    """List what a model can be searched by: its own names, and those of other releases of the same shape."""
+    own = dict.fromkeys((spec.name, (spec.hf_id or "").rpartition("/")[2], spec.hf_id or ""))
+    known = {word for text in own for word in model_words(text.rpartition("/")[2])} | RELEASE_WORDS
+    for text in own:
+        yield SearchName(text, key(text), model_words(text), number)
+    for alias in spec.aliases:
+        plain = set(model_words(alias.rpartition("/")[2])) <= known
+        for text in (alias, alias.rpartition("/")[2]):
+            yield SearchName(text, key(text), model_words(text), number, alias=True, plain=plain)
+
+
+def gpu_names(number: int, sheet: Datasheet) -> Iterator[SearchName]:
+    """List what an accelerator can be searched by."""
+    for text in (sheet.name, *sheet.also_known_as):
+        words = tuple(word for word in gpu_words(MEMORY.sub(" ", text)) if word not in GPU_NOISE)
+        yield SearchName(text, key(text), words, number, alias=text != sheet.name)
 
 
 def main() -> int:

@@ -45,6 +45,8 @@ class Datasheet(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Both directions together, as vendors print it."""
     power_watts: float | None = None
     released: str | None = None
+    also_known_as: tuple[str, ...] = ()
+    """Products and code names that people call it by."""
     pci_ids: tuple[str, ...] = ()
     """`10de:2204`. One id can mean several memory sizes."""
     unified: bool = False

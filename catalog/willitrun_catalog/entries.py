@@ -265,6 +265,7 @@ def _datasheet(path: Path, entry: dict[str, Any]) -> Datasheet:
             link_bytes_per_s=link["gb_s"] * 1e9 if "gb_s" in link else None,
             power_watts=entry.get("watts"),
             released=entry.get("released"),
+            also_known_as=tuple(entry.get("also_known_as", ())),
             pci_ids=tuple(entry.get("pci_ids", ())),
             unified=entry.get("unified", False),
             sources=tuple(entry["sources"]),

@@ -30,11 +30,23 @@ class Listing(Struct, frozen=True, array_like=True):
     """What the name search and lists need of a model, without decoding it."""
 
     name: str
-    hf_id: str
-    aliases: tuple[str, ...]
     canonical: bool
     release_date: str
     params: int
+
+
+class SearchName(Struct, frozen=True, array_like=True):
+    """A name that can be searched for, cut into words once."""
+
+    text: str
+    key: str
+    words: tuple[str, ...]
+    position: int
+    """In `models` or `gpus`."""
+    alias: bool = False
+    """Another release of the same shape, or another word for the same accelerator."""
+    plain: bool = True
+    """Has no distinguishing word that the model's own names lack."""
 
 
 class QualityTable(Struct, frozen=True, array_like=True):
@@ -51,8 +63,10 @@ class Compiled(Struct, frozen=True, array_like=True):
     """The whole compiled file."""
 
     listings: tuple[Listing, ...]
+    names: tuple[SearchName, ...]
     models: tuple[Raw, ...]
     gpu_names: tuple[str, ...]
+    gpu_search: tuple[SearchName, ...]
     gpus: tuple[Raw, ...]
     gpu_ids: dict[str, tuple[int, ...]]
     """PCI id to positions in `gpus`."""

@@ -1,0 +1,103 @@
+"""Forgiving search by name, offline: accelerators as people and drivers name them."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from willitrun_catalog import shipped
+from willitrun_catalog.datasheet import Datasheet
+from willitrun_catalog.errors import UnknownGpu
+from willitrun_catalog.words import GPU_NOISE, gpu_words, key
+
+GIB = 1 << 30
+
+_MEMORY = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*gi?b\b", re.IGNORECASE)
+_MEMORY_TYPE = re.compile(r"\b(?:hbm\d?e?|gddr\d\w?|lpddr\d\w?)\b", re.IGNORECASE)
+_CORES = re.compile(r"\b(\d+)[- ]?cores?\b", re.IGNORECASE)
+_SAME_MEMORY = 0.1
+"""A size that is off by more than a tenth is another variant."""
+_VARIANTS = {"sxm2": -1, "sxm3": -1, "sxm4": -1, "sxm5": -1, "sxm": -1, "pcie": 0, "nvl": 1, "gb10": -2}
+"""What a bare chip name means first: the module, then the card."""
+
+
+def find_datasheet(query: str, memory_bytes: int | None = None) -> Datasheet:
+    """Find the accelerator that a name means; raises `UnknownGpu` with the nearest names.
+
+    Vendor and brand words may be left out, words that no name has are ignored. A memory size, in the name or given,
+    picks among variants; without one the plainest name wins (no `Ti`, `Laptop` or `D`), then the larger memory.
+    """
+    memory = _MEMORY.search(query)
+    size = memory_bytes if memory_bytes is not None else (float(memory.group(1)) * GIB if memory else None)
+    kind = _MEMORY_TYPE.search(query)
+    bare = _MEMORY_TYPE.sub(" ", _MEMORY.sub(" ", query))
+    wanted = frozenset(gpu_words(bare)) - GPU_NOISE
+    known = wanted & _vocabulary()
+    if not known or not _has_number(known, wanted):
+        raise UnknownGpu(query, nearest_gpus(query))
+    best: tuple[tuple[float, ...], int] | None = None
+    for name, name_words, at in _names():
+        if not known <= name_words:
+            continue
+        sheet = shipped.datasheet_at(at)
+        extra = [word for word in name_words - known if not word[0].isdigit() and word not in _VARIANTS]
+        gap = _gap(sheet, size)
+        rank = (
+            key(name) != key(query),
+            gap > _SAME_MEMORY,
+            len(extra),
+            kind is not None and (sheet.memory_type or "").lower() != kind.group().lower(),
+            gap,
+            min((_VARIANTS.get(word, 0) for word in name_words - known), default=0),
+            -(sheet.memory_bytes or 0),
+            len(name),
+        )
+        if best is None or rank < best[0]:
+            best = (rank, at)
+    if best is None:
+        raise UnknownGpu(query, nearest_gpus(query))
+    return shipped.datasheet_at(best[1])
+
+
+@lru_cache(maxsize=1)
+def _names() -> tuple[tuple[str, frozenset[str], int], ...]:
+    return tuple(
+        (name.text, frozenset(name.words), name.position) for name in shipped.compiled().gpu_search
+    )
+
+
+@lru_cache(maxsize=1)
+def _vocabulary() -> frozenset[str]:
+    return frozenset().union(*(words for _, words, _ in _names()))
+
+
+def _has_number(known: frozenset[str], wanted: frozenset[str]) -> bool:
+    """Tell whether the words that tell models apart, those with digits, are known, if there are any."""
+    numbers = [word for word in wanted if any(letter.isdigit() for letter in word)]
+    return all(word in known for word in numbers)
+
+
+def _gap(sheet: Datasheet, size: float | None) -> float:
+    options = sheet.memory_options_bytes or ((sheet.memory_bytes,) if sheet.memory_bytes else ())
+    if size is None or not options:
+        return 0.0
+    return min(abs(option - size) for option in options) / size
+
+
+def nearest_gpus(query: str, limit: int = 5) -> tuple[str, ...]:
+    """Name the accelerators closest to words that hit none."""
+    from difflib import SequenceMatcher  # noqa: PLC0415
+
+    wanted, wanted_key = frozenset(gpu_words(query)), key(query)
+    matcher = SequenceMatcher(autojunk=False)
+    matcher.set_seq2(wanted_key)
+    letters = set(wanted_key)
+    names = shipped.compiled().gpu_names
+    likely = sorted(
+        _names(), key=lambda name: -(2 * len(wanted & name[1]) + len(letters & set(key(name[0]))) / len(letters or "x")),
+    )[:40]
+    scored: list[tuple[float, str]] = []
+    for name, name_words, at in likely:
+        matcher.set_seq1(key(name))
+        scored.append((-len(wanted & name_words) - 2 * matcher.ratio(), names[at]))
+    return tuple(dict.fromkeys(name for _, name in sorted(scored)))[:limit]
