@@ -17,13 +17,14 @@ import msgspec
 from msgspec import Struct
 
 from willitrun_catalog.errors import CatalogError
+from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.readers.checkpoint import read_json, shard_paths
 from willitrun_catalog.readers.config import class_name, gguf_architecture
 from willitrun_catalog.readers.gguf import read_header, read_summary
 from willitrun_catalog.readers.gguf_model import FILE_TYPES, part_paths
 from willitrun_catalog.readers.names import quant_of
 from willitrun_catalog.readers.ollama import blobs, pulled_models
-from willitrun_catalog.readers.places import Places
+from willitrun_catalog.readers.places import Places, find_places
 from willitrun_catalog.readers.quantization import quantization
 from willitrun_catalog.readers.source import kind_of, open_file
 
@@ -112,6 +113,18 @@ def scan(places: Places, folders: Iterable[Path] = ()) -> Scan:
     memory.save()
     models.sort(key=lambda found: (-found.size_bytes, found.model))
     return Scan(models=tuple(models), problems=tuple(problems), truncated=looked > MAX_ENTRIES)
+
+
+def local_models(places: Places | None = None, folders: Iterable[Path] = ()) -> Iterator[ModelSpec]:
+    """Read every model that a scan finds, largest first; those that cannot be read are left out."""
+    from willitrun_catalog.readers.open import open_anything  # noqa: PLC0415 - which reads one model, not a disk
+
+    places = places or find_places()
+    for found in scan(places, folders).models:
+        try:
+            yield open_anything(found.model, places)
+        except CatalogError:
+            continue
 
 
 def _candidates(places: Places, folders: Iterable[Path], problems: list[Problem]) -> Iterator[_Candidate]:

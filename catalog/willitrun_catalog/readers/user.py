@@ -44,7 +44,7 @@ def write_entry(folder: Path, entry: Entry) -> Path:
     path = folder / f"{entry.model.name}.json"
     if entry_name(entry.model.name) != entry.model.name:
         raise CatalogError(f"{entry.model.name!r} is not a name for a model", f"use {entry_name(entry.model.name)}")
-    data = msgspec.json.format(msgspec.json.encode(entry), indent=1) + b"\n"
+    data = readable(entry)
     decode_entry(data, str(path))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +55,17 @@ def write_entry(folder: Path, entry: Entry) -> Path:
     except OSError as error:
         raise FileAccessError(str(path), f"cannot be written: {error.strerror}") from error
     return path
+
+
+def readable(entry: Entry) -> bytes:
+    """Write an entry as JSON that people can read and compare: a line per layer and per tensor."""
+    built = msgspec.to_builtins(entry)
+    lists = {key: built["model"].pop(key) or [] for key in ("layers", "tensors")}
+    text = msgspec.json.format(msgspec.json.encode(built), indent=2).decode().removesuffix("\n  }\n}")
+    for key, items in lists.items():
+        lines = ",\n".join("      " + msgspec.json.encode(item).decode() for item in items)
+        text += f',\n    "{key}": [\n{lines}\n    ]' if items else f',\n    "{key}": null'
+    return (text + "\n  }\n}\n").encode()
 
 
 def decode_entry(data: bytes, path: str) -> Entry:
