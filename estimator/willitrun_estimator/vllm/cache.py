@@ -1,8 +1,9 @@
 """The KV cache of vLLM: pages, groups, blocks, tokens and how many requests fit. Exact.
 
-Every layer gets pages of `block_tokens` tokens. All groups of layers draw their blocks from one pool, so a block has the
-size of the largest group. Rules read in `vllm/v1/core/kv_cache_utils.py`, `kv_cache_planning.py` and
-`kv_cache_interface.py` of the released wheels 0.10.0 to 0.33.0; checked on logged pools (`tests/truth/vllm_memory.csv`).
+Every layer gets pages of `block_tokens` tokens. All groups of layers draw their blocks from one pool, so a block has
+the size of the largest group. Rules read in `vllm/v1/core/kv_cache_utils.py`, `kv_cache_planning.py` and
+`kv_cache_interface.py` of the released wheels 0.10.0 to 0.33.0; checked on logged pools
+(`tests/truth/vllm_memory.csv`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FLOAT32_STATE = frozenset({"nemotron_h", "nemotron_h_moe", "qwen35", "qwen35moe"
 INDEXER_SCALE_BYTES = 4
 """A sparse indexer's key cache: one FP8 byte per element and a 32-bit scale per 128."""
 DS_MLA_BYTES = 656
-"""One token of the `fp8_ds_mla` layout that sparse MLA takes with an FP8 cache (512 FP8 + 16 scale + 128 rope bytes)."""
+"""One token of the `fp8_ds_mla` layout of sparse MLA with an FP8 cache: 512 FP8, 16 scale and 128 rope bytes."""
 
 _ELEMENT_BYTES = {"auto": 2, "float16": 2, "bfloat16": 2, "f16": 2, "bf16": 2, "float32": 4, "f32": 4}
 _FP8 = ("fp8", "q8_0")
@@ -72,7 +73,7 @@ class _Slot(Struct, frozen=True, kw_only=True):
 
 
 def element_bytes(kv_type: str) -> int:
-    """Bytes per cached element of a KV type, in vLLM's or llama.cpp's words; raises EstimatorError for others."""
+    """Give the bytes per cached element of a KV type, in vLLM's or llama.cpp's words; raises EstimatorError for others."""
     if kv_type.startswith(_FP8):
         return 1
     if kv_type not in _ELEMENT_BYTES:
@@ -83,12 +84,12 @@ def element_bytes(kv_type: str) -> int:
 
 
 def kv_heads_per_rank(kv_heads: int, tensor_parallel: int) -> int:
-    """KV heads a rank holds: split, and replicated beyond the number of heads."""
+    """Give the KV heads a rank holds: split, and replicated beyond the number of heads."""
     return max(1, kv_heads // tensor_parallel)
 
 
 def state_bytes(mixer: Recurrent, architecture: str, tensor_parallel: int, draft_tokens: int = 0) -> int:
-    """Bytes of one sequence's state in one layer on one rank (`MambaStateShapeCalculator`)."""
+    """Give the bytes of one sequence's state in one layer on one rank (`MambaStateShapeCalculator`)."""
     wide = architecture in FLOAT32_STATE or mixer.kind == "kda"
     kernel_rows = max(1, mixer.conv_kernel - 1)
     conv = mixer.conv_elements * (kernel_rows + draft_tokens) // kernel_rows
@@ -105,7 +106,7 @@ def cache_layout(
     block_tokens: int = BLOCK_TOKENS,
     stage: tuple[int, int] | None = None,
 ) -> CacheLayout:
-    """Lays the cache of the layers `stage[0]..stage[1]` (all by default) out on one rank of `tensor_parallel`.
+    """Lay the cache of the layers `stage[0]..stage[1]` (all by default) out on one rank of `tensor_parallel`.
 
     Groups are made over the whole model, so that stages of a pipeline agree; the block of a stage then holds the
     layers of its largest group. `draft_tokens` widens the states of a speculating engine.
@@ -142,7 +143,7 @@ def cache_layout(
 
 
 def _attention_slots(number: int, mixer: Mixer, tensor_parallel: int, kv_type: str, block_tokens: int) -> list[_Slot]:
-    """The cache one attention mixer keeps; none for recurrent ones and for those that read another layer's."""
+    """List the cache one attention mixer keeps; none for recurrent ones and for those that read another layer's."""
     width = element_bytes(kv_type)
     if isinstance(mixer, Mla):
         sparse = mixer.indexer_dim is not None
@@ -170,7 +171,7 @@ def _attention_slots(number: int, mixer: Mixer, tensor_parallel: int, kv_type: s
 
 
 def _raise_blocks(slots: list[_Slot], state: int, rules: Rules) -> list[_Slot]:
-    """Enlarges the attention blocks until a page holds one recurrent state."""
+    """Enlarge the attention blocks until a page holds one recurrent state."""
     token_bytes = max(slot.token_bytes for slot in slots)
     alignment = slots[0].block_tokens
     if any(slot.latent for slot in slots) and rules.version >= (0, 20):
@@ -191,7 +192,7 @@ def _with_block(slot: _Slot, tokens: int) -> _Slot:
 
 
 def _group(slots: list[_Slot]) -> list[tuple[_Slot, list[list[_Slot]]]]:
-    """Splits the layers into groups of equal length: (an example, the groups of its kind), for every kind.
+    """Split the layers into groups of equal length: (an example, the groups of its kind), for every kind.
 
     Layers of one kind and window share one group whatever their page sizes. Different kinds need pages of one size:
     smaller pages take more tokens where that divides evenly, and are padded otherwise; then the layers of each kind
@@ -231,7 +232,7 @@ def _group(slots: list[_Slot]) -> list[tuple[_Slot, list[list[_Slot]]]]:
 def blocks_per_request(
     layout: CacheLayout, rules: Rules, *, context_tokens: int, max_num_batched_tokens: int, prefix_caching: bool
 ) -> int:
-    """Blocks of the pool that one request of full length holds (`max_memory_usage_bytes` of every group)."""
+    """Count the blocks of the pool that one request of full length holds (`max_memory_usage_bytes` of every group)."""
     in_flight = rules.in_flight_batches * max_num_batched_tokens
     total = 0
     for group in layout.groups:
@@ -248,7 +249,7 @@ def blocks_per_request(
 
 
 def pool_blocks(layouts: tuple[CacheLayout, ...], pools_bytes: tuple[int, ...]) -> int:
-    """Blocks of the smallest rank: every rank uses that many. 1 for a model that caches nothing."""
+    """Count the blocks of the smallest rank: every rank uses that many. 1 for a model that caches nothing."""
     counts = [
         max(0, pool) // layout.block_bytes
         for layout, pool in zip(layouts, pools_bytes, strict=True)
@@ -258,12 +259,12 @@ def pool_blocks(layouts: tuple[CacheLayout, ...], pools_bytes: tuple[int, ...]) 
 
 
 def concurrency(blocks: int, per_request: int) -> float:
-    """Requests of full length that the pool holds at once (vLLM's "Maximum concurrency")."""
+    """Count the requests of full length that the pool holds at once (vLLM's "Maximum concurrency")."""
     return blocks / per_request if per_request else float("inf")
 
 
 def cache_tokens(layout: CacheLayout, rules: Rules, blocks: int, *, per_request: int, context_tokens: int) -> int:
-    """What the log calls "GPU KV cache size", by the version's rule."""
+    """Give what the log calls "GPU KV cache size", by the version's rule."""
     if rules.prints_capacity:
         return int(concurrency(blocks, per_request) * context_tokens)
     groups = sum(group.count for group in layout.groups)
@@ -272,5 +273,5 @@ def cache_tokens(layout: CacheLayout, rules: Rules, blocks: int, *, per_request:
 
 
 def has_state(layout: CacheLayout) -> bool:
-    """Whether sequences hold recurrent state, one block each."""
+    """Tell whether sequences hold recurrent state, one block each."""
     return any(group.kind == "state" for group in layout.groups)

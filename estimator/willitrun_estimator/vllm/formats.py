@@ -19,7 +19,7 @@ MXFP4_HIDDEN_MULTIPLE = 256
 
 
 def expert_tile(version: tuple[int, int], family: str) -> int:
-    """What MXFP4 kernels round an expert's width per rank up to: 64 for Triton (Hopper, 0.11 to 0.16), else 128."""
+    """Give what MXFP4 kernels round an expert's width per rank up to: 64 for Triton (Hopper, 0.11 to 0.16), else 128."""
     return 64 if family == "hopper" and (0, 11) <= version <= (0, 16) else 128
 
 
@@ -91,7 +91,7 @@ _ALIASES = {
 
 
 def format_of(quant: str) -> Format:
-    """The format a quantization name means; raises EstimatorError for one that vLLM does not load."""
+    """Find the format a quantization name means; raises EstimatorError for one that vLLM does not load."""
     key = quant.strip().lower()
     key = _ALIASES.get(key, key)
     if key not in FORMATS:
@@ -103,6 +103,6 @@ def format_of(quant: str) -> Format:
 
 
 def is_format(quant: str) -> bool:
-    """Whether vLLM loads checkpoints of this name."""
+    """Tell whether vLLM loads checkpoints of this name."""
     key = quant.strip().lower()
     return _ALIASES.get(key, key) in FORMATS

@@ -13,12 +13,12 @@ from __future__ import annotations
 from math import ceil
 
 from msgspec import Struct
-from willitrun_catalog.model import Dense, ModelSpec, Moe
-from willitrun_probe.units import GIB
 
+from willitrun_catalog.model import Dense, ModelSpec, Moe
 from willitrun_estimator.device import Device
 from willitrun_estimator.vllm.formats import Format
 from willitrun_estimator.vllm.versions import Rules
+from willitrun_probe.units import GIB
 
 CONTEXT_BYTES = round(0.51 * GIB)
 """The CUDA context, outside the budget: 78.68 of 79.19 GiB free before anything was loaded (H100)."""
@@ -35,17 +35,20 @@ SAFETY_BYTES = GIB // 2
 SAFETY_WIDE_BYTES = 3 * GIB // 2
 """The same with tensor parallelism, CUDA graphs that are subtracted, or a vision tower."""
 
-_TOTAL_SHARE: dict[str, float] = {
-    "H100": 79.19 / 79.65,
-    "A100": 79.15 / 80.0,
-    "RTX 3090": 23.58 / 24.0,
-    "RTX 4090": 23.55 / 23.99,
-    "RTX 5090": 31.37 / 31.84,
-    "A10G": 22.06 / 22.49,
+_CUDA_TOTAL_GIB: dict[str, tuple[float, float]] = {
+    "H100 80": (79.65, 79.19),
+    "A100": (80.0, 79.15),
+    "RTX 3090": (24.0, 23.58),
+    "RTX 4090": (23.99, 23.55),
+    "RTX 5090": (31.84, 31.37),
+    "A40": (44.99, 44.4),
 }
-"""Total memory as CUDA reports it over what NVML reports, by name: log lines over `nvidia-smi` totals."""
-_OTHER_SHARE = 0.983
-"""Of the cards above the lowest but one; ECC cards lose less."""
+"""Total memory by the driver library and as CUDA reports it: `nvidia-smi` against vLLM's start logs."""
+_SAME_CARD = 0.01
+_STACKED_SHARE = 0.994
+_GDDR_SHARE = 0.983
+"""What CUDA reports of other cards, the lowest share of those above: H100 for stacked memory, RTX 3090 for GDDR."""
+_STACKED_FROM_BYTES = 60 * GIB
 
 
 class ActivationShape(Struct, frozen=True, kw_only=True):
@@ -84,13 +87,17 @@ class Budget(Struct, frozen=True, kw_only=True):
 def cuda_total_bytes(device: Device) -> int:
     """Give the total memory as the engine will see it, from the total the driver library reports.
 
-    Unified memory and AMD report the same figure to both. A total that is already below every card's nominal size
-    (from a log) is taken as it is by naming the device with an exact total; see `Device.memory_total_bytes`.
+    Unified memory and AMD report the same figure to both.
     """
+    total = device.memory_total_bytes
     if device.backend != "cuda" or device.unified:
-        return device.memory_total_bytes
-    share = next((value for name, value in _TOTAL_SHARE.items() if name in device.name), _OTHER_SHARE)
-    return int(device.memory_total_bytes * share)
+        return total
+    for name, (driver, cuda) in _CUDA_TOTAL_GIB.items():
+        if name in device.name and total <= cuda * GIB * (1 + _SAME_CARD / 4):
+            return total
+        if name in device.name and abs(total - driver * GIB) <= _SAME_CARD * total:
+            return int(cuda * GIB)
+    return int(total * (_STACKED_SHARE if total >= _STACKED_FROM_BYTES else _GDDR_SHARE))
 
 
 def activation_shape(spec: ModelSpec) -> ActivationShape:
@@ -157,7 +164,7 @@ def libraries_bytes(
     if backend == "rocm":
         return round(0.66 * GIB)
     if tensor_parallel > 1:
-        if rules.version >= (0, 17) and fast_links and family in {"hopper", "blackwell"}:
+        if rules.version >= (0, 17) and fast_links and family in {"hopper", "blackwell-dc"}:
             return round(2.1 * GIB)
         return round((0.55 if rules.version >= (0, 12) else 0.13) * GIB)
     if pipeline_parallel > 1:
@@ -167,11 +174,10 @@ def libraries_bytes(
     return round((0.25 if rules.version >= (0, 18) else 0.13) * GIB)
 
 
-def graphs_bytes(spec: ModelSpec, *, max_num_seqs: int, enforce_eager: bool, stage_layers: int | None = None) -> int:
+def graphs_bytes(*, layers: int, max_num_seqs: int, enforce_eager: bool) -> int:
     """Estimate the CUDA-graph pool; fewer captured sizes take less."""
     if enforce_eager:
         return 0
-    layers = spec.block_count if stage_layers is None else stage_layers
     captured = capture_count(max_num_seqs) / capture_count(GRAPHS_DEFAULT)
     return round((GRAPH_BYTES + GRAPH_BYTES_PER_LAYER * layers) * (0.5 + 0.5 * captured))
 

@@ -11,9 +11,8 @@ import re
 
 from msgspec import Struct
 
-from willitrun_probe.units import GIB
-
 from willitrun_estimator.errors import EstimatorError
+from willitrun_probe.units import GIB
 
 Version = tuple[int, int]
 
@@ -29,7 +28,7 @@ class Rules(Struct, frozen=True, kw_only=True):
     gpu_memory_utilization: float
     """Default of `--gpu-memory-utilization`: 0.9, from 0.20 on 0.92."""
     subtracts_graphs: bool
-    """The pool is made smaller by the estimated CUDA graphs (`VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS`, on from 0.20)."""
+    """The estimated CUDA graphs are taken off the pool (`VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS`, on from 0.20)."""
     in_flight_batches: int
     """Batches whose tokens a window may still hold: 2 with asynchronous scheduling from 0.26 on, else 1."""
     prints_capacity: bool
@@ -48,7 +47,7 @@ class BatchDefaults(Struct, frozen=True, kw_only=True):
 
 
 def parse_version(text: str) -> Version:
-    """Reads `0.19.0`, `v0.11.2`, `0.20.1rc1.dev16+g1234` or `latest`.
+    """Read `0.19.0`, `v0.11.2`, `0.20.1rc1.dev16+g1234` or `latest`.
 
     Raises EstimatorError for anything else, and for a version before 0.10.
     """
@@ -68,7 +67,7 @@ def parse_version(text: str) -> Version:
 
 
 def rules(version: Version = LATEST) -> Rules:
-    """The rules of a version; one newer than `LATEST` is planned like `LATEST`."""
+    """Give the rules of a version; one newer than `LATEST` is planned like `LATEST`."""
     return Rules(
         version=version,
         gpu_memory_utilization=0.92 if version >= (0, 20) else 0.9,
@@ -83,7 +82,7 @@ def rules(version: Version = LATEST) -> Rules:
 def batch_defaults(
     version: Version, *, memory_total_bytes: int, name: str, compute_capability: str | None
 ) -> BatchDefaults:
-    """The defaults of the server for a GPU (`EngineArgs.get_batch_defaults`)."""
+    """Give the defaults of the server for a GPU (`EngineArgs.get_batch_defaults`)."""
     if memory_total_bytes >= 160 * GIB and version >= (0, 28):
         return BatchDefaults(max_num_batched_tokens=16384, max_num_seqs=1024)
     small = "a100" in name.lower() or (compute_capability == "12.1" and version >= (0, 33))

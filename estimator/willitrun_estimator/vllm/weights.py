@@ -2,15 +2,15 @@
 
 Attention, feed-forward, experts and the vocabulary tables are split over the tensor-parallel ranks; norms, routers and
 the latent projections of MLA are whole on every rank; key and value projections are replicated beyond the number of
-KV heads; tables are padded to 64 rows and a tied one is stored once. Rules read in `vllm/model_executor/layers/linear.py`,
-`vocab_parallel_embedding.py` and `rotary_embedding/`; checked on logged starts (`tests/truth/vllm_memory.csv`).
+KV heads; tables are padded to 64 rows and a tied one is stored once. Rules read in
+`vllm/model_executor/layers/linear.py`, `vocab_parallel_embedding.py` and `rotary_embedding/`; checked on logged starts (`tests/truth/vllm_memory.csv`).
 """
 
 from __future__ import annotations
 
 from msgspec import Struct
-from willitrun_catalog.model import Attention, Layer, Mla, ModelSpec, Moe
 
+from willitrun_catalog.model import Attention, Layer, Mla, ModelSpec, Moe
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.tensors import Part, blueprint
 from willitrun_estimator.vllm.formats import (
