@@ -24,14 +24,20 @@ def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:
     )
     shape: tuple[Dim, ...] = (mixer.key_dim, mixer.heads, U)
     kv_shape: tuple[Dim, ...] = (mixer.key_dim, mixer.kv_heads, U)
+    both: Node | None = None
     windowed = b.window is not None and cache.effective_window(b.spec, mixer) is not None
     cells = WINDOW if windowed else CELLS
     value_shape: tuple[Dim, ...] = (mixer.value_dim, mixer.kv_heads, U)
     rotate_k = cache.is_quantized(b.settings.kv_type_k) and mixer.key_dim % 64 == 0
     rotate_v = cache.is_quantized(b.settings.kv_type_v) and mixer.value_dim % 64 == 0
 
+    def projected(name: str, width: int) -> Node:
+        out = b.matmul(name, homes, width, normed)
+        return b.norm(out, name + "_norm", homes) if b.style.whole_qk_norm else out
+
     def headed(source: Node, name: str) -> Node:
-        return b.norm(source, name, homes) if name + ".weight" in homes.parts else source
+        normal = name + ".weight" in homes.parts and not b.style.whole_qk_norm
+        return b.norm(source, name, homes) if normal else source
 
     def query(source: Node) -> Node:
         turned = b.rope(headed(source, "attn_q_norm"), homes)
@@ -44,6 +50,13 @@ def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:
     def value(source: Node) -> Node:
         return b.rotated(source, value_shape, "v" + cells, 64) if rotate_v else source
 
+    def gated(out: Node) -> Node:
+        if both is None:
+            return out
+        gate = g.add("gate", out.dims, g.view(both, out.dims, contiguous=False))
+        gate = g.add("sigmoid", out.dims, gate, inplace=True)
+        return g.add("gated", out.dims, out, gate, inplace=True)
+
     k = v = None
     strided = None
     if "attn_qkv.weight" in homes.parts:
@@ -53,13 +66,18 @@ def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:
         strided = form((queries + keys + values, U))
         k = key(g.view(fused, kv_shape, contiguous=False))
     else:
-        q = query(g.view(b.matmul("attn_q", homes, queries, normed), shape))
+        if b.style.gated_query:
+            both = b.matmul("attn_q", homes, 2 * queries, normed)
+            whole = g.view(both, (2 * mixer.key_dim, mixer.heads, U))
+            q = query(g.view(whole, shape, contiguous=False))
+        else:
+            q = query(g.view(projected("attn_q", queries), shape))
         if not mixer.shares_kv:
             if b.style.keys_first:
-                k = key(g.view(b.matmul("attn_k", homes, keys, normed), kv_shape))
+                k = key(g.view(projected("attn_k", keys), kv_shape))
             v = value(g.view(b.matmul("attn_v", homes, values, normed), value_shape))
             if not b.style.keys_first:
-                k = key(g.view(b.matmul("attn_k", homes, keys, normed), kv_shape))
+                k = key(g.view(projected("attn_k", keys), kv_shape))
     streams = b.streams
     key_bytes = form((cells, cache.kv_row_bytes(b.settings.kv_type_k, keys) * streams), 1)
     value_bytes = form((cells, cache.kv_row_bytes(b.settings.kv_type_v, values) * streams), 1)
@@ -88,7 +106,7 @@ def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:
         result = g.add("flash", out, q, kview, vview, b.mask(cells), size=size, picks_device=False)
         if rotate_v:
             result = b.rotated(result, out, "v" + cells, 64)
-        return g.view(result, (mixer.heads * mixer.value_dim, U))
+        return gated(g.view(result, (mixer.heads * mixer.value_dim, U)))
     vview = g.view(g.view(cache_v, (".v",), size=value_bytes), (".v", ".p"), size=value_bytes, contiguous=False)
     kview = g.view(g.view(cache_k, (".k",), size=key_bytes), (".k", ".p"), size=key_bytes, contiguous=False)
     q = g.view(g.view(q, shape), (mixer.key_dim, U, mixer.heads), contiguous=False)
@@ -98,7 +116,7 @@ def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:
     if rotate_v:
         result = b.rotated(result, (mixer.value_dim, U, mixer.heads), "v" + cells, 64)
     turned = g.view(result, out, contiguous=False)
-    return g.add("cont", (mixer.heads * mixer.value_dim, U), turned)
+    return gated(g.add("cont", (mixer.heads * mixer.value_dim, U), turned))
 
 
 def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node:

@@ -128,11 +128,24 @@ class Builder:
         turned = self.graph.add("rotate", (".flat", *dims), matrix, flat)
         return self.graph.view(turned, dims)
 
-    def ffn_norm(self, homes: Homes) -> str:
-        """Name the norm before the feed-forward network."""
-        if self.style.post_attention_is_ffn_norm:
+    @staticmethod
+    def has(homes: Homes, name: str) -> bool:
+        """Whether a block has a norm of that name."""
+        return name + ".weight" in homes.parts or name in homes.parts
+
+    def has_post_norm(self, homes: Homes) -> bool:
+        """Whether attention's result is normalised: else `post_attention_norm` is the feed-forward network's own."""
+        return self.has(homes, "post_attention_norm") and (
+            self.has(homes, "ffn_norm") or self.has(homes, "post_ffw_norm")
+        )
+
+    def ffn_norm(self, homes: Homes) -> str | None:
+        """Name the norm before the feed-forward network; None where there is none."""
+        if self.has(homes, "ffn_norm"):
+            return "ffn_norm"
+        if self.has(homes, "post_attention_norm") and not self.has_post_norm(homes):
             return "post_attention_norm"
-        return "ffn_norm" if "ffn_norm.weight" in homes.parts or "ffn_norm" in homes.parts else "attn_norm"
+        return None if self.has(homes, "post_ffw_norm") else "attn_norm"
 
     def fetch_next(self) -> None:
         """Fetch the next Mamba block's convolution state: it is asked for before this block's tail is computed."""
@@ -154,7 +167,8 @@ class Builder:
         if not mixers:
             return None
         hidden = self.spec.hidden_size
-        normed = self.norm(source, "attn_norm", homes)
+        normed = self.norm(source, "attn_norm", homes) if self.has(homes, "attn_norm") else source
+        self._normed = normed
         first = mixers[0]
         if isinstance(first, Recurrent):
             return recurrent.recurrent(self, first, normed, homes)
@@ -185,19 +199,21 @@ class Builder:
                 mixed = self.out_rows(mixed)
             source = self.out_rows(source)
         if mixed is not None:
-            if "post_attention_norm.weight" in homes.parts and not self.style.post_attention_is_ffn_norm:
+            if self.has_post_norm(homes):
                 mixed = self.norm(mixed, "post_attention_norm", homes)
-            source = self.graph.add("residual", source.dims, mixed, source, inplace=True)
+            terms = (source, mixed) if self.style.mixer_residual_first else (mixed, source)
+            source = self.graph.add("residual", source.dims, *terms, inplace=True)
         if last and self.style.rows == "residual":
             source = self.out_rows(source)
         ffn = layer.ffn
         if isinstance(ffn, Dense | Moe):
-            normed = self.norm(source, self.ffn_norm(homes), homes)
+            name = self.ffn_norm(homes)
+            normed = source if name is None else self.norm(source, name, homes)
             if isinstance(ffn, Dense):
                 out = feed_forward.dense(self, ffn, normed, homes)
             else:
                 out = feed_forward.experts(self, ffn, normed, homes)
-            if "post_ffw_norm.weight" in homes.parts:
+            if self.has(homes, "post_ffw_norm"):
                 out = self.norm(out, "post_ffw_norm", homes)
             parts = (source, out) if self.style.residual_first else (out, source)
             source = self.graph.add("block_out", source.dims, *parts, inplace=True)

@@ -79,5 +79,9 @@ def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
         from willitrun_catalog.model import Dense as DenseFfn
 
         shared = dense(b, DenseFfn(width=ffn.shared_width, gated=ffn.gated), normed, homes, "_shexp")
+        if "ffn_gate_inp_shexp.weight" in homes.parts:
+            gate = b.matmul("ffn_gate_inp_shexp", homes, 1, normed)
+            gate = g.add("sigmoid", (1, tokens), gate, inplace=True)
+            shared = g.add("gated", (hidden_size, tokens), shared, gate, inplace=True)
         out = g.add("with_shared", (hidden_size, tokens), out, shared, inplace=True)
     return out

@@ -19,6 +19,12 @@ def recurrent(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     """Add a mixer with a state, its output projection included."""
     if mixer.kind == "kda":
         return kda(b, mixer, normed, homes)
+    if mixer.kind == "gated-delta-net":
+        return gated_delta_net(b, mixer, normed, homes)
+    if mixer.kind == "shortconv":
+        return short_convolution(b, mixer, normed, homes)
+    if mixer.kind == "mamba1":
+        return mamba1(b, mixer, normed, homes)
     return mamba2(b, mixer, normed, homes)
 
 
@@ -161,3 +167,121 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     out = g.add("gated", shape, out, gate, inplace=True)
     flat = g.add("cont", (inner, U), out)
     return b.matmul("attn_output", homes, b.spec.hidden_size, flat)
+
+
+def mamba1(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
+    """Mamba: the scan's parameters are projected from its input; `heads` holds the rank of the time step."""
+    g = b.graph
+    inner, state, rank = mixer.inner_dim, mixer.state_dim, mixer.heads
+    conv_store, conv_state = b.fetched() or load_state(b, "cache_r", mixer.conv_elements, homes)
+    projected = b.matmul("ssm_in", homes, 2 * inner, g.view(normed, normed.dims))
+    fresh = g.view(projected, (inner, U), contiguous=False)
+    joined = convolution_input(b, conv_state, fresh, inner, mixer.conv_kernel, conv_store)
+    store = g.cache("cache_s", homes.cache)
+    old = g.view(store, (".state",), size=form((mixer.state_elements, b.slots)))
+    g.store("clear", store, old)
+    mixed = g.add("ssm_conv", (inner, U), joined, b.weight("ssm_conv1d.weight", homes))
+    mixed = g.add("conv_bias", (inner, U), mixed, b.weight("ssm_conv1d.bias", homes), inplace=True)
+    mixed = g.add("silu", (inner, U), mixed, inplace=True)
+    x = g.view(mixed, (1, inner, U))
+    parameters = b.matmul("ssm_x", homes, rank + 2 * state, mixed)
+    low = g.view(parameters, (rank, U), contiguous=False)
+    normal = "ssm_dt_norm.weight" in homes.parts
+    low = b.norm(low, "ssm_dt_norm", homes) if normal else g.add("cont", (rank, U), low)
+    steps = b.matmul("ssm_dt", homes, inner, low)
+    left = g.view(parameters, (state, 1, U), contiguous=False)
+    if normal:
+        left = b.norm(left, "ssm_b_norm", homes)
+    right = g.view(parameters, (state, 1, U), contiguous=False)
+    if normal:
+        right = b.norm(right, "ssm_c_norm", homes)
+    scanned = g.add(
+        "ssm_scan",
+        (".scan",),
+        old,
+        x,
+        steps,
+        b.weight("ssm_a", homes),
+        left,
+        right,
+        b.state_index(),
+        size=plus(form((inner, U)), form((mixer.state_elements, b.slots))),
+        rows=1,
+    )
+    g.store("save_state", store, g.view(scanned, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False))
+    b.fetch_next()
+    gate = g.add("z", (inner, U), g.view(projected, (inner, U), contiguous=False))
+    y = g.view(scanned, (inner, U))
+    skip = g.add("x_d", (inner, U), mixed, b.weight("ssm_d", homes), inplace=True)
+    y = g.add("y", (inner, U), y, skip, inplace=True)
+    gated = g.add("swiglu", (inner, U), gate, y)
+    out = b.matmul("ssm_out", homes, b.spec.hidden_size, gated)
+    return g.view(out, out.dims)
+
+
+def gated_delta_net(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
+    """Gated delta net of Qwen3-Next and Qwen3.5: `heads` x `head_dim` values, `groups` x `state_dim` keys."""
+    g = b.graph
+    keys, values = mixer.groups * mixer.state_dim, mixer.heads * mixer.head_dim
+    channels = 2 * keys + values
+    conv_store, conv_state = load_state(b, "cache_r", mixer.conv_elements, homes)
+    fresh = b.matmul("attn_qkv", homes, channels, normed)
+    joined = convolution_input(b, conv_state, g.view(fresh, (channels, U)), channels, mixer.conv_kernel, conv_store)
+    store, state = load_state(b, "cache_s", mixer.state_elements, homes)
+    mixed = g.add("ssm_conv", (channels, U), joined, b.weight("ssm_conv1d.weight", homes))
+    mixed = g.add("silu", (channels, U), mixed, inplace=True)
+    heads: list[Node] = []
+    for _ in range(2):
+        part = g.add("l2_norm", (mixer.state_dim, mixer.groups, U), g.view(mixed, (mixer.state_dim, mixer.groups, U), contiguous=False))
+        if b.style.repeated_keys and mixer.groups != mixer.heads:
+            part = g.add("repeat", (mixer.state_dim, mixer.heads, U), g.view(part, part.dims))
+        heads.append(g.view(part, part.dims))
+    v = g.view(mixed, (mixer.head_dim, mixer.heads, U), contiguous=False)
+    shape: tuple[Dim, ...] = (mixer.heads, U)
+    if "ssm_ba.weight" in homes.parts:
+        both = b.matmul("ssm_ba", homes, 2 * mixer.heads, normed)
+        decay = g.add("cont", shape, g.view(both, shape, contiguous=False))
+        beta = g.add("cont", shape, g.view(both, shape, contiguous=False))
+    else:
+        decay = g.view(b.matmul("ssm_alpha", homes, mixer.heads, normed), shape)
+        beta = g.view(b.matmul("ssm_beta", homes, mixer.heads, normed), shape)
+    decay = g.add("decay_bias", shape, decay, b.weight("ssm_dt.bias", homes), inplace=True)
+    decay = g.add("decay", shape, decay, b.weight("ssm_a", homes), inplace=True)
+    beta = g.add("sigmoid", shape, beta, inplace=True)
+    delta = g.add(
+        "gated_delta_net",
+        (".delta",),
+        *heads,
+        v,
+        g.view(decay, shape),
+        beta,
+        g.view(state, (mixer.head_dim, mixer.state_dim, mixer.heads)),
+        size=plus(form((values, U)), form((mixer.state_elements, b.slots))),
+        rows=1,
+    )
+    g.store("save_state", store, g.view(delta, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False))
+    out_shape: tuple[Dim, ...] = (mixer.head_dim, mixer.heads, U)
+    out = b.norm(g.view(delta, out_shape, contiguous=False), "ssm_norm", homes)
+    gate = g.view(b.matmul("attn_gate", homes, values, normed), out_shape)
+    gate = g.add("silu", out_shape, gate, inplace=True)
+    out = g.add("gated", out_shape, out, gate, inplace=True)
+    out = b.matmul("ssm_out", homes, b.spec.hidden_size, g.view(out, (values, U)))
+    return g.view(out, out.dims)
+
+
+def short_convolution(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
+    """Gated short convolution of LFM2 (src/models/lfm2.cpp)."""
+    g = b.graph
+    hidden = b.spec.hidden_size
+    shape: tuple[Dim, ...] = (hidden, U)
+    projected = b.matmul("shortconv.in_proj", homes, 3 * hidden, normed)
+    turned = g.view(projected, (".turned",), contiguous=False)
+    left = g.view(turned, (hidden, U), contiguous=False)
+    right = g.view(turned, (hidden, U), contiguous=False)
+    x = g.view(turned, (hidden, U), contiguous=False)
+    gated = g.add("bx", shape, left, x)
+    conv_store, conv_state = load_state(b, "cache_r", mixer.conv_elements, homes)
+    joined = convolution_input(b, conv_state, gated, hidden, mixer.conv_kernel, conv_store)
+    conv = g.add("ssm_conv", shape, joined, b.weight("shortconv.conv.weight", homes))
+    out = g.add("gated", shape, right, conv, inplace=True)
+    return b.matmul("shortconv.out_proj", homes, hidden, out)

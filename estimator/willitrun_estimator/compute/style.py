@@ -16,9 +16,15 @@ class Style(Struct, frozen=True, kw_only=True):
     """Where the rows that get logits are picked: before attention's sum, after it, after the block, after the norm."""
     residual_first: bool = False
     """The feed-forward network's sum names the residual first, which is then written over."""
-    post_attention_is_ffn_norm: bool = False
-    """`post_attention_norm` is the norm before the feed-forward network."""
+    mixer_residual_first: bool = False
+    """The same of the token mixer's sum."""
     up_experts_first: bool = False
+    gated_query: bool = False
+    """The query projection holds an output gate of the same width."""
+    whole_qk_norm: bool = False
+    """Queries and keys are normalised before they are split into heads."""
+    repeated_keys: bool = False
+    """A gated delta net repeats its key heads to the number of value heads."""
     parallel_ffn: bool = False
     """The feed-forward network reads what attention read (Command R, Falcon)."""
 
@@ -26,11 +32,16 @@ class Style(Struct, frozen=True, kw_only=True):
 DEFAULT = Style()
 
 STYLES: dict[str, Style] = {
-    "gpt-oss": Style(keys_first=True, post_attention_is_ffn_norm=True, rows="block-end"),
-    "gemma3": Style(keys_first=True),
     "falcon-h1": Style(rows="residual"),
-    "phi3": Style(residual_first=True),
+    "gemma3": Style(keys_first=True),
+    "gpt-oss": Style(keys_first=True, rows="block-end"),
+    "jamba": Style(residual_first=True, mixer_residual_first=True),
     "nemotron_h": Style(rows="norm-end"),
+    "nemotron_h_moe": Style(rows="norm-end"),
+    "phi3": Style(residual_first=True),
+    "qwen3next": Style(rows="norm-end", gated_query=True, repeated_keys=True),
+    "qwen35": Style(rows="norm-end", gated_query=True),
+    "qwen35moe": Style(rows="norm-end", gated_query=True),
 }
 
 
