@@ -1,4 +1,4 @@
-"""Compile the catalog's readable entries into the file that is shipped: `python scripts/compile_catalog.py [--check]`."""
+"""Compile the readable entries into the file that is shipped: `python scripts/compile_catalog.py [--check]`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import msgspec
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "catalog")]
 
-from willitrun_catalog.entries import read_datasheets, read_models, read_quality  # noqa: E402
 from willitrun_catalog.datasheet import Datasheet  # noqa: E402
+from willitrun_catalog.entries import read_datasheets, read_models, read_quality  # noqa: E402
 from willitrun_catalog.model import ModelSpec  # noqa: E402
 from willitrun_catalog.shipped import COMPILED, Compiled, Listing, SearchName, pack  # noqa: E402
 from willitrun_catalog.words import GPU_NOISE, RELEASE_WORDS, gpu_words, key, model_words  # noqa: E402

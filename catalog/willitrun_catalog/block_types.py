@@ -69,7 +69,7 @@ BLOCK_TYPES: dict[str, BlockType] = {
 }
 
 
-class UnknownBlockType(CatalogError):
+class UnknownBlockType(CatalogError):  # noqa: N818 - named like its kin
     """No such storage type."""
 
     def __init__(self, name: str) -> None:

@@ -168,36 +168,64 @@ def recurrent(kind: str, given: dict[str, Any], hidden: int) -> Recurrent:
     if kind == "mamba1":
         inner, state = given["inner"], given["state"]
         return Recurrent(
-            kind="mamba1", conv_elements=(conv - 1) * inner, state_elements=inner * state,
-            inner_dim=inner, heads=given["time_rank"], state_dim=state, conv_kernel=conv,
+            kind="mamba1",
+            conv_elements=(conv - 1) * inner,
+            state_elements=inner * state,
+            inner_dim=inner,
+            heads=given["time_rank"],
+            state_dim=state,
+            conv_kernel=conv,
         )
     if kind == "mamba2":
         inner, state, groups = given["inner"], given["state"], given["groups"]
         return Recurrent(
-            kind="mamba2", conv_elements=(conv - 1) * (inner + 2 * groups * state), state_elements=inner * state,
-            inner_dim=inner, heads=given["heads"], head_dim=inner // given["heads"], state_dim=state, groups=groups,
+            kind="mamba2",
+            conv_elements=(conv - 1) * (inner + 2 * groups * state),
+            state_elements=inner * state,
+            inner_dim=inner,
+            heads=given["heads"],
+            head_dim=inner // given["heads"],
+            state_dim=state,
+            groups=groups,
             conv_kernel=conv,
         )
     if kind == "gated-delta-net":
         keys, values = given["key_heads"] * given["key_dim"], given["value_heads"] * given["value_dim"]
         return Recurrent(
-            kind="gated-delta-net", conv_elements=(conv - 1) * (values + 2 * keys),
-            state_elements=values * given["key_dim"], inner_dim=values, heads=given["value_heads"],
-            head_dim=given["value_dim"], state_dim=given["key_dim"], groups=given["key_heads"], conv_kernel=conv,
+            kind="gated-delta-net",
+            conv_elements=(conv - 1) * (values + 2 * keys),
+            state_elements=values * given["key_dim"],
+            inner_dim=values,
+            heads=given["value_heads"],
+            head_dim=given["value_dim"],
+            state_dim=given["key_dim"],
+            groups=given["key_heads"],
+            conv_kernel=conv,
         )
     if kind == "kda":
         heads, dim = given["heads"], given["dim"]
         return Recurrent(
-            kind="kda", conv_elements=3 * (conv - 1) * heads * dim, state_elements=heads * dim * dim,
-            inner_dim=heads * dim, heads=heads, head_dim=dim, state_dim=dim, conv_kernel=conv,
+            kind="kda",
+            conv_elements=3 * (conv - 1) * heads * dim,
+            state_elements=heads * dim * dim,
+            inner_dim=heads * dim,
+            heads=heads,
+            head_dim=dim,
+            state_dim=dim,
+            conv_kernel=conv,
         )
     if kind == "shortconv":
         return Recurrent(kind="shortconv", conv_elements=(conv - 1) * hidden, state_elements=0, conv_kernel=conv)
     if kind == "lightning":
         heads, dim = given["heads"], given["dim"]
         return Recurrent(
-            kind="lightning", conv_elements=0, state_elements=heads * dim * dim, inner_dim=heads * dim,
-            heads=heads, head_dim=dim, state_dim=dim,
+            kind="lightning",
+            conv_elements=0,
+            state_elements=heads * dim * dim,
+            inner_dim=heads * dim,
+            heads=heads,
+            head_dim=dim,
+            state_dim=dim,
         )
     msg = f"unknown kind of mixer: {kind}"
     raise ValueError(msg)
@@ -233,7 +261,11 @@ def _datasheet(path: Path, entry: dict[str, Any]) -> Datasheet:
     try:
         vendor = path.stem.partition("-")[0]
         memory = entry.get("memory_gib")
-        options = () if memory is None else tuple(round(one * GIB) for one in (memory if isinstance(memory, list) else [memory]))
+        options = (
+            ()
+            if memory is None
+            else tuple(round(one * GIB) for one in (memory if isinstance(memory, list) else [memory]))
+        )
         rates = {key: value * 1e12 for key, value in entry.get("teraflops", {}).items()}
         usable = entry.get("usable_gib")
         link = entry.get("link", {})

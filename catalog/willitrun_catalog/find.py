@@ -16,7 +16,7 @@ from willitrun_catalog.words import RELEASE_WORDS, is_size, key, model_words
 
 __all__ = ["ModelMatch", "UnknownGpu", "UnknownModel", "find_datasheet", "find_model", "nearest_models"]
 
-_MAKERS = frozenset("meta nvidia ai c".split())
+_MAKERS = frozenset(["meta", "nvidia", "ai", "c"])
 _USUAL_PARAMS = 8e9
 """Where a name leaves the size open, the size nearest to this is meant: most machines can hold it."""
 _MOST_ALTERNATIVES = 8
@@ -134,7 +134,8 @@ def nearest_models(query: str, limit: int = 5) -> tuple[str, ...]:
     # Letters in common are quick to count and leave few names for the exact comparison.
     letters = set(wanted_key)
     likely = sorted(
-        own, key=lambda name: -(2 * len(wanted & name.words) + len(letters & set(name.text.lower())) / len(letters or "x")),
+        own,
+        key=lambda name: -(2 * len(wanted & name.words) + len(letters & set(name.text.lower())) / len(letters or "x")),
     )[:40]
     scored: list[tuple[float, str]] = []
     for name in likely:

@@ -61,9 +61,7 @@ def find_datasheet(query: str, memory_bytes: int | None = None) -> Datasheet:
 
 @lru_cache(maxsize=1)
 def _names() -> tuple[tuple[str, frozenset[str], int], ...]:
-    return tuple(
-        (name.text, frozenset(name.words), name.position) for name in shipped.compiled().gpu_search
-    )
+    return tuple((name.text, frozenset(name.words), name.position) for name in shipped.compiled().gpu_search)
 
 
 @lru_cache(maxsize=1)
@@ -94,7 +92,8 @@ def nearest_gpus(query: str, limit: int = 5) -> tuple[str, ...]:
     letters = set(wanted_key)
     names = shipped.compiled().gpu_names
     likely = sorted(
-        _names(), key=lambda name: -(2 * len(wanted & name[1]) + len(letters & set(key(name[0]))) / len(letters or "x")),
+        _names(),
+        key=lambda name: -(2 * len(wanted & name[1]) + len(letters & set(key(name[0]))) / len(letters or "x")),
     )[:40]
     scored: list[tuple[float, str]] = []
     for name, name_words, at in likely:

@@ -2,20 +2,18 @@
 
 A mix such as Q4_K_M has a base type and raises or lowers it for some tensors, by their role, their position and the
 model's shape. The rules follow `src/llama-quant.cpp` of https://github.com/ggml-org/llama.cpp (commit 0c1e57098:
-`tensor_get_category`, `tensor_allows_quantization`, `llama_tensor_get_type_impl`, `tensor_type_fallback`).
+`llama_tensor_get_type_impl`, `tensor_type_fallback`).
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from msgspec import Struct
 
 from willitrun_catalog.block_types import fitting_type
-
-Category = Literal["embedding", "output", "value", "key", "query", "mixed", "down", "gate", "up", "other"]
-"""What the rules know of a tensor. `value` covers fused `attn_qkv` and `attn_kv_b`; `mixed` is `attn_output`."""
+from willitrun_catalog.tensor_classes import Category
 
 BASE_TYPES: dict[str, str] = {
     "F32": "F32",
@@ -64,7 +62,7 @@ _GROUPED = 4
 _MIXTRAL_EXPERTS = 8
 
 _EIGHT_EXPERT_OUTPUT = frozenset(
-    "Q2_K IQ3_XS IQ3_XXS Q3_K_S Q3_K_M IQ4_NL Q4_K_S Q4_K_M IQ3_S IQ3_M IQ4_XS".split(),
+    ["Q2_K", "IQ3_XS", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ3_S", "IQ3_M", "IQ4_XS"],
 )
 _OUTPUT_PROJECTION = {"Q2_K": "Q3_K", "IQ3_XXS": "IQ3_S", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "IQ3_M": "Q4_K"}
 _EMBEDDING = {
@@ -79,50 +77,6 @@ _EMBEDDING = {
     "TQ2_0": "Q4_K",
     "Q2_0": "Q4_K",
 }
-
-_NEVER = (
-    "_norm.weight",
-    "ffn_gate_inp.weight",
-    "ffn_gate_tid2eid.weight",
-    "altup",
-    "laurel",
-    "per_layer_model_proj",
-    "ssm_conv1d",
-    "shortconv.conv.weight",
-    "indexer.k_proj.weight",
-    "indexer.q_proj.weight",
-    "attn_rel_b.weight",
-    ".position_embd",
-    ".patch_embd",
-    ".patch_merger",
-)
-_NEVER_GLM5_NEXT = (
-    "hc_",
-    "indexer.attn_q_b",
-    "indexer.attn_k",
-    "indexer.proj",
-    "indexer_compressor_gate",
-    "indexer_compressor_ape",
-    "ssm_f_a.weight",
-    "ssm_f_b.weight",
-    "ssm_g_a.weight",
-    "ssm_g_b.weight",
-    "ssm_beta.weight",
-    "attn_kv_a_mqa.weight",
-    "attn_k_b.weight",
-    "attn_v_b.weight",
-)
-_CONVERTED_TO_F32 = (
-    "ffn_gate_inp.weight",
-    "ffn_gate_inp_shexp.weight",
-    "ssm_conv1d",
-    "shortconv.conv.weight",
-    "altup_correct_coef.weight",
-    "altup_predict_coef.weight",
-    "indexer.proj.weight",
-    "_norm.weight",
-)
-"""Matrices that `conversion/base.py` writes in F32 whatever the output type."""
 
 
 class MixFacts(Struct, frozen=True):
@@ -181,55 +135,6 @@ def position(index: int, total: int, counted: int) -> Position:
     )
 
 
-@lru_cache(maxsize=4096)
-def category(name: str) -> Category:  # noqa: PLR0911
-    """Class of a tensor by its name; the order of the tests is the program's."""
-    if name == "output.weight":
-        return "output"
-    if name in {"token_embd.weight", "per_layer_token_embd.weight"}:
-        return "embedding"
-    for part, found in _CATEGORY_PARTS:
-        if part in name:
-            return found
-    return "other"
-
-
-_CATEGORY_PARTS: tuple[tuple[str, Category], ...] = (
-    ("attn_qkv.weight", "value"),
-    ("attn_kv_b.weight", "value"),
-    ("attn_v.weight", "value"),
-    ("attn_k.weight", "key"),
-    ("attn_q.weight", "query"),
-    ("attn_output.weight", "mixed"),
-    ("ffn_up", "up"),
-    ("ffn_gate", "gate"),
-    ("ffn_down", "down"),
-)
-
-
-@lru_cache(maxsize=4096)
-def quantizable(name: str, dimensions: int, architecture: str = "") -> bool:
-    """Whether llama-quantize touches a tensor of this name and number of dimensions."""
-    if dimensions < 2 or not name.endswith("weight"):  # noqa: PLR2004
-        return False
-    if any(part in name for part in _NEVER):
-        return False
-    return not (architecture == "glm5-next" and any(part in name for part in _NEVER_GLM5_NEXT))
-
-
-@lru_cache(maxsize=4096)
-def kept_type(name: str, dimensions: int, source_type: str = "BF16") -> str:
-    """Find the type of a tensor that is not quantized, as the converter wrote it.
-
-    Vectors, norms, routers and convolutions are F32; the few other matrices keep the 16-bit type of the source file.
-    """
-    if name.endswith("ffn_gate_tid2eid.weight"):
-        return "I32"
-    if dimensions < 2 or not name.endswith(".weight"):  # noqa: PLR2004
-        return "F32"
-    return "F32" if any(part in name for part in _CONVERTED_TO_F32) else source_type
-
-
 def chosen_type(
     mix: str,
     tensor_category: Category,
@@ -248,10 +153,12 @@ def chosen_type(
     base = BASE_TYPES[mix]
     if mix in _FLOATS:
         return base
-    return fitting_type(_preferred(mix, base, tensor_category, place, facts, name, row_elements, matrices), row_elements)
+    return fitting_type(
+        _preferred(mix, base, tensor_category, place, facts, name, row_elements, matrices), row_elements
+    )
 
 
-def _preferred(  # noqa: PLR0911
+def _preferred(  # noqa: C901, PLR0911
     mix: str,
     base: str,
     tensor_category: Category,
@@ -296,7 +203,7 @@ def _head(mix: str, base: str, facts: MixFacts, row_elements: int) -> str:
     return base if base == "Q8_0" else "Q6_K"
 
 
-def _tiny(mix: str, base: str, tensor_category: Category, place: Position, facts: MixFacts) -> str:
+def _tiny(mix: str, base: str, tensor_category: Category, place: Position, facts: MixFacts) -> str:  # noqa: PLR0911
     raised = "IQ3_S" if mix in _TINY_SM else "Q2_K"
     if tensor_category == "value":
         return "Q4_K" if facts.grouping >= _GROUPED or facts.experts >= _GROUPED else raised

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from willitrun_catalog.block_types import BLOCK_TYPES, BlockType, fitting_type, row_bytes, tensor_bytes
 from willitrun_catalog.errors import UnknownNameError
 from willitrun_catalog.formats import FORMATS, CheckpointFormat
-from willitrun_catalog.mixes import BASE_TYPES, NOWHERE, MixFacts, Position, category, chosen_type, kept_type
+from willitrun_catalog.grouping import grouping
+from willitrun_catalog.mixes import BASE_TYPES, NOWHERE, MixFacts, Position, chosen_type
 from willitrun_catalog.mixes import position as position_of
-from willitrun_catalog.mixes import quantizable
 from willitrun_catalog.model import ModelSpec, Moe, Tensor
+from willitrun_catalog.tensor_classes import category, kept_type, quantizable
 
 __all__ = [
     "BASE_TYPES",
@@ -147,8 +148,6 @@ def tensor_types(
 
 def mix_facts(listed: tuple[Tensor, ...], spec: ModelSpec, *, importance_matrix: bool = False) -> MixFacts:
     """Gather what the mixes look at, from a plain list."""
-    from willitrun_catalog.grouping import grouping  # noqa: PLC0415
-
     return MixFacts(
         architecture=spec.architecture,
         experts=max((layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, Moe)), default=0),
@@ -166,13 +165,16 @@ def _places(listed: tuple[Tensor, ...], facts: MixFacts) -> list[Position]:
     places = [NOWHERE] * len(listed)
     counts: Counter[str] = Counter()
     order = sorted(
-        range(len(listed)), key=lambda at: (-1 if listed[at].layer is None else listed[at].layer, listed[at].name),
+        range(len(listed)),
+        key=lambda at: (-1 if listed[at].layer is None else listed[at].layer, listed[at].name),
     )
     for at in order:
         tensor = listed[at]
         kind = category(tensor.name)
         if kind not in {"value", "down", "gate", "up"} or not quantizable(
-            tensor.name, len(tensor.shape), facts.architecture,
+            tensor.name,
+            len(tensor.shape),
+            facts.architecture,
         ):
             continue
         counted = counts[kind]

@@ -10,7 +10,9 @@ _UNITS = frozenset({"b", "m", "k", "e"})
 
 _PIECE = re.compile(r"(?<![a-z])[ae]\d+(?:\.\d+)?[bm](?![a-z])|\d+(?:[._]\d+)*|[a-z]+")
 """Active sizes (a3b, e4b) whole, numbers, letters."""
-RELEASE_WORDS = frozenset("instruct it chat inst hf base pt gguf model bf16 fp16 preview".split())
+RELEASE_WORDS = frozenset(
+    ("instruct", "it", "chat", "inst", "hf", "base", "pt", "gguf", "model", "bf16", "fp16", "preview"),
+)
 """Words that do not tell one model of a family from another."""
 
 
@@ -39,8 +41,11 @@ def is_size(word: str) -> bool:
 
 
 GPU_NOISE = frozenset(
-    "nvidia amd intel apple geforce radeon instinct quadro tesla graphics gpu arc generation corporation tm r the "
-    "card accelerator edition rx data center".split(),
+    (
+        *("nvidia", "amd", "intel", "apple", "geforce", "radeon", "instinct", "quadro", "tesla", "arc", "rx"),
+        *("graphics", "gpu", "generation", "corporation", "tm", "r", "the", "card", "accelerator", "edition"),
+        *("data", "center"),
+    ),
 )
 """Words that an accelerator's name may or may not carry."""
 

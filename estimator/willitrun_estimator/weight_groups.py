@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from msgspec import Struct
-from willitrun_catalog.mixes import NOWHERE, Category, Position, category, kept_type, position, quantizable
-from willitrun_catalog.model import Role
 
+from willitrun_catalog.mixes import NOWHERE, Position, position
+from willitrun_catalog.model import Role
+from willitrun_catalog.tensor_classes import Category, category, kept_type, quantizable
 from willitrun_estimator.tensors import Blueprint, Part
 
 POSITIONAL: frozenset[Category] = frozenset({"value", "down", "gate", "up"})
@@ -168,7 +169,9 @@ def _kind(parts: tuple[Part, ...], architecture: str) -> Kind:
     steady = [item for item in still if item not in small]
     if small:
         elements = sum(item.elements for item in small)
-        steady.append(Piece("other", elements, 1, 1, "norm", "F32", kept=False, name="small tensors", elements=elements))
+        steady.append(
+            Piece("other", elements, 1, 1, "norm", "F32", kept=False, name="small tensors", elements=elements)
+        )
     return Kind(
         tuple(still),
         tuple(steady),

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from itertools import accumulate, repeat
 
 from msgspec import Struct, structs
+
 from willitrun_catalog.block_types import row_bytes
 from willitrun_catalog.formats import FORMATS, CheckpointFormat
 from willitrun_catalog.mixes import NOWHERE, MixFacts, Position, chosen_type
 from willitrun_catalog.model import ModelSpec, Moe
 from willitrun_catalog.quant import quant_name
-
 from willitrun_estimator.tensors import blueprint
 from willitrun_estimator.weight_groups import FIRST_BLOCK_PREFIXES, HOST_NAMES, Grouped, Piece, grouped
 
@@ -202,7 +202,11 @@ def _tensor_count(model: Grouped) -> int:
 
 
 def _weigh(
-    model: Grouped, size: Sizer, used: tuple[int, int], types: dict[str, int], matrices: dict[str, int],
+    model: Grouped,
+    size: Sizer,
+    used: tuple[int, int],
+    types: dict[str, int],
+    matrices: dict[str, int],
 ) -> list[LayerWeights]:
     """Weigh one block of every group; `types` and `matrices` collect the bytes of all of them by type."""
     blocks = [0] * len(model.kinds)
@@ -257,7 +261,7 @@ _BYTES_PER_PIECE_TOKEN = 23
 _BYTES_PER_BPE_TOKEN = 39
 """Vocabulary entry with its merge rule. Qwen 2.5 and 3, SmolLM2, LFM2, Hunyuan: 36 to 42 bytes."""
 _BYTES_PER_LONG_BPE_TOKEN = 63
-"""The same for vocabularies made from tiktoken tables, which list several merges a token. Llama 3, gpt-oss: 65 bytes."""
+"""The same for vocabularies made from tiktoken tables (several merges a token). Llama 3, gpt-oss: 65 bytes."""
 _TIKTOKEN_SIZES = frozenset({128_256, 200_064, 201_088, 202_048})
 _PIECE_SIZES = frozenset({32_000, 32_016, 32_064, 32_768, 92_544})
 _BYTES_PER_TENSOR = 60

@@ -7,7 +7,6 @@ are made from. `families` has one short entry per architecture.
 from __future__ import annotations
 
 from willitrun_catalog.model import ModelSpec, Tensor
-
 from willitrun_estimator.tensors.blueprint import Blueprint, blueprint
 from willitrun_estimator.tensors.part import Part
 from willitrun_estimator.tensors.registry import UnknownArchitecture
@@ -26,7 +25,5 @@ def tensors(spec: ModelSpec) -> tuple[Tensor, ...]:
     listed = [Tensor(part.name, part.shape, None, part.role, part.type) for part in plan.outside]
     for number, kind in enumerate(plan.order):
         prefix = f"blk.{number}."
-        listed += [
-            Tensor(prefix + part.name, part.shape, number, part.role, part.type) for part in plan.kinds[kind]
-        ]
+        listed += [Tensor(prefix + part.name, part.shape, number, part.role, part.type) for part in plan.kinds[kind]]
     return tuple(listed)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from msgspec import Struct
-from willitrun_catalog.grouping import grouping
-from willitrun_catalog.mixes import MixFacts, category
-from willitrun_catalog.model import Layer, ModelSpec, Moe, Tensor
 
+from willitrun_catalog.grouping import grouping
+from willitrun_catalog.mixes import MixFacts
+from willitrun_catalog.model import Layer, ModelSpec, Moe, Tensor
+from willitrun_catalog.tensor_classes import category
 from willitrun_estimator.tensors.family import block, next_token_block, outside
 from willitrun_estimator.tensors.part import Part
 from willitrun_estimator.tensors.registry import family_of
@@ -45,7 +46,7 @@ def blueprint(spec: ModelSpec) -> Blueprint:
 
 def _from_shape(spec: ModelSpec) -> Blueprint:
     family = family_of(spec.architecture)
-    by_position = family.extra is not None or family.whole_block is not None
+    by_position = family.more is not None or family.whole_block is not None
     kinds: dict[tuple[Part, ...], int] = {}
     known: dict[Layer, int] = {}
     order: list[int] = []
@@ -94,4 +95,3 @@ def _assembled(
     )
     loaded = min(spec.block_count, len(order))
     return Blueprint(outside=beyond, kinds=kinds, order=order, loaded_blocks=loaded, facts=facts)
-

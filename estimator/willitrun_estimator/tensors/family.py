@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from msgspec import Struct
-from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSpec, Moe, NoFfn, NoMixer, Recurrent
 
+from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSpec, Moe, NoFfn, NoMixer, Recurrent
 from willitrun_estimator.tensors import mixers
 from willitrun_estimator.tensors.feed_forward import feed_forward
 from willitrun_estimator.tensors.part import BlockBuilder, OutsideBuilder, Part, bias, matrix, norm, scale
@@ -28,9 +28,10 @@ class Family(Struct, frozen=True, kw_only=True):
     output_bias: bool | None = None
     """Trait `output-bias`: on the attention's output projection."""
     qk_norm: str | None = None
-    """`head`, `full` or `each` (see `mixers.attention`); None follows the trait `qk-norm`, which means `qk_norm_kind`."""
+    """`head`, `full` or `each` (see `mixers.attention`); with the trait `qk-norm`, None means `qk_norm_kind`."""
     qk_norm_kind: str = "head"
-    fused_qkv: bool = False
+    fused_qkv: bool | None = False
+    """Trait `fused-qkv`: one matrix for q, k and v."""
     gated_query: bool = False
     attention_gate: str | None = None
     """A separate output gate: `value` has the width of all heads, `heads` one number per head."""
@@ -48,7 +49,7 @@ class Family(Struct, frozen=True, kw_only=True):
     head_bias: bool = False
     supported: bool = True
     """Whether llama.cpp runs it; if not, the list is only good for sums and names follow the checkpoint."""
-    extra: BlockBuilder | None = None
+    more: BlockBuilder | None = None
     """Further tensors of a block."""
     whole_block: BlockBuilder | None = None
     """The block itself, where nothing of the plain one is left."""
@@ -56,7 +57,7 @@ class Family(Struct, frozen=True, kw_only=True):
     next_token: BlockBuilder | None = None
     """The next-token block, where it is not a plain block with the usual projections."""
 
-    def flag(self, option: bool | None, trait: str, spec: ModelSpec) -> bool:  # noqa: PLR6301
+    def flag(self, option: bool | None, trait: str, spec: ModelSpec) -> bool:
         """Read an option that may be left to a trait of the model."""
         return trait in spec.traits if option is None else option
 
@@ -87,8 +88,8 @@ def block(family: Family, spec: ModelSpec, layer: Layer, index: int) -> Iterator
         )
         if family.expert_bias and isinstance(layer.ffn, Moe):
             yield from _expert_biases(hidden, layer.ffn)
-    if family.extra is not None:
-        yield from family.extra(spec, layer, index)
+    if family.more is not None:
+        yield from family.more(spec, layer, index)
 
 
 def expert_type(spec: ModelSpec) -> str | None:
@@ -113,7 +114,7 @@ def _mixer(family: Family, spec: ModelSpec, mixer: Mixer) -> Iterator[Part]:
             qkv_bias=family.flag(family.qkv_bias, "qkv-bias", spec),
             output_bias=family.flag(family.output_bias, "output-bias", spec),
             qk_norm=family.qk_norm or (family.qk_norm_kind if "qk-norm" in spec.traits else None),
-            fused=family.fused_qkv,
+            fused=family.flag(family.fused_qkv, "fused-qkv", spec),
             gated_query=family.gated_query,
             sinks="sinks" in spec.traits and mixer.window is not None if sinks is None else sinks,
             gate={"value": mixer.heads * mixer.value_dim, "heads": mixer.heads}.get(family.attention_gate or "", 0),
@@ -148,7 +149,8 @@ def next_token_block(family: Family, spec: ModelSpec, index: int) -> Iterator[Pa
     With the trait `next-token-head` the checkpoint stores copies of the token table and the head beside it.
     """
     layer = next(
-        (found for found in reversed(spec.layers) if isinstance(found.mixers[0], (Attention, Mla))), spec.layers[-1],
+        (found for found in reversed(spec.layers) if isinstance(found.mixers[0], (Attention, Mla))),
+        spec.layers[-1],
     )
     if "next-token-dense" in spec.traits:
         widths = [found.ffn.width for found in spec.layers if isinstance(found.ffn, Dense)]
@@ -196,4 +198,3 @@ def _rotary_dim(spec: ModelSpec) -> int:
     if "rotary_dim" in sizes:
         return sizes["rotary_dim"]
     return next((mixer.key_dim for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, Attention)), 0)
-

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from willitrun_catalog.model import Dense, Ffn, Moe
-
 from willitrun_estimator.tensors.part import Part, bias, matrix
 
 
 def dense(
-    hidden: int, width: int, *, gated: bool = True, joined: bool = False, biased: bool = False, suffix: str = "",
+    hidden: int,
+    width: int,
+    *,
+    gated: bool = True,
+    joined: bool = False,
+    biased: bool = False,
+    suffix: str = "",
 ) -> Iterator[Part]:
     """Give a dense network. `joined` keeps gate and up in one `ffn_up` (Phi-3, GLM-4)."""
     if gated and not joined:
@@ -33,7 +38,7 @@ def experts(hidden: int, moe: Moe, *, type: str | None = None, joined: bool = Fa
     yield matrix("ffn_down_exps", moe.width, hidden, moe.experts, type=type)
 
 
-def feed_forward(  # noqa: PLR0913
+def feed_forward(
     hidden: int,
     ffn: Ffn,
     *,

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from willitrun_catalog.model import Attention, Mla, Recurrent
-
 from willitrun_estimator.tensors.part import Part, bare, bias, matrix, norm
 
 
-def attention(  # noqa: C901, PLR0912
+def attention(  # noqa: C901
     hidden: int,
     mixer: Attention,
     *,

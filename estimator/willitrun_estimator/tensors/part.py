@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from msgspec import Struct
+
 from willitrun_catalog.model import Layer, ModelSpec, Role
 from willitrun_catalog.roles import role_of
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from willitrun_catalog.model import Attention, Layer, Mla, ModelSpec, Moe, Recurrent
-
 from willitrun_estimator.tensors import mixers
 from willitrun_estimator.tensors.family import Family, expert_type
 from willitrun_estimator.tensors.feed_forward import dense, experts, feed_forward
@@ -79,5 +78,5 @@ FAMILIES: dict[str, Family] = {
     "bailingmoe3": Family(whole_block=_ling3, next_token=_ling3_next),
     "kimi-k3": Family(whole_block=_kimi_k3, outside_extra=_kimi_k3_outside),
     "minimax-01": Family(),
-    "minimax-m3": Family(qk_norm="head", router_bias=True, extra=_minimax_m3_indexer),
+    "minimax-m3": Family(qk_norm="head", router_bias=True, more=_minimax_m3_indexer),
 }

@@ -38,7 +38,7 @@ FAMILIES: dict[str, Family] = {
     "exaone4": Family(norms=POST_NORMS, qk_norm="head"),
     "muse-glimmer": Family(norms=SANDWICH_NORMS, qk_norm="head", attention_gate="value"),
     "phi3": Family(fused_qkv=True, joined_gate_up=True),
-    "chatglm": Family(fused_qkv=True, joined_gate_up=True),
+    "chatglm": Family(fused_qkv=None, joined_gate_up=True),
     "glm4": Family(norms=SANDWICH_NORMS, joined_gate_up=True),
     "command-r": Family(norms=ONE_NORM, qk_norm_kind="each"),
     "cohere2": Family(norms=ONE_NORM),

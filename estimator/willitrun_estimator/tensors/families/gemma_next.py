@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from willitrun_catalog.model import Attention, Dense, Layer, ModelSpec, Moe
-
 from willitrun_estimator.tensors import feed_forward
 from willitrun_estimator.tensors.family import SANDWICH_NORMS, Family
 from willitrun_estimator.tensors.part import Part, bare, matrix, norm
@@ -23,7 +22,11 @@ def _per_layer_tables(spec: ModelSpec) -> Iterator[Part]:
     sizes = dict(spec.sizes)
     width = sizes.get("per_layer_dim", 0)
     if width:
-        rows = max(sizes["per_layer_vocab"], spec.vocab_size) if spec.architecture == "gemma3n" else sizes["per_layer_vocab"]
+        rows = (
+            max(sizes["per_layer_vocab"], spec.vocab_size)
+            if spec.architecture == "gemma3n"
+            else sizes["per_layer_vocab"]
+        )
         yield matrix("per_layer_token_embd", width * spec.block_count, rows)
         yield matrix("per_layer_model_proj", spec.hidden_size, width * spec.block_count)
         yield norm("per_layer_proj_norm", width)
@@ -79,6 +82,6 @@ def _gemma4_block(spec: ModelSpec, layer: Layer, _index: int) -> Iterator[Part]:
 
 
 FAMILIES: dict[str, Family] = {
-    "gemma3n": Family(norms=SANDWICH_NORMS, qk_norm="head", extra=_gemma3n_block, outside_extra=_gemma3n_outside),
+    "gemma3n": Family(norms=SANDWICH_NORMS, qk_norm="head", more=_gemma3n_block, outside_extra=_gemma3n_outside),
     "gemma4": Family(whole_block=_gemma4_block, outside_extra=_per_layer_tables),
 }

@@ -13,7 +13,11 @@ FAMILIES: dict[str, Family] = {
     "lfm2moe": Family(qk_norm="head", router_bias=True),
     "kimi-linear": Family(router_bias=True),
     "qwen3next": Family(
-        norms=MIDDLE_NORMS, qk_norm="head", gated_query=True, shared_gate=True, joined_beta=True,
+        norms=MIDDLE_NORMS,
+        qk_norm="head",
+        gated_query=True,
+        shared_gate=True,
+        joined_beta=True,
     ),
     "qwen35": Family(norms=MIDDLE_NORMS, qk_norm="head", gated_query=True),
     "qwen35moe": Family(norms=MIDDLE_NORMS, qk_norm="head", gated_query=True, shared_gate=True),

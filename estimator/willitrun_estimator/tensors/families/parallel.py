@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from willitrun_catalog.model import Layer, ModelSpec
-
 from willitrun_estimator.tensors.family import ONE_NORM, Family
 from willitrun_estimator.tensors.part import Part, scale
 
@@ -21,6 +20,6 @@ def _stablelm(spec: ModelSpec, _layer: Layer, _index: int) -> Iterator[Part]:
 
 
 FAMILIES: dict[str, Family] = {
-    "falcon": Family(norms=ONE_NORM, norm_bias=True, fused_qkv=True, extra=_falcon),
-    "stablelm": Family(norms=ONE_NORM, norm_bias=True, qk_norm_kind="each", extra=_stablelm),
+    "falcon": Family(norms=ONE_NORM, norm_bias=True, fused_qkv=True, more=_falcon),
+    "stablelm": Family(norms=ONE_NORM, norm_bias=True, qk_norm_kind="each", more=_stablelm),
 }

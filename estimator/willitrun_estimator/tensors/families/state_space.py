@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from msgspec import structs
-from willitrun_catalog.model import Attention, Dense, Layer, ModelSpec, Moe, Recurrent
 
+from willitrun_catalog.model import Attention, Dense, Layer, ModelSpec, Moe, Recurrent
 from willitrun_estimator.tensors import mixers
 from willitrun_estimator.tensors.family import ONE_NORM, Family
 from willitrun_estimator.tensors.feed_forward import dense, experts

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from willitrun_catalog.model import Attention, Layer, Mla, ModelSpec, Moe, Recurrent
-
 from willitrun_estimator.tensors import mixers
 from willitrun_estimator.tensors.family import Family, expert_type, projections
 from willitrun_estimator.tensors.feed_forward import feed_forward
