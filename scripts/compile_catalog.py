@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "catalog")]
 
 from willitrun_catalog.datasheet import Datasheet  # noqa: E402
-from willitrun_catalog.entries import read_datasheets, read_models, read_quality  # noqa: E402
+from willitrun_catalog.entries import read_datasheets, read_models  # noqa: E402
 from willitrun_catalog.model import ModelSpec  # noqa: E402
 from willitrun_catalog.shipped import COMPILED, Compiled, Listing, SearchName, pack  # noqa: E402
 from willitrun_catalog.words import GPU_NOISE, RELEASE_WORDS, gpu_words, key, model_words  # noqa: E402
@@ -45,7 +45,6 @@ def compile_catalog() -> bytes:
         gpu_search=tuple(name for number, sheet in enumerate(sheets) for name in gpu_names(number, sheet)),
         gpus=tuple(msgspec.Raw(encoder.encode(sheet)) for sheet in sheets),
         gpu_ids={pci_id: tuple(found) for pci_id, found in ids.items()},
-        quality=read_quality(),
     )
     return encoder.encode(whole)
 

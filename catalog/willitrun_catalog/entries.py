@@ -24,7 +24,6 @@ from willitrun_catalog.model import (
     Tensor,
 )
 from willitrun_catalog.roles import role_of
-from willitrun_catalog.shipped import QualityTable
 
 GIB = 1 << 30
 DATA = Path(__file__).parent / "data"
@@ -38,22 +37,6 @@ def read_models(folder: Path = DATA / "models") -> list[ModelSpec]:
 def read_datasheets(folder: Path = DATA / "gpus") -> list[Datasheet]:
     """Read every accelerator entry; raises `FileFormatError`."""
     return [_datasheet(path, entry) for path, entry in _entries(folder, "gpu")]
-
-
-def read_quality(path: Path = DATA / "quality.toml") -> QualityTable:
-    """Read the table of quality; raises `FileFormatError`."""
-    import tomllib  # noqa: PLC0415
-
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-        return QualityTable(
-            reference_params=given["reference_params"],
-            size_exponent=given["size_exponent"],
-            sources=given["sources"],
-            values={key: (one["value"], one["source"]) for key, one in given["kl_divergence"].items()},
-        )
-    except (KeyError, tomllib.TOMLDecodeError) as error:
-        raise FileFormatError(str(path), repr(error)) from error
 
 
 def _entries(folder: Path, kind: str) -> Iterator[tuple[Path, dict[str, Any]]]:

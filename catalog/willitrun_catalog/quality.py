@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from willitrun_catalog.shipped import QualityTable, compiled
+from willitrun_catalog.quality_table import KL_DIVERGENCE, REFERENCE_PARAMS, SIZE_EXPONENT, SOURCES
 
 Level = Literal["maximum", "very-high", "high", "medium", "low", "very-low", "unknown"]
 
@@ -35,20 +35,19 @@ class QuantQuality(NamedTuple):
 def quality(quant: str, params: int, *, native_type: str = "bf16") -> QuantQuality:
     """Estimate what a quantization costs on a model with this many parameters.
 
-    The divergence on an 8B model (`data/quality.toml` names the measurements) is scaled by a power of the size, as
+    The divergence on an 8B model (`quality_table` names the measurements) is scaled by a power of the size, as
     larger models lose less. `native_type` is what the makers published. An unknown quantization is `unknown`.
     """
-    table = compiled().quality
     if quant in NATIVE.get(native_type, ()):
-        return QuantQuality("maximum", 0.0, table.sources["trained"])
-    entry = table.values.get(quant) or table.values.get(plain_label(quant))
+        return QuantQuality("maximum", 0.0, SOURCES["trained"])
+    entry = KL_DIVERGENCE.get(quant) or KL_DIVERGENCE.get(plain_label(quant))
     if entry is None:
         return QuantQuality("unknown", None, "no measurement of this quantization is known")
     value, source = entry
-    scaled = value * (table.reference_params / max(params, 1)) ** table.size_exponent
-    basis = table.sources[source]
+    scaled = value * (REFERENCE_PARAMS / max(params, 1)) ** SIZE_EXPONENT
+    basis = SOURCES[source]
     if value:
-        basis += f"; scaled from 8B by (8B/params)^{table.size_exponent:g}"
+        basis += f"; scaled from 8B by (8B/params)^{SIZE_EXPONENT:g}"
     return QuantQuality(level_of(scaled), scaled, basis)
 
 
@@ -77,6 +76,3 @@ def plain_label(quant: str) -> str:
 def level_of(kl_divergence: float) -> Level:
     """Name the level of a divergence."""
     return next((level for bound, level in LEVELS if kl_divergence <= bound), "very-low")
-
-
-__all__ = ["LEVELS", "Level", "QualityTable", "QuantQuality", "kl_divergence", "level_of", "plain_label", "quality"]

@@ -49,16 +49,6 @@ class SearchName(Struct, frozen=True, array_like=True):
     """Has no distinguishing word that the model's own names lack."""
 
 
-class QualityTable(Struct, frozen=True, array_like=True):
-    """What quantizations cost: divergence on the reference model, and how it falls with size."""
-
-    reference_params: int
-    size_exponent: float
-    sources: dict[str, str]
-    values: dict[str, tuple[float, str]]
-    """Quantization to divergence and key in `sources`."""
-
-
 class Compiled(Struct, frozen=True, array_like=True):
     """The whole compiled file."""
 
@@ -70,7 +60,6 @@ class Compiled(Struct, frozen=True, array_like=True):
     gpus: tuple[Raw, ...]
     gpu_ids: dict[str, tuple[int, ...]]
     """PCI id to positions in `gpus`."""
-    quality: QualityTable
 
 
 def pack(spec: ModelSpec) -> PackedModel:
