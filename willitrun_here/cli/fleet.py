@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from willitrun_here.cli.options import JSON, TOKENS
+from willitrun_here.cli.options import JSON, MACHINE, TOKENS
 from willitrun_here.cli.output import console, note, print_json, print_text
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ DB = click.option(
     help="An SQLite file, sqlite:///PATH or postgresql://USER@HOST/NAME (password in ~/.pgpass).",
 )  # fmt: skip
 SECONDS_A_DAY = 86400.0
+FORMATS = ("csv", "netbox", "netbox-csv", "prometheus", "nfd", "ansible", "otlp")
 
 
 @click.group()
@@ -135,6 +137,40 @@ def where(model: str, db: str, limit: int, as_json: bool, **asked: Any) -> int:
     return 0 if any(row.verdict.startswith("runs") for row in answer.machines) else 1
 
 
+@fleet.command()
+@click.argument("model")
+@DB
+@click.option("--context", type=TOKENS, help="Context length in tokens.")
+@click.option("--users", type=click.IntRange(min=1), default=1, help="Requests at the same time.")
+@click.option("--quant", help="Quantization; the best one where it is not given.")
+@click.option("--assume-idle", is_flag=True, help="Plan on all memory instead of what is free.")
+@click.option("--address", "addresses", metavar="NAME=ADDRESS", multiple=True, help="A machine's private address.")
+@JSON
+def plan(model: str, db: str, addresses: tuple[str, ...], as_json: bool, **asked: Any) -> int:
+    """Plan MODEL over several machines and print the commands of every node. Exit code 1 when nothing runs it."""
+    engine = database(db)
+    from willitrun_estimator.request import Request  # noqa: PLC0415
+    from willitrun_here.ask import open_model  # noqa: PLC0415
+    from willitrun_here.fleet import planner  # noqa: PLC0415
+    from willitrun_here.fleet.agent import labels_of  # noqa: PLC0415
+    from willitrun_here.fleet.together import plan_together  # noqa: PLC0415
+
+    request = Request(
+        context=asked["context"], concurrency=asked["users"], quant=asked["quant"], assume_idle=asked["assume_idle"]
+    )
+    answer = plan_together(
+        engine, open_model(model), request, planner=planner.plan, catalog_version=planner.catalog_version(),
+        clock=time.time, addresses=labels_of(addresses),
+    )  # fmt: skip
+    if as_json:
+        print_json(answer)
+    else:
+        from willitrun_here.fleet.terminal import cluster_text  # noqa: PLC0415 - rich is slow to import
+
+        print_text(cluster_text(answer))
+    return 0 if answer.single or answer.groups else 1
+
+
 @fleet.command("import")
 @click.argument("files", type=click.File("rb"), nargs=-1, required=True)
 @DB
@@ -153,6 +189,88 @@ def import_command(files: tuple[Any, ...], db: str, as_json: bool) -> int:
     for problem in result.problems:
         note(f"willitrun-here: {problem}")
     return 4 if result.problems else 0
+
+
+@fleet.command()
+@DB
+@click.option("--ray", "ray_address", metavar="ADDRESS", help="A running Ray cluster: HOST:PORT, ray://…, or auto.")
+@click.option("--ssh", "hosts_file", type=click.File("r"), help="File with one host a line; `-` reads stdin.")
+@click.option("--command", default="willitrun-here report --to -", show_default=True, help="What ssh runs there.")
+@JSON
+def collect(db: str, ray_address: str | None, hosts_file: Any, command: str, as_json: bool) -> int:
+    """Probe machines that have no agent, through a Ray cluster or over ssh, and import the answers."""
+    import shlex  # noqa: PLC0415
+
+    from willitrun_here.fleet.errors import FleetUsageError  # noqa: PLC0415
+
+    if (ray_address is None) == (hosts_file is None):
+        raise FleetUsageError("give one of --ray and --ssh")
+    engine = database(db)
+    from willitrun_here.fleet.collect import collect_ray, collect_ssh, read_hosts, store_collected  # noqa: PLC0415
+
+    if ray_address is not None:
+        collected = collect_ray(ray_address)
+    else:
+        collected = collect_ssh(read_hosts(hosts_file.read()), command=shlex.split(command))
+    result = store_collected(engine, collected, clock=time.time)
+    if as_json:
+        print_json(result)
+    else:
+        print_text(f"{result.stored} machines imported")
+    for problem in result.problems:
+        note(f"willitrun-here: {problem}")
+    return 4 if result.problems else 0
+
+
+@fleet.command()
+@click.argument("form", metavar="FORMAT", type=click.Choice(FORMATS))
+@DB
+@MACHINE
+@click.option("--model", "models", multiple=True, help="Also say how this model runs here; repeatable.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File, replaced in one step.")
+@click.option("--endpoint", default="http://127.0.0.1:4318/v1/metrics", show_default=True, help="For otlp.")
+def export(form: str, db: str, machine: str, models: tuple[str, ...], output: Path | None, endpoint: str) -> None:
+    """Give the inventory (csv, netbox, netbox-csv) or this machine (prometheus, nfd, ansible, otlp) to other tools."""
+    from willitrun_here.fleet.durable import write_durably  # noqa: PLC0415
+    from willitrun_here.fleet.export import export_inventory, export_machine  # noqa: PLC0415
+
+    if form in ("csv", "netbox", "netbox-csv"):
+        text = export_inventory(database(db), form, now=time.time())
+    else:
+        from willitrun_here.machines import open_machine  # noqa: PLC0415
+
+        text = export_machine(open_machine(machine), form, models=models, endpoint=endpoint, now=time.time())
+    if output is not None:
+        write_durably(output, text, mode=0o644)
+    else:
+        sys.stdout.buffer.write(text)
+        sys.stdout.flush()
+
+
+@fleet.command()
+@click.argument("old")
+@click.argument("new")
+@DB
+def merge(old: str, new: str, db: str) -> None:
+    """Join two rows that are one machine: NEW keeps its state and takes OLD's measured runs; OLD is revoked."""
+    engine = database(db)
+    from willitrun_here.fleet.query import find_agent  # noqa: PLC0415 - needs the extra
+    from willitrun_here.fleet.retention import merge_agents  # noqa: PLC0415
+
+    with engine.connect() as connection:
+        pair = [one_agent(find_agent(connection, name), name) for name in (old, new)]
+    merge_agents(engine, *pair, now=time.time())
+    print_text(f"{old} is now part of {new}")
+
+
+def one_agent(found: list[str], name: str) -> str:
+    """Return the one agent a name means; raises FleetUsageError."""
+    from willitrun_here.fleet.errors import FleetUsageError  # noqa: PLC0415
+
+    if len(found) != 1:
+        several = f"{name!r} means {len(found)} machines"
+        raise FleetUsageError(several if found else f"there is no machine {name!r}", "Give the agent's id.")
+    return found[0]
 
 
 def database(url: str) -> Engine:

@@ -152,8 +152,7 @@ def deliver(setup: Setup, send: Send, *, enrol_token: str | None, now: Callable[
             advice=error.advice, next_try_at=now() + delay_s,
         )  # fmt: skip
     agent = load_agent(setup.directory)
-    if agent.failures:
-        save_agent(setup.directory, replace(agent, failures=0, next_try_at=0.0, held=False))
+    save_agent(setup.directory, replace(agent, failures=0, next_try_at=0.0, held=False, delivered_at=now()))
     return Delivery(delivered=delivered, rejected=rejected, waiting=len(spool.entries()))
 
 

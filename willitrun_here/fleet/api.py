@@ -19,9 +19,11 @@ from willitrun_here.fleet.endpoint import Call, json_answer, problem
 from willitrun_here.fleet.errors import CloneError, DocumentError, FleetError
 from willitrun_here.fleet.exporters import table
 from willitrun_here.fleet.ingest import parcel
+from willitrun_here.fleet.together import plan_together
 
 if TYPE_CHECKING:
     from willitrun_here.fleet.app import Fleet
+    from willitrun_here.fleet.cluster import ClusterPlan
     from willitrun_here.fleet.where import Where
 
 
@@ -117,6 +119,14 @@ async def where(fleet: Fleet, call: Call) -> Response:
         return problem(404, "unknown-model", f"{error.message} {error.advice}".strip())
 
 
+async def plan(fleet: Fleet, call: Call) -> Response:
+    """Plan a model over several machines."""
+    try:
+        return json_answer(await run_in_threadpool(ask_together, fleet, call.query))
+    except CatalogError as error:
+        return problem(404, "unknown-model", f"{error.message} {error.advice}".strip())
+
+
 async def metrics(fleet: Fleet, _call: Call) -> Response:
     """Give the metrics to Prometheus."""
     return Response(fleet.metrics.text(await read(fleet, query.totals)), media_type="text/plain; version=0.0.4")
@@ -130,6 +140,20 @@ def ask(fleet: Fleet, asked: Ask) -> Where:
     if not asked.model.strip():
         raise DocumentError("query: the model is missing")
     return fleet.questions.where(fleet.find_model(asked.model), question_of(asked))
+
+
+def ask_together(fleet: Fleet, asked: Ask) -> ClusterPlan:
+    """Find the model and plan it over the live machines; raises as `ask` does."""
+    if not asked.model.strip():
+        raise DocumentError("query: the model is missing")
+    return plan_together(
+        fleet.engine,
+        fleet.find_model(asked.model),
+        question_of(asked),
+        planner=fleet.planner,
+        catalog_version=fleet.catalog_version,
+        clock=fleet.clock,
+    )
 
 
 def question_of(asked: Ask) -> Question:

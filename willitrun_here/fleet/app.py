@@ -83,6 +83,7 @@ class Fleet:
         self.find_model = find_model
         self.model_names = model_names
         self.planner = planner
+        self.catalog_version = catalog_version
         self.questions = Questions(engine, planner, catalog_version, clock)
         self.writer = Writer(engine, clock)
         self.agents = auth.AgentTokens(clock)

@@ -34,6 +34,8 @@ class Agent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Attempts in a row that reached no server."""
     next_try_at: float = 0.0
     """Unix time before which the server shall be left alone."""
+    delivered_at: float | None = None
+    """Unix time at which the spool was last emptied."""
     held: bool = False
     """The server itself asked for that pause."""
 

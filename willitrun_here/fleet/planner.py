@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import islice
 
 from msgspec import structs
 
@@ -20,7 +21,7 @@ SECTIONS: frozenset[Section] = frozenset({"plan", "speed", "score"})
 
 
 def plan(machine: Machine, spec: ModelSpec, request: Request) -> Answer:
-    """Answer one question with the commands of the winning plan, for the newest engine known here."""
+    """Answer one question with the command of the winning plan, for the newest engine known here."""
     from willitrun_here.launch.flags import NEWEST  # noqa: PLC0415 - only where a plan was found
     from willitrun_here.launch.target import Target  # noqa: PLC0415
 
@@ -28,7 +29,8 @@ def plan(machine: Machine, spec: ModelSpec, request: Request) -> Answer:
     if result.plan is None or result.fit.status == "too-large":
         return result
     target = Target(plan=result.plan, spec=spec, machine=machine, flags=NEWEST)
-    return structs.replace(result, commands=dict(all_commands(target)))
+    # The engine that was planned for comes first; the others would be translated for nobody.
+    return structs.replace(result, commands=dict(islice(all_commands(target), 1)))
 
 
 def find_catalog_model(text: str) -> ModelSpec:

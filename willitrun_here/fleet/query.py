@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -13,6 +14,7 @@ from willitrun_here.fleet import tables
 from willitrun_here.fleet.document import State
 from willitrun_here.fleet.errors import DocumentError
 from willitrun_here.fleet.summary import machine_of
+from willitrun_probe.machine import Machine
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Row
@@ -159,6 +161,18 @@ def every_machine(connection: Connection, wanted: MachineFilter, *, now: float) 
             break
         wanted = msgspec.structs.replace(wanted, after=page.next)
     return rows
+
+
+def present_machines(connection: Connection, *, now: float) -> Iterator[Machine]:
+    """Yield the machines that are not gone, as they were last seen, by name."""
+    rows = connection.execute(
+        select(_columns.state, _columns.observed_at, tables.facts.c.document)
+        .join_from(tables.machine, tables.facts, _columns.facts_hash == tables.facts.c.facts_hash)
+        .where(_columns.received_at >= now - GONE_S)
+        .order_by(_columns.name, _columns.agent_id)
+    )
+    for row in rows:
+        yield machine_of(row.document, msgspec.json.decode(row.state, type=State), iso(row.observed_at))
 
 
 def count_machines(connection: Connection, wanted: MachineFilter, *, now: float) -> int:

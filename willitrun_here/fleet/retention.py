@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from willitrun_here.fleet import tables
 from willitrun_here.fleet.database import writing
@@ -51,6 +51,16 @@ def prune(engine: Engine, *, now: float, archive: Path | None) -> dict[str, int]
         stale = tables.shape_plan.c.computed_at < now - PLANS_S
         removed["shape_plan"] = connection.execute(delete(tables.shape_plan).where(stale)).rowcount
     return removed
+
+
+def merge_agents(engine: Engine, old: str, new: str, *, now: float) -> None:
+    """Give an agent's measured runs to another and forget its machine; its token is no longer taken."""
+    with writing(engine) as connection:
+        connection.execute(update(tables.measured).where(tables.measured.c.agent_id == old).values(agent_id=new))
+        for table in (tables.machine, tables.facts_seen):
+            connection.execute(delete(table).where(table.c.agent_id == old))
+        gone = {"revoked_at": now, "token_sha256": None, "fingerprint_machine": None, "fingerprint_product": None}
+        connection.execute(update(tables.agent).where(tables.agent.c.agent_id == old).values(**gone))
 
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -118,7 +118,7 @@ def enrol(send: Send, enrolment: Enrolment, token: str) -> str:
 def put_report(send: Send, agent_id: str, sequence: int, body: bytes, secret: str | None) -> Receipt:
     """Hand one report to the server; it has committed it when this returns.
 
-    Raises RefusedError (the token is unknown: enrol again), CloneError, DocumentError (never retry) or UnreachableError.
+    Raises RefusedError (enrol again), CloneError, DocumentError (never retry) or UnreachableError.
     """
     reply = send("PUT", f"/api/v1/agents/{agent_id}/reports/{sequence}", body, secret)
     _raise_for(reply, "report")
@@ -151,7 +151,7 @@ def _decode(reply: Reply, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(reply.body, type=kind)
     except msgspec.DecodeError as error:
-        raise UnreachableError(f"that was not a fleet server's answer: {error}", "Is the address right?") from error
+        raise UnreachableError(f"not a fleet server's answer: {error}", "Is the address right?") from error
 
 
 def _tls(security: Security) -> ssl.SSLContext:

@@ -11,6 +11,7 @@ from rich.table import Table
 from willitrun_probe.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from willitrun_here.fleet.cluster import ClusterPlan
     from willitrun_here.fleet.query import MachineRow
     from willitrun_here.fleet.where import Where
 
@@ -43,6 +44,31 @@ def where_table(answer: Where, limit: int) -> Table:
     return table
 
 
+def cluster_text(answer: ClusterPlan) -> str:
+    """Write a plan over several machines as text to copy from."""
+    lines = [answer.model]
+    if answer.single:
+        names = ", ".join(printable(name) for name in answer.single[:10])
+        more = f" and {len(answer.single) - 10} more" if len(answer.single) > 10 else ""  # noqa: PLR2004 - names shown
+        lines.append(f"runs on one machine alone: {names}{more}")
+    for group in answer.groups:
+        lines += ["", f"{group.launcher}: {len(group.machines)} machines, {group.gpus} GPUs, {group.quant}, "]
+        lines[-1] += (
+            f"context {group.context_tokens}, tensor {group.tensor_parallel} x pipeline {group.pipeline_parallel}"
+        )
+        lines.append(f"  {printable(group.message)}")
+        for command in group.commands:
+            lines += [f"  # {printable(command.machine)} ({command.role})", f"  {printable(command.shell)}"]
+        lines += [f"  checked: {text}" for text in group.checks]
+        lines += [f"  note: {text}" for text in group.notes]
+    lines += ["", *(f"not possible: {printable(reason)}" for reason in answer.reasons)] if answer.reasons else []
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Replace control characters: names come from machines that may be hostile."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _plain(text: str | None) -> str:
-    """Names come from machines that may be hostile: no markup and no control characters reach the terminal."""
-    return "-" if not text else escape("".join(letter if letter.isprintable() else "?" for letter in text))
+    return "-" if not text else escape(printable(text))
