@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from willitrun_catalog.model import Attention, Mla
 
 from willitrun_estimator import cache
-from willitrun_estimator.compute.form import CELLS, U, WINDOW, Dim, form, plus
+from willitrun_estimator.compute.form import CELLS, ZERO, U, WINDOW, Dim, form, plus
 
 if TYPE_CHECKING:
     from willitrun_estimator.compute.builder import Builder, Homes
@@ -61,10 +61,10 @@ def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:
     strided = None
     if "attn_qkv.weight" in homes.parts:
         fused = b.matmul("attn_qkv", homes, queries + keys + values, normed)
-        q = query(g.view(fused, shape, contiguous=False))
-        v = value(g.view(fused, value_shape, contiguous=False))
+        q = query(g.part(fused, shape, queries + keys + values))
+        v = value(g.part(fused, value_shape, queries + keys + values))
         strided = form((queries + keys + values, U))
-        k = key(g.view(fused, kv_shape, contiguous=False))
+        k = key(g.part(fused, kv_shape, queries + keys + values))
     else:
         if b.style.gated_query:
             both = b.matmul("attn_q", homes, 2 * queries, normed)
@@ -97,13 +97,12 @@ def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:
         q = g.view(g.view(q, shape), (mixer.key_dim, U, mixer.heads), contiguous=False)
         kview = g.view(g.view(cache_k, (".k",), size=key_bytes), (".k", ".p"), size=key_bytes, contiguous=False)
         vview = g.view(g.view(cache_v, (".v",), size=value_bytes), (".v", ".p"), size=value_bytes, contiguous=False)
-        size = form(out)
-        if not b.host_only:
-            if b.settings.kv_type_k != "f16":
-                size = plus(size, form((cells, keys * streams), 2))
-            if b.settings.kv_type_v != "f16":
-                size = plus(size, form((cells, values * streams), 2))
-        result = g.add("flash", out, q, kview, vview, b.mask(cells), size=size, picks_device=False)
+        scratch = ZERO
+        if b.settings.kv_type_k != "f16":
+            scratch = plus(scratch, form((cells, keys * streams), 2))
+        if b.settings.kv_type_v != "f16":
+            scratch = plus(scratch, form((cells, values * streams), 2))
+        result = g.add("flash", out, q, kview, vview, b.mask(cells), gpu_extra=scratch, picks_device=False)
         if rotate_v:
             result = b.rotated(result, out, "v" + cells, 64)
         return gated(g.view(result, (mixer.heads * mixer.value_dim, U)))
@@ -150,10 +149,10 @@ def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
         kview = g.view(cache_k, (".k",), size=key_bytes)
         kperm = g.view(kview, (".k", ".p"), size=key_bytes, contiguous=False)
         vperm = g.view(g.view(kview, (".v",), size=part_bytes), (".v", ".p"), size=part_bytes, contiguous=False)
-        size = form((rank, heads, U))
-        if not b.host_only and b.settings.kv_type_k != "f16":
-            size = plus(size, form((CELLS, row * b.streams), 2))
-        result = g.add("flash", (rank, heads, U), q, kperm, vperm, b.mask(CELLS), size=size, picks_device=False)
+        scratch = ZERO if b.settings.kv_type_k == "f16" else form((CELLS, row * b.streams), 2)
+        result = g.add(
+            "flash", (rank, heads, U), q, kperm, vperm, b.mask(CELLS), gpu_extra=scratch, picks_device=False
+        )
         turned = g.view(result, (rank, U, heads), contiguous=False)
         values = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b.weight", homes), turned, rows=U)
         turned = g.view(values, (mixer.value_dim, heads, U), contiguous=False)

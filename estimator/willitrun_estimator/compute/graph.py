@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from willitrun_estimator.compute.form import ZERO, Dim, Form, form
+from willitrun_estimator.compute.form import ZERO, Dim, Form, U, form, plus
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +34,8 @@ class Node:
     rows: Dim = 1
     """Batch rows: what decides whether an operation on host weights is worth a copy to the GPU."""
     gpu_supported: bool = True
+    gpu_extra: Form = ZERO
+    """Scratch that the operation has behind its result when a GPU computes it."""
     computed: bool = True
     """False for a mere look at another tensor's memory, which no device has to compute."""
     device: int = -1
@@ -71,6 +73,7 @@ class Graph:
         rows: Dim | None = None,
         picks_device: bool = True,
         gpu_supported: bool = True,
+        gpu_extra: Form = ZERO,
     ) -> Node:
         """Add an operation with a result of its own."""
         node = Node(
@@ -83,6 +86,7 @@ class Graph:
             rows=(dims[-1] if dims else 1) if rows is None else rows,
             picks_device=picks_device,
             gpu_supported=gpu_supported,
+            gpu_extra=gpu_extra,
         )
         self.nodes.append(node)
         return node
@@ -110,6 +114,14 @@ class Graph:
         )
         self.nodes.append(node)
         return node
+
+    def part(self, source: Node, dims: tuple[Dim, ...], row: int) -> Node:
+        """Look at a slice of every row of `row` elements; a copy of it takes the gaps along."""
+        width = 1
+        for dim in dims:
+            width *= dim if isinstance(dim, int) else 1
+        size = plus(form((row, U), source.element_bytes), form((width - row,), source.element_bytes))
+        return self.view(source, dims, contiguous=False, size=size)
 
     def store(self, name: str, cache: Node, *sources: Node) -> Node:
         """Add an operation that writes into a cache and returns a view of it."""

@@ -69,8 +69,9 @@ def mamba2(
     channels = inner + 2 * groups * state
     conv_store, conv_state = b.fetched() or load_state(b, "cache_r", mixer.conv_elements, homes)
     projected = b.matmul("ssm_in", homes, 2 * inner + 2 * groups * state + heads, normed)
+    row = 2 * inner + 2 * groups * state + heads
     whole = g.view(projected, projected.dims)
-    fresh = g.view(whole, (channels, U), contiguous=False)
+    fresh = g.part(whole, (channels, U), row)
     joined = convolution_input(b, conv_state, fresh, channels, mixer.conv_kernel, conv_store)
     store = g.cache("cache_s", homes.cache)
     old = g.view(store, (".state",), size=form((mixer.state_elements, b.slots)))
@@ -80,12 +81,12 @@ def mamba2(
         mixed = g.add("conv_bias", (channels, U), mixed, b.weight("ssm_conv1d.bias", homes), inplace=True)
     mixed = g.add("silu", (channels, U), mixed, inplace=True)
     head_dim = inner // heads
-    x = g.view(mixed, (head_dim, heads, U), contiguous=False)
-    steps = g.add("dt", (heads, U), g.view(whole, (heads, U), contiguous=False))
+    x = g.part(mixed, (head_dim, heads, U), channels)
+    steps = g.add("dt", (heads, U), g.part(whole, (heads, U), row))
     steps = g.add("dt_bias", (heads, U), steps, b.weight("ssm_dt.bias", homes), inplace=True)
     decay = b.weight("ssm_a", homes)
-    left = g.view(mixed, (state, groups, U), contiguous=False)
-    right = g.view(mixed, (state, groups, U), contiguous=False)
+    left = g.part(mixed, (state, groups, U), channels)
+    right = g.part(mixed, (state, groups, U), channels)
     scanned = g.add(
         "ssm_scan",
         (".scan",),
@@ -103,7 +104,7 @@ def mamba2(
     b.fetch_next()
     if between is not None:
         between()
-    gate = g.add("z", (head_dim, heads, U), g.view(whole, (head_dim, heads, U), contiguous=False))
+    gate = g.add("z", (head_dim, heads, U), g.part(whole, (head_dim, heads, U), row))
     y = g.view(scanned, (head_dim, heads, U))
     skip = g.add("x_d", (head_dim, heads, U), x, b.weight("ssm_d", homes))
     y = g.add("y", (head_dim, heads, U), y, skip, inplace=True)
@@ -175,7 +176,7 @@ def mamba1(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     inner, state, rank = mixer.inner_dim, mixer.state_dim, mixer.heads
     conv_store, conv_state = b.fetched() or load_state(b, "cache_r", mixer.conv_elements, homes)
     projected = b.matmul("ssm_in", homes, 2 * inner, g.view(normed, normed.dims))
-    fresh = g.view(projected, (inner, U), contiguous=False)
+    fresh = g.part(projected, (inner, U), 2 * inner)
     joined = convolution_input(b, conv_state, fresh, inner, mixer.conv_kernel, conv_store)
     store = g.cache("cache_s", homes.cache)
     old = g.view(store, (".state",), size=form((mixer.state_elements, b.slots)))
@@ -185,14 +186,14 @@ def mamba1(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     mixed = g.add("silu", (inner, U), mixed, inplace=True)
     x = g.view(mixed, (1, inner, U))
     parameters = b.matmul("ssm_x", homes, rank + 2 * state, mixed)
-    low = g.view(parameters, (rank, U), contiguous=False)
+    low = g.part(parameters, (rank, U), rank + 2 * state)
     normal = "ssm_dt_norm.weight" in homes.parts
     low = b.norm(low, "ssm_dt_norm", homes) if normal else g.add("cont", (rank, U), low)
     steps = b.matmul("ssm_dt", homes, inner, low)
-    left = g.view(parameters, (state, 1, U), contiguous=False)
+    left = g.part(parameters, (state, 1, U), rank + 2 * state)
     if normal:
         left = b.norm(left, "ssm_b_norm", homes)
-    right = g.view(parameters, (state, 1, U), contiguous=False)
+    right = g.part(parameters, (state, 1, U), rank + 2 * state)
     if normal:
         right = b.norm(right, "ssm_c_norm", homes)
     scanned = g.add(
@@ -210,7 +211,7 @@ def mamba1(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     )
     g.store("save_state", store, g.view(scanned, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False))
     b.fetch_next()
-    gate = g.add("z", (inner, U), g.view(projected, (inner, U), contiguous=False))
+    gate = g.add("z", (inner, U), g.part(projected, (inner, U), 2 * inner))
     y = g.view(scanned, (inner, U))
     skip = g.add("x_d", (inner, U), mixed, b.weight("ssm_d", homes), inplace=True)
     y = g.add("y", (inner, U), y, skip, inplace=True)
@@ -232,11 +233,11 @@ def gated_delta_net(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) ->
     mixed = g.add("silu", (channels, U), mixed, inplace=True)
     heads: list[Node] = []
     for _ in range(2):
-        part = g.add("l2_norm", (mixer.state_dim, mixer.groups, U), g.view(mixed, (mixer.state_dim, mixer.groups, U), contiguous=False))
+        part = g.add("l2_norm", (mixer.state_dim, mixer.groups, U), g.part(mixed, (mixer.state_dim, mixer.groups, U), channels))
         if b.style.repeated_keys and mixer.groups != mixer.heads:
             part = g.add("repeat", (mixer.state_dim, mixer.heads, U), g.view(part, part.dims))
         heads.append(g.view(part, part.dims))
-    v = g.view(mixed, (mixer.head_dim, mixer.heads, U), contiguous=False)
+    v = g.part(mixed, (mixer.head_dim, mixer.heads, U), channels)
     shape: tuple[Dim, ...] = (mixer.heads, U)
     if "ssm_ba.weight" in homes.parts:
         both = b.matmul("ssm_ba", homes, 2 * mixer.heads, normed)

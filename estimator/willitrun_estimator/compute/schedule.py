@@ -8,7 +8,7 @@ device are copied at the start of a split, and a tensor is freed after its last 
 from __future__ import annotations
 
 from willitrun_estimator.compute.allocator import Arena
-from willitrun_estimator.compute.form import U, Dim, Form, evaluate
+from willitrun_estimator.compute.form import ZERO, Dim, Form, evaluate, plus
 from willitrun_estimator.compute.graph import Graph, Node
 
 OFFLOAD_ROWS = 32
@@ -134,6 +134,8 @@ class Schedule:
                         source.device = node.device
             if node.device == -1:
                 node.device = 0 if node.gpu_supported else host
+            if node.gpu_extra is not ZERO and node.device != host:
+                node.size = plus(node.size, node.gpu_extra)
 
     def _split(self) -> tuple[list[tuple[Node, int]], list[Node]]:
         """Insert the copies; returns the nodes in order and the tensors allocated up front."""

@@ -1,6 +1,6 @@
 """Shortening a sequence of blocks without losing a neighbourhood.
 
-The graph allocator settles after a block and its successor have been seen twice, so long runs and periods say nothing new.
+The graph allocator settles after a block and its successor have been seen a few times, so long runs and periods say nothing new.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-SEEN_ENOUGH = 2
+SEEN_ENOUGH = 3
 
 
 def representative(kinds: Sequence[Hashable]) -> tuple[int, ...]:
-    """Indexes of the blocks to keep, in order: the first, the last, and every succession of two kinds twice."""
+    """Indexes of the blocks to keep, in order: the first, the last, and every succession of two kinds often enough."""
     count = len(kinds)
     keep: list[int] = []
     seen: Counter[tuple[Hashable, Hashable]] = Counter()
