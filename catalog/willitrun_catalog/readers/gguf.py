@@ -23,6 +23,8 @@ MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 MAX_HEADER_BYTES = 128 << 20
 """Ten times the largest header in use (about 13 MB: a 200,000-token vocabulary with its merges)."""
+MAX_TEXTS = 1 << 21
+"""Strings in all arrays together; four times what the largest vocabulary in use (262,144 tokens) needs with merges."""
 MAX_PAIRS = 1 << 16
 MAX_TENSORS = 1 << 16
 """Thirty times the tensor count of the largest models in use."""
@@ -171,7 +173,8 @@ def _value(window: _Window, key: str) -> Value:
     at = window.tell()
     kind = window.u32(f"element type of {key}")
     if kind == _TEXT:
-        count = window.count(f"length of {key}", 8, MAX_HEADER_BYTES // 8)
+        count = window.count(f"length of {key}", 8, window.texts_left)
+        window.texts_left -= count
         if count > MAX_KEPT_TEXTS:
             window.skip_texts(count, key)
             return ArrayOf("string", count)
@@ -271,6 +274,7 @@ class _Window:
         self._end = min(source.size, MAX_HEADER_BYTES)
         self._base = 0
         self._at = 0
+        self.texts_left = MAX_TEXTS
         self.text_room = MAX_KEPT_TEXT_BYTES
         self.number_room = MAX_KEPT_NUMBERS
         self._data = source.read_at(0, min(FIRST_WINDOW_BYTES, self._end))

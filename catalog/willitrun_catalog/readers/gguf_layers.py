@@ -89,7 +89,8 @@ class _Shape:
     def _attention(self, index: int, tensors: Shapes) -> Mixer | None:
         if not self.kv_heads[index] or not any(name.startswith(_QUERIES) for name in tensors):
             return None
-        hyper, window = self.hyper, self.windows[index]
+        # DeepSeek V4 slides a window only where it does not compress what lies before it.
+        hyper, window = self.hyper, None if "attn_compressor_kv.weight" in tensors else self.windows[index]
         if hyper.number("attention.key_length_mla") and hyper.number("attention.kv_lora_rank"):
             return self._latent(index, window)
         swa = "_swa" if window else ""
@@ -147,7 +148,13 @@ class _Shape:
         if self.hyper.architecture == "minimax-01" and self.by_interval is not None and self.by_interval[index]:
             heads, size = self.heads[index], self.key_dim
             return Recurrent(
-                kind="lightning", conv_elements=0, state_elements=size * size * heads, heads=heads, head_dim=size
+                kind="lightning",
+                conv_elements=0,
+                state_elements=size * size * heads,
+                inner_dim=heads * size,
+                heads=heads,
+                head_dim=size,
+                state_dim=size,
             )
         return None
 

@@ -187,7 +187,9 @@ def _tensors(headers: list[GgufHeader], trunk: int) -> Iterable[Tensor]:
             match = _BLOCK.match(info.name)
             layer = int(match[1]) if match else None
             name = f"blk.0.{match[2]}" if match else info.name
-            role: Role = "extra" if layer is not None and layer >= trunk else role_of(name, len(info.shape))
+            role: Role = "norm" if len(info.shape) < 2 else role_of(name, len(info.shape))  # noqa: PLR2004
+            if layer is not None and layer >= trunk:
+                role = "extra"
             yield Tensor(info.name, info.shape, layer, role, info.type)
 
 
