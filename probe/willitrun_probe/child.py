@@ -57,9 +57,9 @@ def read(arguments: dict[str, Any], emit: Callable[[dict[str, Any]], None], *, r
 
         intel_sysfs.read(roots, emit)
     elif vendor == "apple":
-        from willitrun_probe.gpus import apple_sysctl  # noqa: PLC0415
+        from willitrun_probe.gpus import apple_metal  # noqa: PLC0415
 
-        apple_sysctl.read(roots, emit)
+        apple_metal.read(roots, emit)
     if arguments.get("record"):
         emit({"kind": "files", **written(roots)})
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from willitrun_probe.findings import finding
+from willitrun_probe.gpus.spec import Libraries
 from willitrun_probe.host.cpu import read_cpu
 from willitrun_probe.host.memory import read_memory
 from willitrun_probe.host.pci import PciDevice, read_pci
@@ -18,7 +19,7 @@ from willitrun_probe.interpretation import Host, Interpretation
 from willitrun_probe.isolate import Reply
 from willitrun_probe.machine import Cpu, Disk, Engine, Finding, Gpu, Machine, Memory, Source
 from willitrun_probe.roots import Roots
-from willitrun_probe.vendors import Libraries, Task, gpu_memory_nodes, interpret, start_readers, undriven
+from willitrun_probe.vendors import Task, gpu_memory_nodes, interpret, start_readers, undriven
 
 TIMEOUT_S = 20.0
 """Without persistence mode a driver needs one to three seconds per GPU at the first access

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from willitrun_probe.errors import ProbeError
+from willitrun_probe.gpus.spec import ABSENT, Libraries
 from willitrun_probe.roots import Recorded, Roots, Space
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ class Recording(NamedTuple):
     """A recorded machine, ready to be collected."""
 
     roots: Roots
-    nvml: str | None
-    amdsmi: str | None
+    libraries: Libraries
     environment: dict[str, str]
     observed: float
     origin: str
@@ -41,12 +41,11 @@ class Recording(NamedTuple):
 def open_recording(folder: str | os.PathLike[str], *, timeout_s: float = 20.0) -> Machine:
     """Collect the machine a recording describes, by the code that collects a real one; raises ProbeError."""
     from willitrun_probe.collect import collect  # noqa: PLC0415 - the children that read recordings do without
-    from willitrun_probe.vendors import Libraries  # noqa: PLC0415
 
     recording = read_recording(folder)
     return collect(
         roots=recording.roots,
-        libraries=Libraries(recording.nvml, recording.amdsmi),
+        libraries=recording.libraries,
         environment=recording.environment,
         timeout_s=timeout_s,
         now=recording.observed,
@@ -64,15 +63,14 @@ def read_recording(folder: str | os.PathLike[str]) -> Recording:
     if not isinstance(facts, dict) or facts.get("schema") != SCHEMA:
         advice = f"this version reads {SCHEMA}"
         raise ProbeError(f"{path}/recording.json is not a recording of a known schema", advice)
-    specs = {name: str(path / name) if (path / name).is_file() else None for name in ("nvml.spec", "amdsmi.spec")}
+    specs = {name: str(path / name) if (path / name).is_file() else ABSENT for name in ("nvml.spec", "amdsmi.spec")}
     environment = {str(key): str(value) for key, value in _table(facts, "environment").items()}
     observed = facts.get("observed", 0)
     roots = Roots(recorded=_recorded(path, facts))
     roots.location = str(path)
     return Recording(
         roots=roots,
-        nvml=specs["nvml.spec"],
-        amdsmi=specs["amdsmi.spec"],
+        libraries=Libraries(specs["nvml.spec"], specs["amdsmi.spec"]),
         environment=environment,
         observed=float(observed) if isinstance(observed, int | float) else 0.0,
         origin=str(facts.get("origin", "")),

@@ -15,13 +15,12 @@ from typing import Any
 from willitrun_probe.collect import collect
 from willitrun_probe.errors import ProbeError
 from willitrun_probe.gpus.smi import FITTING
-from willitrun_probe.gpus.spec import write_line
+from willitrun_probe.gpus.spec import Libraries, write_line
 from willitrun_probe.host.storage import model_folders
 from willitrun_probe.isolate import Reply
 from willitrun_probe.machine import Machine
 from willitrun_probe.record import SCHEMA, write_files
 from willitrun_probe.roots import Roots
-from willitrun_probe.vendors import Libraries
 
 KEPT_VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES",

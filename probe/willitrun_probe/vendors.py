@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
+from willitrun_probe.gpus.spec import ABSENT, Libraries
 from willitrun_probe.host.memory import numa_nodes
 from willitrun_probe.host.pci import PciDevice
 from willitrun_probe.interpretation import Host, Interpretation
@@ -20,13 +21,6 @@ _CHILD_ENVIRONMENT = {"RSMI_MUTEX_THREAD_ONLY": "1", "RSMI_MUTEX_TIMEOUT": "2"}
 later user (rocm_smi_lib #88, #89; amdsmi third_party/shared_mutex/shared_mutex.cc)."""
 _HIDDEN_FROM_CHILD = ("NVML_MPS_DEVICE_ENUMERATION", "CUDA_VISIBLE_DEVICES")
 _PASS_THROUGH = {"vfio-pci", "pci-stub", "xen-pciback"}
-
-
-class Libraries(NamedTuple):
-    """Vendor libraries to load instead of the system's; a `.spec` file is replayed. None: the system's own."""
-
-    nvml: str | None = None
-    amdsmi: str | None = None
 
 
 class Task(threading.Thread):
@@ -95,9 +89,14 @@ def _vendors(roots: Roots, libraries: Libraries, devices: tuple[PciDevice, ...])
         return ("apple",)
     on_bus = {device.vendor for device in devices if device.driver not in _PASS_THROUGH}
     nvidia = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/nvhost-ctrl", "/sys/devices/gpu.0")
-    if libraries.nvml or "nvidia" in on_bus or is_wsl(roots) or any(roots.exists(path) for path in nvidia):
+    if (
+        libraries.nvml not in {None, ABSENT}
+        or "nvidia" in on_bus
+        or is_wsl(roots)
+        or any(roots.exists(path) for path in nvidia)
+    ):
         on_bus.add("nvidia")
-    if libraries.amdsmi or "amd" in on_bus or roots.exists("/sys/class/kfd/kfd/topology/nodes/1"):
+    if libraries.amdsmi not in {None, ABSENT} or "amd" in on_bus or roots.exists("/sys/class/kfd/kfd/topology/nodes/1"):
         on_bus.add("amd")
     return tuple(vendor for vendor in ("nvidia", "amd", "intel") if vendor in on_bus)
 

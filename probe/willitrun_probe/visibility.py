@@ -42,6 +42,8 @@ def apply(gpus: tuple[Gpu, ...], environment: Mapping[str, str]) -> tuple[tuple[
 
 def _cuda(gpus: list[Gpu], environment: Mapping[str, str], found: list[Finding]) -> list[Gpu]:
     usable = [gpu for gpu in gpus if gpu.usable]
+    if not usable:
+        return []
     ordered, certain = _cuda_order(usable, environment)
     text = environment.get("CUDA_VISIBLE_DEVICES")
     if text is None:
@@ -73,6 +75,8 @@ def _speed(gpu: Gpu) -> tuple[tuple[int, int], int, int]:
 
 def _rocm(gpus: list[Gpu], environment: Mapping[str, str], found: list[Finding]) -> list[Gpu]:
     usable = [gpu for gpu in gpus if gpu.usable]
+    if not usable:
+        return []
     shown = usable
     text = environment.get("ROCR_VISIBLE_DEVICES")
     if text is not None:

@@ -39,7 +39,7 @@ def interpret(reply: Reply, host: Host) -> Interpretation:
     found += _permissions(host, gpus)
     override = host.environment.get("HSA_OVERRIDE_GFX_VERSION")
     if override and gpus:
-        found.append(finding("gfx-override", gpus[0].name, f"HSA_OVERRIDE_GFX_VERSION={clean(override)}"))
+        found.append(finding("gfx-override", str(gpus[0].pci_address), f"HSA_OVERRIDE_GFX_VERSION={clean(override)}"))
     answered = any(line.get("kind") == "device" for line in reply.lines)
     sources = (
         Source(
@@ -133,7 +133,7 @@ def _partitions(
     count = len(nodes)
     domains = line.get("current_memory_partition")
     if domains != f"NPS{count}" and not memory.unified:
-        reason = f"{count} partitions share {domains or 'one memory domain'}"
+        reason = f"{count} partitions share the memory ({domains or 'memory domains unknown'})"
         found.append(finding("memory-shared-by-partitions", str(card.pci_address), reason))
     parts: list[Gpu] = []
     for number, node in enumerate(nodes):
@@ -142,7 +142,7 @@ def _partitions(
             msgspec.structs.replace(
                 card,
                 name=f"{card.name} {line.get('current_compute_partition') or 'partition'} {number}",
-                uuid=_uuid({}, properties) if number == 0 else f"{card.uuid}/{number}" if card.uuid else None,
+                uuid=own if (own := _uuid({}, properties)) != card.uuid or number == 0 else None,
                 kind="partition",
                 memory_total_bytes=_part(card.memory_total_bytes, count),
                 memory_free_bytes=_part(card.memory_free_bytes, count),

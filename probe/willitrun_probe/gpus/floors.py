@@ -29,7 +29,8 @@ FLOORS = (
 def below_floors(gpus: Iterable[Gpu], driver: str | None) -> list[Finding]:
     """Return a finding per engine whose builds need a newer driver than this one."""
     branch = (driver or "").split(".")[0]
-    if not branch.isdecimal() or not branch.isascii():
+    gpus = [gpu for gpu in gpus if gpu.pci_address]  # Jetson drivers count differently and are on no bus
+    if not gpus or not branch.isdecimal() or not branch.isascii():
         return []
     lowest = min((capability(gpu) for gpu in gpus if gpu.compute_capability), default=None)
     found: dict[str, Floor] = {}

@@ -33,7 +33,7 @@ _TEGRA = {
 
 def library_state(library: Mapping[str, Any], reply: Reply, host: Host) -> tuple[Source, list[Finding], list[Gpu]]:
     """Return the source's record, findings about the library, and GPUs known without it."""
-    present = any(device.vendor == "nvidia" for device in host.devices)
+    bound = {device.driver for device in host.devices if device.vendor == "nvidia"}
     found: list[Finding] = []
     outcome: Outcome = "answered"
     reason = ""
@@ -43,7 +43,7 @@ def library_state(library: Mapping[str, Any], reply: Reply, host: Host) -> tuple
         code = "driver-hangs" if reply.ending == "timeout" else "driver-crashes"
         found.append(finding(code, "nvidia", reason))
     elif start != 0:
-        outcome, reason, told = _start_failure(start, library, host, present=present)
+        outcome, reason, told = _start_failure(start, library, host, bound=bound)
         found += told
     elif isinstance(library.get("count"), int):
         outcome, reason = "failed", f"NVML does not tell the number of GPUs ({library['count']})"
@@ -67,7 +67,7 @@ def library_state(library: Mapping[str, Any], reply: Reply, host: Host) -> tuple
 
 
 def _start_failure(
-    start: Any, library: Mapping[str, Any], host: Host, *, present: bool
+    start: Any, library: Mapping[str, Any], host: Host, *, bound: set[str | None]
 ) -> tuple[Outcome, str, list[Finding]]:
     code = _START_CODES.get(start, "driver-failed")
     if code == "bindings-missing":
@@ -79,7 +79,7 @@ def _start_failure(
         reason = f"NVML cannot start ({start})"
     if code == "driver-mismatch":
         reason += _module_version(host.roots)
-    if code in {"library-missing", "driver-not-loaded"} and not present:
+    if (code == "driver-not-loaded" and not bound) or (code == "library-missing" and "nvidia" not in bound):
         return "absent", reason, []
     if code == "library-missing" and host.environment.get("NVIDIA_VISIBLE_DEVICES") in {"", "none", "void"}:
         return "absent", reason, [finding(code, "nvidia", f"{reason}; NVIDIA_VISIBLE_DEVICES asks for no GPU")]

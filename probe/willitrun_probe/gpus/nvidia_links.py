@@ -41,7 +41,9 @@ def links_of(
         for other, name in names.items():
             if other != target:
                 rate = direct.get(other, 0.0) + switched
-                links.append(_link(rate, name, *_pair(pairs, target, other)))
+                topology, peer_to_peer = _pair(pairs, target, other)
+                if rate or topology or peer_to_peer is not None:
+                    links.append(_link(rate, name, topology, peer_to_peer))
         if links:
             found[names[target]] = tuple(links)
     return found, findings

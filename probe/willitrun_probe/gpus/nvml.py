@@ -10,7 +10,7 @@ import glob
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from willitrun_probe.gpus.spec import Answer, Value
+from willitrun_probe.gpus.spec import ABSENT, Answer, Value
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -90,6 +90,9 @@ def read(
 
     Devices in `done` are only opened again (for the pairs), those in `avoid` are not touched.
     """
+    if library == ABSENT:
+        emit({"kind": "library", "start": LIBRARY_MISSING, "count": LIBRARY_MISSING, "answers": {}})
+        return
     nvml: Library
     if library is not None and library.endswith(".spec"):
         nvml = _Replayed(library)

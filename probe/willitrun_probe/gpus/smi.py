@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from willitrun_probe.gpus.spec import Answer, Value
+from willitrun_probe.gpus.spec import ABSENT, Answer, Value
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -60,6 +60,9 @@ _ADDRESS, _PROCESSES = "amdsmi_get_gpu_device_bdf", "amdsmi_get_gpu_process_list
 
 def read(library: str | None, emit: Emit) -> None:
     """Emit one line with the state of the library and one per device; nothing more when the versions do not fit."""
+    if library == ABSENT:
+        emit({"kind": "smi", "state": "absent", "missing": True, "reason": "the library is not installed"})
+        return
     if library is not None and library.endswith(".spec"):
         _replay(library, emit)
         return
@@ -127,8 +130,8 @@ def _load(library: str | None) -> tuple[Any, dict[str, Any]]:
             origin["own"] = True
     try:
         import amdsmi  # noqa: PLC0415, TID251 - this is the AMD child
-    except Exception as error:  # noqa: BLE001 - without its library the import fails with a KeyError, or worse
-        missing = isinstance(error, ImportError)
+    except Exception as error:  # noqa: BLE001 - without its library the import ends in a KeyError
+        missing = isinstance(error, ImportError | KeyError)
         return None, {**origin, "bindings": "", "missing": missing, "reason": f"{type(error).__name__}: {error}"[:200]}
     return amdsmi, origin
 

@@ -17,6 +17,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+ABSENT = "absent"
+"""Given instead of a library's path: there is none, as on a recorded machine without one."""
+
 Value = str | int
 Answer = list[Value] | int
 """Values, or a return code other than success."""
@@ -25,6 +28,16 @@ _LINE = re.compile(r"(\S+)\s+(\S+)\s+=(.*)")
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
 _NUMBER = re.compile(r"-?(?:0x[0-9a-fA-F]{1,16}|[0-9]{1,20})", re.ASCII)
 _RANGE = re.compile(r"gpu([0-9]{1,3})-([0-9]{1,3})(.*)", re.ASCII)
+
+
+class Libraries(NamedTuple):
+    """Vendor libraries to load instead of the system's.
+
+    A `.spec` file is replayed, `ABSENT` is a library that is not installed, None the system's own.
+    """
+
+    nvml: str | None = None
+    amdsmi: str | None = None
 
 
 class Line(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from willitrun_probe.host import darwin
 from willitrun_probe.host.memory import control_group_folders, numa_nodes
 from willitrun_probe.machine import Cpu
 from willitrun_probe.roots import Roots, clean, cpu_list, to_integer
@@ -32,6 +33,8 @@ _ARM_PARTS = {
 
 def read_cpu(roots: Roots) -> Cpu:
     """Read the processor. Source: /proc/cpuinfo, /proc/self/status, /sys/devices/system/cpu, cpu control groups."""
+    if roots.system == "Darwin":
+        return darwin.read_cpu(roots)
     processors = _cpuinfo(roots)
     status = _field(roots.text("/proc/self/status"), "Cpus_allowed_list")
     online = cpu_list(roots.text(f"{_BASE}/online"))

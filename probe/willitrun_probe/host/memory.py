@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from willitrun_probe.host import darwin
 from willitrun_probe.machine import Memory, NumaNode
 from willitrun_probe.roots import Roots, cpu_list, key_values, to_integer
 
@@ -18,6 +19,8 @@ def read_memory(roots: Roots, gpu_nodes: frozenset[int] = frozenset()) -> Memory
     available = min(MemAvailable + reclaimable ZFS cache, for every control group above this process: limit minus
     what it uses and cannot give back). Swap never counts. Linux, Documentation/admin-guide/cgroup-v2.rst.
     """
+    if roots.system == "Darwin":
+        return darwin.read_memory(roots)
     info = meminfo(roots)
     total, available = info.get("MemTotal"), info.get("MemAvailable")
     if available is None and "MemFree" in info:  # kernels before 3.14
