@@ -16,7 +16,13 @@ from willitrun_catalog.words import RELEASE_WORDS, is_size, key, model_words
 
 __all__ = ["ModelMatch", "UnknownGpu", "UnknownModel", "find_datasheet", "find_model", "nearest_models"]
 
-_MAKERS = frozenset(["meta", "nvidia", "ai", "c"])
+_MAKERS = frozenset(
+    (
+        *("meta", "google", "nvidia", "openai", "microsoft", "ibm", "tencent", "baidu", "mistralai", "moonshotai"),
+        *("liquidai", "huggingfacetb", "thudm", "zai", "org", "ai", "c", "unsloth", "bartowski"),
+    ),
+)
+"""Words that publishers of converted files put before a model's own name: `openai_gpt-oss-20b`."""
 _USUAL_PARAMS = 8e9
 """Where a name leaves the size open, the size nearest to this is meant: most machines can hold it."""
 _MOST_ALTERNATIVES = 8
@@ -50,7 +56,7 @@ def find_model(query: str) -> ModelMatch:
         others = () if named else _alternatives(frozenset(model_words(query)), exact[0].position)
         return ModelMatch(spec=spec, alternatives=others, matched=exact[0].text)
     wanted = frozenset(model_words(query.rpartition("/")[2] or query)) - {"gguf"}
-    ranked = _ranked(wanted)
+    ranked = _ranked(wanted) or _ranked(wanted - _MAKERS)
     if not ranked:
         raise UnknownModel(query, nearest_models(query))
     best = ranked[0]
