@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Literal
 
 from msgspec import structs
-from willitrun_catalog.quality import quality
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quant import ladder, quant_name
@@ -347,7 +346,7 @@ def quant_options(question: Question, best: Found, per_quant: dict[str, list[Fou
 def quant_option(question: Question, quant: str, found: Found | None, *, best: bool) -> QuantOption:
     """Return one row of the quantization table: this quantization's own best plan."""
     weights = question.weights(quant)
-    lost = quality(quant, weights.params)
+    lost = question.quality(quant)
     kept = Quality(level=lost.level, kl_divergence=lost.kl_divergence, basis=lost.basis)
     if found is None:
         return QuantOption(

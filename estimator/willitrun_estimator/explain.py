@@ -10,7 +10,7 @@ from willitrun_probe.units import format_bytes, format_rate, format_seconds, for
 
 COMFORTABLE_FRACTION = 0.10
 TIGHT_FRACTION = 0.03
-"""Room left on the tightest device, as a share of its memory: above the first `comfortable`, below the second `tight`."""
+"""Room left on the tightest device, as a share: above the first `comfortable`, below the second `tight`."""
 
 HIGH_BANDWIDTH = 700e9
 MEDIUM_BANDWIDTH = 250e9

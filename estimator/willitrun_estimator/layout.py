@@ -51,9 +51,17 @@ class Layouts:
     """All layouts worth trying of one model on one ordered set of GPUs with given budgets and context."""
 
     def __init__(
-        self, needs: Needs, budgets: Sequence[int], context_tokens: int, *, blocks: int, experts_end: int
+        self,
+        needs: Needs,
+        budgets: Sequence[int],
+        context_tokens: int,
+        *,
+        blocks: int,
+        experts_end: int,
+        host_short: Callable[[Sequence[int]], int],
     ) -> None:
         self.needs = needs
+        self.host_short = host_short
         self.budgets = tuple(budgets)
         self.context_tokens = context_tokens
         self.blocks = blocks
@@ -65,6 +73,12 @@ class Layouts:
         """Tell whether every GPU stays within its budget (the host is judged apart)."""
         used = self.needs.per_device_bytes(placement, self.context_tokens)
         return all(use <= budget for use, budget in zip(used, self.budgets, strict=False))
+
+    def host_holds(self, units: int, cpu_moe: int) -> bool:
+        """Tell whether the host has room for what these numbers leave to it; the split does not change that."""
+        split = (units,) + (0,) * (len(self.budgets) - 1)
+        placement = Placement(gpu_layers=units, split=split, cpu_moe_layers=cpu_moe)
+        return self.host_short(self.needs.per_device_bytes(placement, self.context_tokens)) <= 0
 
     def proportional(self, units: int, cpu_moe: int) -> Placement:
         """Share the units by budget: equal cards get equal shares and equal headroom."""
@@ -125,48 +139,64 @@ class Layouts:
         """Tell whether some split of these numbers fits."""
         return bool(self.splits(units, cpu_moe))
 
-    def candidates(self, *, units: int | None = None, cpu_moe: int | None = None) -> Iterator[Placement]:
-        """Yield the extreme layouts under the budgets; a given number stays fixed.
+    def candidates(self, *, units: int | None = None, cpu_moe: int | None = None) -> list[Placement]:
+        """Return the corners of what fits under the budgets; a given number stays fixed.
 
-        Everything on the GPUs if that fits. Else, for a mixture of experts, for each number of blocks on GPUs the
-        fewest blocks with experts in host memory; for a dense model the most units that fit.
+        Decode time is linear in the blocks on each device, so the best layout is a corner: everything on the GPUs if
+        that fits; else as many units as fit with no, with some and with all experts in host memory; and, because a
+        host can be the faster device, the same with as little as possible on the GPUs.
         """
-        blocks, experts_end = self.blocks, self.experts_end
-        if units is not None and cpu_moe is not None:
-            yield from self.splits(units, cpu_moe)
-            return
-        if units is not None:
-            least = smallest(0, experts_end, lambda n: self.feasible(units, n))
-            if least is not None:
-                yield from self.splits(units, least)
-            return
-        if cpu_moe is not None:
-            most = largest(0, self.units, lambda n: self.feasible(n, cpu_moe))
-            if most is not None:
-                yield from self.splits(most, cpu_moe)
-            return
-        everything = self.splits(self.units, 0)
-        if everything:
-            yield from everything
-            return
-        if experts_end:
-            yield from self._expert_frontier(blocks, experts_end)
-        else:
-            most = largest(0, blocks, lambda n: self.feasible(n, 0))
-            if most is not None:
-                yield from self.splits(most, 0)
+        corners = list(self._corners(units, cpu_moe))
+        found: list[Placement] = []
+        for corner in dict.fromkeys(corners):
+            found += [one for one in self.splits(*corner) if one not in found]
+        return found
 
-    def _expert_frontier(self, blocks: int, experts_end: int) -> Iterator[Placement]:
-        """Walk the border of what fits: fewer units on the GPUs against fewer experts in host memory."""
-        most = largest(0, blocks + 1, lambda n: self.feasible(n, experts_end))
-        if most is None:
-            return
-        least = smallest(0, experts_end, lambda n: self.feasible(most, n))
-        if least is None:
-            return
-        yield from self.splits(most, least)
-        # Experts below the first block on a GPU are in host memory whatever the flag says, so the walk ends where
-        # the flag stops adding anything.
-        plain = largest(0, most, lambda n: self.feasible(n, 0))
-        if plain:
-            yield from self.splits(plain, 0)
+    def _corners(self, units: int | None, cpu_moe: int | None) -> Iterator[tuple[int, int]]:
+        """Yield (units, blocks with experts in host memory) worth trying; some may not fit."""
+        counts = {0, 1} if units is None else {units}
+        shares = {0, self.experts_end} if cpu_moe is None else {cpu_moe}
+        for share in shares:
+            most = self.most_units(share) if units is None else units
+            if most is None:
+                continue
+            yield most, share
+            if units is None:
+                yield self.fewest_units(share, most), share
+            if cpu_moe is None and self.experts_end:
+                yield from ((most, n) for n in self.share_range(most))
+        for count in counts:
+            for share in shares:
+                yield count, share
+        if units is None and cpu_moe is None and self.experts_end and not self.feasible(self.units, 0):
+            yield from self._border()
+
+    def most_units(self, cpu_moe: int) -> int | None:
+        """Return the most units the GPUs hold, None when not even none do."""
+        return largest(0, self.units, lambda n: self.feasible(n, cpu_moe))
+
+    def fewest_units(self, cpu_moe: int, most: int) -> int:
+        """Return the fewest units that must leave the host for its memory to suffice, at most `most`."""
+        fewest = smallest(0, most, lambda n: self.host_holds(n, cpu_moe))
+        return most if fewest is None else fewest
+
+    def share_range(self, units: int) -> Iterator[int]:
+        """Yield the fewest blocks whose experts must be in host memory, and the most that it holds."""
+        least = smallest(0, self.experts_end, lambda n: self.feasible(units, n))
+        most = largest(0, self.experts_end, lambda n: self.host_holds(units, n))
+        yield from (n for n in (least, most) if n is not None)
+
+    def _border(self) -> Iterator[tuple[int, int]]:
+        """Walk the border of what fits: fewer units on the GPUs against fewer blocks with experts in host memory.
+
+        Blocks are whole, so a point between two corners can be a little better than either.
+        """
+        most = self.most_units(self.experts_end)
+        share = self.experts_end
+        for count in range(most or 0, 0, -1):
+            # Fewer units never need more experts in host memory, so the share only falls along the walk.
+            while share > 0 and self.feasible(count, share - 1):
+                share -= 1
+            yield count, share
+            if share <= self.units - count:
+                return  # the flag adds nothing to the blocks that are in host memory anyway

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from willitrun_estimator.interval import interval, spread, time_interval, widest
+from willitrun_estimator.interval import Spread, interval, spread, time_interval, widest
 from willitrun_estimator.placement import Placement
 from willitrun_estimator.plan import Interval, Serving, Speed
 from willitrun_estimator.score import Purpose
 from willitrun_estimator.throughput import LOAD_SPREAD, SpeedModel
-from willitrun_estimator.throughput.constants import Spread
 from willitrun_estimator.throughput.groups import decode_groups, prefill_groups
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64)

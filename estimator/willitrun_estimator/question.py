@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from msgspec import structs
-from willitrun_catalog.quality import kl_divergence
 
 from willitrun_catalog.model import Mla, ModelSpec
+from willitrun_catalog.quality import UNKNOWN_DIVERGENCE, QuantQuality, quality
 from willitrun_estimator import overhead, throughput
 from willitrun_estimator.device import Device, Devices
 from willitrun_estimator.errors import EstimatorError
@@ -101,6 +101,7 @@ class Question:
         self.purpose = purpose_of(request)
         self.lens = LENSES[request.mode]
         self.profiles = {} if profiles is None else profiles
+        self._qualities: dict[str, QuantQuality] = {}
         self._setups: dict[tuple[str, str, int, tuple[int, ...]], LlamaSetup] = {}
         self.objective = Objective(
             purpose=self.purpose, lens=self.lens, min_rate=request.min_decode, max_ttft_s=request.max_ttft
@@ -113,9 +114,18 @@ class Question:
             known = self.profiles[quant] = weight_profile(self.spec, quant)
         return known
 
+    def quality(self, quant: str) -> QuantQuality:
+        """Return what a quantization of this model costs, looked up once."""
+        known = self._qualities.get(quant)
+        if known is None:
+            known = quality(quant, self.weights(quant).params, native_type=self.spec.native_type)
+            self._qualities[quant] = known
+        return known
+
     def kl_divergence(self, quant: str, kv_type: str) -> float:
         """Return the quality lost by weights and cache together."""
-        return kl_divergence(quant, self.weights(quant).params) + KV_KL_DIVERGENCE[kv_type]
+        lost = self.quality(quant).kl_divergence
+        return (UNKNOWN_DIVERGENCE if lost is None else lost) + KV_KL_DIVERGENCE[kv_type]
 
     def settings(self, kv_type: str, ubatch: int, context_tokens: int = 4096) -> Settings:
         """Return the engine settings of a setup; the context is the search's to vary."""

@@ -39,7 +39,7 @@ class Purpose(Struct, frozen=True, kw_only=True):
 
 
 PURPOSES: dict[Workload, Purpose] = {
-    # 238 words a minute (Brysbaert 2019, silent reading) at 0.75 words a token are 5.3 tokens/s: chat is read as it comes.
+    # Chat is read as it comes: 238 words a minute (Brysbaert 2019) at 0.75 words a token are 5.3 tokens/s.
     "chat": Purpose(prompt_tokens=512, output_tokens=256, context_tokens=8192, half_decode_per_s=5.3, half_ttft_s=4.0),
     "coding": Purpose(
         prompt_tokens=2048, output_tokens=512, context_tokens=16384, half_decode_per_s=10.0, half_ttft_s=8.0

@@ -33,12 +33,25 @@ UNKNOWN_FACTOR = 0.5
 class Setup(Protocol):
     """One model in one quantization on one GPU set with fixed settings: what it needs and how fast it is."""
 
-    needs: Needs
-    blocks: int
-    experts_end: int
-    """One past the last block with routed experts; 0 for a dense model."""
-    budgets: Sequence[int]
-    """Bytes each GPU of the set may be given."""
+    @property
+    def needs(self) -> Needs:
+        """Bytes per device of any layout."""
+        ...
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        ...
+
+    @property
+    def experts_end(self) -> int:
+        """One past the last block with routed experts; 0 for a dense model."""
+        ...
+
+    @property
+    def budgets(self) -> Sequence[int]:
+        """Bytes each GPU of the set may be given."""
+        ...
 
     def host_short(self, used_bytes: Sequence[int], /) -> int:
         """Return the bytes the host lacks for a layout's needs; 0 or less when it has room."""
@@ -242,14 +255,21 @@ def worked_out(
 
 def layouts_of(one: Setup, context_tokens: int) -> Layouts:
     """Return the layouts of a setup at a context."""
-    return Layouts(one.needs, one.budgets, context_tokens, blocks=one.blocks, experts_end=one.experts_end)
+    return Layouts(
+        one.needs,
+        one.budgets,
+        context_tokens,
+        blocks=one.blocks,
+        experts_end=one.experts_end,
+        host_short=one.host_short,
+    )
 
 
 def layouts(one: Setup, gpus: tuple[int, ...], context_tokens: int, space: Space) -> list[Placement]:
     """Return the layouts worth trying of one combination."""
     if not gpus:
         return [Placement(gpu_layers=0)]
-    return list(layouts_of(one, context_tokens).candidates(units=space.gpu_layers, cpu_moe=space.cpu_moe_layers))
+    return layouts_of(one, context_tokens).candidates(units=space.gpu_layers, cpu_moe=space.cpu_moe_layers)
 
 
 def search_paging(
