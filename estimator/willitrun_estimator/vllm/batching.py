@@ -240,7 +240,7 @@ def time_per_token_s(point: Terms, constants: Rates) -> float:
 
 
 def ttft_s(point: Terms, constants: Rates, *, concurrency: float) -> float:
-    """Give the seconds to a request's first token: its prefill, what it waits for of the others', and its turn in the queue.
+    """Give the seconds to a request's first token: its prefill, what it waits for of the others', its turn.
 
     Requests beyond those that run wait for a place, on average half of the excess at the rate places come free.
     """

@@ -73,7 +73,7 @@ class _Slot(Struct, frozen=True, kw_only=True):
 
 
 def element_bytes(kv_type: str) -> int:
-    """Give the bytes per cached element of a KV type, in vLLM's or llama.cpp's words; raises EstimatorError for others."""
+    """Give the bytes per cached element of a KV type, in either engine's words; raises EstimatorError."""
     if kv_type.startswith(_FP8):
         return 1
     if kv_type not in _ELEMENT_BYTES:

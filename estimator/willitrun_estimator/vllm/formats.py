@@ -19,7 +19,7 @@ MXFP4_HIDDEN_MULTIPLE = 256
 
 
 def expert_tile(version: tuple[int, int], family: str) -> int:
-    """Give what MXFP4 kernels round an expert's width per rank up to: 64 for Triton (Hopper, 0.11 to 0.16), else 128."""
+    """Give what MXFP4 kernels round an expert's width per rank up to: 64 (Triton on Hopper, 0.11 to 0.16) or 128."""
     return 64 if family == "hopper" and (0, 11) <= version <= (0, 16) else 128
 
 

@@ -60,8 +60,8 @@ _ROCM: dict[str, tuple[How, str]] = {
 }
 _ROCM_FP8 = ("gfx94", "gfx95", "gfx12")
 _ROCM_MXFP4 = ("gfx95",)
-_BITSANDBYTES_UNTIL: Version = (0, 32)
-"""bitsandbytes and GGUF are not in the registry of 0.33 any more."""
+_BITSANDBYTES_UNTIL: Version = (0, 27)
+"""The last release whose registry names bitsandbytes (`quantization/__init__.py`); GGUF went earlier."""
 
 
 def floor(device: Device, version: Version) -> str | None:
@@ -96,7 +96,7 @@ def kernel(checkpoint: Format, device: Device, version: Version) -> Kernel:
     if device.backend == "rocm":
         return _rocm_kernel(checkpoint, device)
     if checkpoint.method == "bitsandbytes" and version > _BITSANDBYTES_UNTIL:
-        return Kernel(how=None, name="", reason="vLLM 0.33 and newer no longer load bitsandbytes checkpoints")
+        return Kernel(how=None, name="", reason="vLLM 0.28 and newer no longer load bitsandbytes checkpoints")
     level = capability(device)
     if checkpoint.method == "int8" and level >= _NO_INT8_FROM:
         return Kernel(how=None, name="", reason="there are no INT8 kernels for Blackwell; use FP8 instead")

@@ -116,7 +116,7 @@ def _largest(
     constants: Rates,
     limit: float,
 ) -> int:
-    """Find the largest number of users who all run at once and get the asked speed and time to first token; 0 when none."""
+    """Find the most users who all run at once and get the asked speed and time to first token; 0 when none."""
     prompt, output = lengths(request)
     most = min(CONCURRENCY[-1], int(limit * setup.split.data_parallel))
 

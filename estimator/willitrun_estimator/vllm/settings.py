@@ -130,7 +130,8 @@ def settle(
         found = _fitted(
             spec, rules, layouts, budgets, split,
             context=context, fixed=request.context is not None, least=request.min_context or LEAST_CONTEXT,
-            seqs=seqs, batched=batched, fixed_seqs=request.max_num_seqs is not None, margin=margin_bytes(spec, split, rules),
+            seqs=seqs, batched=batched, fixed_seqs=request.max_num_seqs is not None,
+            margin=margin_bytes(spec, split, rules),
         )  # fmt: skip
         if isinstance(found, Shortage):
             shortage = found if shortage is None or found.available_bytes > shortage.available_bytes else shortage
@@ -216,7 +217,7 @@ def stage_budgets(
 
 
 def sequences_for(request: Request, default: int) -> int:
-    """Give the sequences to allow: what the mode wants, twice the asked concurrency, a multiple of 8, the default at most."""
+    """Give the sequences to allow: the mode's or twice the asked concurrency, a multiple of 8, at most the default."""
     wanted = max(_SEQUENCES[request.mode], 2 * request.concurrency)
     return min(default, SEQUENCE_STEP * -(-wanted // SEQUENCE_STEP))
 

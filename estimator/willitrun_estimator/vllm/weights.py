@@ -3,7 +3,8 @@
 Attention, feed-forward, experts and the vocabulary tables are split over the tensor-parallel ranks; norms, routers and
 the latent projections of MLA are whole on every rank; key and value projections are replicated beyond the number of
 KV heads; tables are padded to 64 rows and a tied one is stored once. Rules read in
-`vllm/model_executor/layers/linear.py`, `vocab_parallel_embedding.py` and `rotary_embedding/`; checked on logged starts (`tests/truth/vllm_memory.csv`).
+`vllm/model_executor/layers/linear.py`, `vocab_parallel_embedding.py` and `rotary_embedding/`; checked on logged starts
+(`tests/truth/vllm_memory.csv`).
 """
 
 from __future__ import annotations

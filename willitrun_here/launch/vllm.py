@@ -1,0 +1,306 @@
+"""The `vllm serve` command of a plan: for a shell, docker, compose, systemd, Kubernetes and several nodes.
+
+Flags are those of https://docs.vllm.ai/en/latest/cli/serve/ and, by version, of the released wheels
+(`willitrun_estimator.vllm.flags`). Images: https://docs.vllm.ai/en/latest/deployment/docker/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from willitrun_estimator.plan import Command
+from willitrun_estimator.vllm.flags import unknown_flags
+from willitrun_estimator.vllm.formats import format_of, is_format
+from willitrun_estimator.vllm.parallel import needs_expert_parallel
+from willitrun_estimator.vllm.versions import LATEST, Version
+from willitrun_here.launch.systemd import quoted
+from willitrun_here.launch.target import Target, command, everything_planned
+from willitrun_here.launch.vllm_installed import Installed
+from willitrun_here.launch.yaml import to_yaml
+
+IMAGES = {"cuda": "vllm/vllm-openai", "rocm": "vllm/vllm-openai-rocm"}
+PORT = 8000
+CACHE = "/root/.cache/huggingface"
+UUIDS_FROM: Version = (0, 24)
+"""Older releases read CUDA_VISIBLE_DEVICES as numbers and fail on UUIDs (`vllm/platforms/interface.py`)."""
+MASTER_PORT = 29501
+RAY_PORT = 6379
+ONLINE = {"fp8": "fp8", "bitsandbytes": "bitsandbytes"}
+"""Formats that vLLM makes of a 16-bit checkpoint while loading it (`--quantization`)."""
+_HALF_ONLY_BELOW = 8.0
+
+
+def commands(target: Target, *, installed: Installed | None = None) -> Iterator[tuple[str, Command]]:
+    """Yield the command for this machine's shell, for docker, and SGLang's for the same plan where it holds."""
+    yield "vllm", render(target, installed=installed)
+    if target.plan.backend in IMAGES:
+        yield "docker", docker(target, installed=installed)
+    from willitrun_here.launch import sglang  # noqa: PLC0415 - it reads this module
+
+    yield "sglang", sglang.render(target)
+
+
+def render(target: Target, *, installed: Installed | None = None) -> Command:
+    """Give the complete `vllm serve` command, in the flags of the installed version."""
+    argv = [installed.program if installed else "vllm", "serve", *arguments(target, host=target.host, port=target.port)]
+    return command(argv, visible(target, version_of(installed)), notes=notes(target, argv, installed))
+
+
+def version_of(installed: Installed | None) -> Version:
+    """Give the version to write for: the installed one, or the latest known."""
+    return installed.version if installed else LATEST
+
+
+def notes(target: Target, argv: list[str], installed: Installed | None) -> tuple[str | None, ...]:
+    """Say what the reader must know: the checkpoint to take, the version assumed, flags that it does not have."""
+    version = version_of(installed)
+    written = f"{version[0]}.{version[1]}"
+    missing = installed.unknown(argv) if installed else unknown_flags(argv, version)
+    return (
+        checkpoint_note(target),
+        None if installed else f"No vllm was found here; the flags are those of vLLM {written}.",
+        f"vLLM {written} does not know {', '.join(missing)}." if missing else None,
+    )
+
+
+def model(target: Target) -> str:
+    """Name the checkpoint: a folder, a repository, or the model's own repository."""
+    source = target.spec.source
+    if source.startswith("hf:"):
+        return source.removeprefix("hf:").partition(":")[0]
+    if source.startswith(("/", "./", "../", "~")):
+        return source
+    return target.spec.hf_id or target.spec.name
+
+
+def checkpoint_note(target: Target) -> str | None:
+    """Say that a checkpoint of its own is needed, where vLLM cannot make the format from the model's repository."""
+    if not ready_made(target) or own_format(target):
+        return None
+    return (
+        f"{target.plan.quant} needs a checkpoint of its own: put a {target.plan.quant} repository of "
+        f"{target.spec.title} in the place of {model(target)}."
+    )
+
+
+def own_format(target: Target) -> bool:
+    """Tell whether the model's own repository is already in the planned format."""
+    spec = target.spec
+    for own in (spec.quant, spec.native_type):
+        if own is not None and is_format(own) and format_of(own) == format_of(target.plan.quant):
+            return True
+    return format_of(target.plan.quant).method == "none" and spec.quant is None
+
+
+def ready_made(target: Target) -> bool:
+    """Tell whether the format exists only as a stored checkpoint."""
+    return format_of(target.plan.quant).method not in {"none", *ONLINE}
+
+
+def arguments(target: Target, *, host: str, port: int) -> list[str]:
+    """Translate the plan into arguments."""
+    plan, spec = target.plan, target.spec
+    checkpoint = format_of(plan.quant)
+    argv = [model(target), "--served-model-name", spec.name]
+    if checkpoint.method in ONLINE and not own_format(target):
+        argv += ["--quantization", ONLINE[checkpoint.method]]
+    if half_only(target):
+        argv += ["--dtype", "half"]
+    argv += ["--max-model-len", str(plan.context_tokens)]
+    if plan.gpu_memory_utilization is not None:
+        argv += ["--gpu-memory-utilization", f"{plan.gpu_memory_utilization:g}"]
+    if plan.max_num_seqs is not None:
+        argv += ["--max-num-seqs", str(plan.max_num_seqs)]
+    if plan.max_num_batched_tokens is not None:
+        argv += ["--max-num-batched-tokens", str(plan.max_num_batched_tokens)]
+    argv += parallel_arguments(target)
+    if plan.kv_type != "auto":
+        argv += ["--kv-cache-dtype", plan.kv_type]
+    if plan.enforce_eager:
+        argv += ["--enforce-eager"]
+    return [*argv, "--host", host, "--port", str(port), *target.extra]
+
+
+def parallel_arguments(target: Target) -> list[str]:
+    """Give the flags that split the model over GPUs; none for one GPU."""
+    plan = target.plan
+    argv: list[str] = []
+    for name, degree in (
+        ("--tensor-parallel-size", plan.tensor_parallel),
+        ("--pipeline-parallel-size", plan.pipeline_parallel),
+        ("--data-parallel-size", plan.data_parallel),
+    ):
+        if degree > 1:
+            argv += [name, str(degree)]
+    if needs_expert_parallel(target.spec, format_of(plan.quant), plan.tensor_parallel):
+        argv += ["--enable-expert-parallel"]
+    return argv
+
+
+def half_only(target: Target) -> bool:
+    """Tell whether a planned GPU lacks bfloat16 (compute capability below 8.0)."""
+    planned = set(target.plan.gpu_uuids)
+    levels = [gpu.compute_capability for gpu in target.machine.gpus if gpu.uuid in planned and gpu.visible]
+    return target.plan.backend == "cuda" and any(level and float(level) < _HALF_ONLY_BELOW for level in levels)
+
+
+def visible(target: Target, version: Version) -> dict[str, str]:
+    """Give the environment that shows vLLM exactly the planned GPUs: by UUID where the version reads UUIDs."""
+    plan = target.plan
+    if everything_planned(target):
+        return {}
+    uuids = [uuid for uuid in plan.gpu_uuids if uuid]
+    whole = not any(uuid.startswith("MIG-") for uuid in uuids)
+    indexes = ",".join(str(index if index is not None else place) for place, index in enumerate(plan.gpu_indexes))
+    if plan.backend == "rocm":
+        return {"HIP_VISIBLE_DEVICES": indexes}
+    if len(uuids) == len(plan.gpu_uuids) and (version >= UUIDS_FROM or not whole):
+        return {"CUDA_VISIBLE_DEVICES": ",".join(uuids)}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": indexes}
+
+
+def image(target: Target, installed: Installed | None = None) -> str:
+    """Name the image of the back end and version."""
+    version = version_of(installed)
+    return f"{IMAGES[target.plan.backend]}:v{version[0]}.{version[1]}.0"
+
+
+def shm_gib(target: Target) -> int:
+    """Shared memory for the ranks' messages: 1 GiB, and 2 for every further GPU."""
+    return 1 + 2 * (len(target.plan.gpu_uuids) - 1)
+
+
+def mounts(target: Target) -> list[str]:
+    """Give the volumes: a local folder read-only, else the download cache."""
+    name = model(target)
+    return [f"{name}:/model:ro"] if name.startswith(("/", ".", "~")) else [f"~/.cache/huggingface:{CACHE}"]
+
+
+def inner(target: Target) -> list[str]:
+    """Give the arguments inside a container, where the server listens on all addresses."""
+    argv = arguments(target, host="0.0.0.0", port=PORT)  # noqa: S104 - the container's own network
+    if mounts(target)[0].endswith(":/model:ro"):
+        argv[0] = "/model"
+    return ["--model", *argv]
+
+
+def gpu_ids(target: Target) -> list[str]:
+    """Give the planned GPUs' UUIDs, or their indexes where the driver gave none."""
+    pairs = zip(target.plan.gpu_uuids, target.plan.gpu_indexes, strict=True)
+    return [uuid or str(index if index is not None else place) for place, (uuid, index) in enumerate(pairs)]
+
+
+def docker(target: Target, *, installed: Installed | None = None) -> Command:
+    """Give the docker run command: the planned GPUs by UUID, shared memory, the download cache, no other access."""
+    argv = ["docker", "run", "--rm", "-p", f"{target.host}:{target.port}:{PORT}"]
+    if target.plan.backend == "rocm":
+        argv += ["--device", "/dev/kfd", "--device", "/dev/dri", "--group-add", "video"]
+        argv += ["--security-opt", "seccomp=unconfined"]
+        for name, value in visible(target, LATEST).items():
+            argv += ["-e", f"{name}={value}"]
+    else:
+        argv += ["--gpus", f'"device={",".join(gpu_ids(target))}"']
+    argv += ["-e", "HF_TOKEN", "--shm-size", f"{shm_gib(target)}g"]
+    for mount in mounts(target):
+        argv += ["-v", mount]
+    argv += [image(target, installed), *inner(target)]
+    return command(argv, {}, notes=(checkpoint_note(target),))
+
+
+def document(target: Target, shape: str, *, installed: Installed | None = None) -> str:
+    """Give a compose file, a systemd unit or a Kubernetes manifest; raises ValueError for other shapes."""
+    if shape == "compose":
+        return compose(target, installed=installed)
+    if shape == "systemd":
+        return unit(target, installed=installed)
+    if shape == "kubernetes":
+        return manifest(target, installed=installed)
+    message = f"vLLM has no {shape}: it loads checkpoints from a hub or a folder"
+    raise ValueError(message)
+
+
+def compose(target: Target, *, installed: Installed | None = None) -> str:
+    """Give a compose file."""
+    service: dict[str, Any] = {
+        "image": image(target, installed),
+        "command": inner(target),
+        "ports": [f"{target.host}:{target.port}:{PORT}"],
+        "volumes": mounts(target),
+        "environment": {"HF_TOKEN": "${HF_TOKEN:-}"},
+        "shm_size": f"{shm_gib(target)}gb",
+        "restart": "unless-stopped",
+        "healthcheck": {
+            "test": ["CMD", "curl", "-fsS", f"http://127.0.0.1:{PORT}/health"],
+            "interval": "10s",
+            "timeout": "5s",
+            "retries": 180,
+        },
+    }
+    if target.plan.backend == "rocm":
+        service["devices"] = ["/dev/kfd:/dev/kfd", "/dev/dri:/dev/dri"]
+        service["group_add"] = ["video"]
+        service["security_opt"] = ["seccomp=unconfined"]
+        service["environment"] |= visible(target, LATEST)
+    else:
+        device = {"driver": "nvidia", "device_ids": gpu_ids(target), "capabilities": ["gpu"]}
+        service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
+    return to_yaml({"services": {"vllm": service}})
+
+
+def unit(target: Target, *, installed: Installed | None = None) -> str:
+    """Give a systemd unit."""
+    built = render(target, installed=installed)
+    lines = "".join(f'Environment="{name}={value}"\n' for name, value in built.env.items())
+    start = " ".join(quoted(word) for word in built.argv)
+    return (
+        f"[Unit]\nDescription=vLLM with {target.spec.title} {target.plan.quant}\n"
+        "After=network-online.target\nWants=network-online.target\n\n"
+        f"[Service]\n{lines}DynamicUser=yes\nCacheDirectory=vllm\nEnvironment=HF_HOME=%C/vllm\n"
+        "Environment=VLLM_CACHE_ROOT=%C/vllm\n"
+        f"ExecStart={start}\nRestart=on-failure\nRestartSec=10\nTimeoutStartSec=1800\n"
+        "NoNewPrivileges=yes\nPrivateTmp=yes\nProtectHome=read-only\nSupplementaryGroups=video render\n\n"
+        "[Install]\nWantedBy=multi-user.target\n"
+    )
+
+
+def manifest(target: Target, *, installed: Installed | None = None) -> str:
+    """Give a Kubernetes Deployment and Service; shared memory is an in-memory volume."""
+    from willitrun_here.launch.kubernetes import RESOURCES, label  # noqa: PLC0415 - one shape of five
+
+    name = label(f"vllm-{target.spec.name}")
+    labels = {"app.kubernetes.io/name": name}
+    probe = {"httpGet": {"path": "/health", "port": "http"}}
+    container = {
+        "name": "vllm",
+        "image": image(target, installed),
+        "args": inner(target),
+        "ports": [{"containerPort": PORT, "name": "http"}],
+        "resources": {"limits": {RESOURCES[target.plan.backend]: len(target.plan.gpu_uuids)}},
+        "startupProbe": {**probe, "periodSeconds": 10, "failureThreshold": 360},
+        "readinessProbe": {**probe, "periodSeconds": 10},
+        "volumeMounts": [{"name": "cache", "mountPath": CACHE}, {"name": "shm", "mountPath": "/dev/shm"}],  # noqa: S108
+    }
+    volumes = [
+        {"name": "cache", "persistentVolumeClaim": {"claimName": f"{name}-cache"}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_gib(target)}Gi"}},
+    ]
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [container], "volumes": volumes}}
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {
+            "replicas": 1,
+            "strategy": {"type": "Recreate"},
+            "selector": {"matchLabels": labels},
+            "template": template,
+        },
+    }
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"selector": labels, "ports": [{"port": PORT, "targetPort": "http", "name": "http"}]},
+    }
+    return to_yaml(deployment) + "---\n" + to_yaml(service)
