@@ -67,7 +67,7 @@ def device_bars(devices: Sequence[DeviceUse], gpus: Sequence[GpuFacts]) -> tuple
             if facts is not None:
                 unmatched.remove(facts)
                 total = max(total, facts.memory_total_bytes)
-        name = f"{short}: {use.name}" if several and use.kind == "gpu" else use.name
+        name = "Host memory" if use.kind == "host" else f"{short}: {use.name}" if several else use.name
         found.append(_bar(use, name=name, taken=total - use.free_bytes))
     return tuple(found)
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 import base64
 import hashlib
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import msgspec
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from msgspec import Struct
 
 from willitrun_here import __version__
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Link(Struct, frozen=True, kw_only=True):
@@ -30,7 +32,7 @@ class Link(Struct, frozen=True, kw_only=True):
 def environment() -> Environment:
     """Return the environment of this package's templates; a name that is not given is an error."""
     made = Environment(
-        loader=PackageLoader("willitrun_here.render", "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -48,7 +50,7 @@ def unbroken(text: str) -> str:
 @cache
 def asset(name: str) -> str:
     """Return a style sheet or script of the templates folder."""
-    return files("willitrun_here.render").joinpath("templates", name).read_text(encoding="utf-8")
+    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def source_hash(text: str) -> str:

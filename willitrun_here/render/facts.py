@@ -48,11 +48,11 @@ def facts(answer: Answer) -> tuple[tuple[str, str, str], ...]:
     rows.append(memory)
     if answer.machine.gpus:
         rows.append(("Offload", percent(plan.offloaded_fraction), "of the weights in host memory"))
-    layers = f"{plan.gpu_layers} of {plan.layers + 1} layers on the GPU"
+    layers = f"{plan.gpu_layers} of {plan.layers + 1} layers on the GPU, " if answer.machine.gpus else ""
     if plan.cpu_moe_layers:
-        layers += f", experts of {plan.cpu_moe_layers} in host memory"
+        layers += f"experts of {plan.cpu_moe_layers} in host memory, "
     cache = f"KV cache {plan.kv_type}, context {tokens(plan.context_tokens)}"
-    rows.append(("Plan", plan.quant, f"{ENGINE_WORDS.get(plan.engine, plan.engine)}, {layers}, {cache}"))
+    rows.append(("Plan", plan.quant, f"{ENGINE_WORDS.get(plan.engine, plan.engine)}, {layers}{cache}"))
     return tuple(rows)
 
 

@@ -94,21 +94,24 @@ def turns(answer: Answer) -> tuple[Turn, ...]:
     speed = answer.speed
     if speed is None or speed.decode_tokens_per_s is None or speed.ttft_s is None:
         return ()
-    first = Turn(
-        name="First prompt, cold",
-        label="First prompt, cold: the model is loaded before it answers",
-        prompt=FIRST_PROMPT,
-        pieces=pieces(FIRST_REPLY),
-        wait_s=speed.ttft_cold_s or speed.ttft_s,
-    )
+    cold = speed.ttft_cold_s
     second = Turn(
-        name="Second prompt, warm",
-        label="Second prompt, warm: the model is in memory",
+        name="A prompt" if cold is None else "Second prompt, warm",
+        label="Warm: the model is in memory",
         prompt=SECOND_PROMPT,
         pieces=pieces(SECOND_REPLY),
         wait_s=speed.ttft_s,
     )
-    return (first, second) if speed.ttft_cold_s is not None else (second,)
+    if cold is None:
+        return (second,)
+    first = Turn(
+        name="First prompt, cold",
+        label="Cold: the model is loaded before it answers",
+        prompt=FIRST_PROMPT,
+        pieces=pieces(FIRST_REPLY),
+        wait_s=cold,
+    )
+    return (first, second)
 
 
 def play(

@@ -145,7 +145,7 @@ def _modes(answer: Answer) -> list[dict[str, Any]]:
         decode = tokens_per_s(row.decode_tokens_per_s.expected if row.decode_tokens_per_s else None)
         plan = (
             f"{row.quant}, {STATUS_WORDS[row.status].lower()}, context {tokens(row.context_tokens)}, "
-            f"{decode} each, first token after {format_seconds(row.ttft_s)}"
+            f"{decode}{' each' if row.concurrency > 1 else ''}, first token after {format_seconds(row.ttft_s)}"
         )
         if row.output_tokens_per_s is not None:
             plan += f"; {tokens_per_s(row.output_tokens_per_s)} together at {row.concurrency} requests"
