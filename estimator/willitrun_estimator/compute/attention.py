@@ -150,9 +150,7 @@ def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
         kperm = g.view(kview, (".k", ".p"), size=key_bytes, contiguous=False)
         vperm = g.view(g.view(kview, (".v",), size=part_bytes), (".v", ".p"), size=part_bytes, contiguous=False)
         scratch = ZERO if b.settings.kv_type_k == "f16" else form((CELLS, row * b.streams), 2)
-        result = g.add(
-            "flash", (rank, heads, U), q, kperm, vperm, b.mask(CELLS), gpu_extra=scratch, picks_device=False
-        )
+        result = g.add("flash", (rank, heads, U), q, kperm, vperm, b.mask(CELLS), gpu_extra=scratch, picks_device=False)
         turned = g.view(result, (rank, U, heads), contiguous=False)
         values = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b.weight", homes), turned, rows=U)
         turned = g.view(values, (mixer.value_dim, heads, U), contiguous=False)
@@ -168,5 +166,3 @@ def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
     out = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b.weight", homes), mixed, rows=U)
     turned = g.view(out, (mixer.value_dim, heads, U), contiguous=False)
     return g.add("cont", (heads * mixer.value_dim, U), turned)
-
-

@@ -95,9 +95,7 @@ class Builder:
             out = self.graph.add(name + "_bias", (width, tokens), out, bias, inplace=True, rows=tokens)
         return out
 
-    def norm(
-        self, source: Node, name: str, homes: Homes, dims: tuple[Dim, ...] | None = None
-    ) -> Node:
+    def norm(self, source: Node, name: str, homes: Homes, dims: tuple[Dim, ...] | None = None) -> Node:
         """Normalise, and scale by a block's weight where the architecture has one."""
         shape = source.dims if dims is None else dims
         rows = shape[-1]
@@ -117,9 +115,7 @@ class Builder:
             if known is None:
                 known = self._factors[homes.block] = self.graph.weight(self.factors, homes.block)
             factors.append(known)
-        return self.graph.add(
-            "rope", source.dims, source, position, *factors, inplace=True, picks_device=False
-        )
+        return self.graph.add("rope", source.dims, source, position, *factors, inplace=True, picks_device=False)
 
     def rotated(self, source: Node, dims: tuple[Dim, ...], which: str, size: int) -> Node:
         """Multiply by the Hadamard matrix that quantized caches get."""
@@ -245,5 +241,3 @@ class Builder:
         logits = self.graph.add("logits", (self.spec.vocab_size, norm.dims[-1]), weight, norm)
         logits.is_output = True
         return self.graph
-
-

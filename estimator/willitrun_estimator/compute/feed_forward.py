@@ -58,9 +58,16 @@ def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
 
     if "ffn_gate_up_exps.weight" in homes.parts:
         both = routed("ffn_gate_up_exps", 2 * ffn.width, single)
-        hidden = g.add("glu", (ffn.width, used, tokens), g.view(both, (".gate",), contiguous=False), g.view(both, (".up",), contiguous=False))
+        hidden = g.add(
+            "glu",
+            (ffn.width, used, tokens),
+            g.view(both, (".gate",), contiguous=False),
+            g.view(both, (".up",), contiguous=False),
+        )
     elif ffn.gated:
-        first, second = ("ffn_up_exps", "ffn_gate_exps") if b.style.up_experts_first else ("ffn_gate_exps", "ffn_up_exps")
+        first, second = (
+            ("ffn_up_exps", "ffn_gate_exps") if b.style.up_experts_first else ("ffn_gate_exps", "ffn_up_exps")
+        )
         gate = routed(first, ffn.width, single)
         up = routed(second, ffn.width, single)
         hidden = g.add("glu", (ffn.width, used, tokens), gate, up)

@@ -82,12 +82,7 @@ class ComputeModel:
         head = self._head(placement)
         settings = self.settings
         used = {home.block for home in homes} | {head}
-        pipeline = (
-            self.host not in used
-            and len(used) > 1
-            and not placement.cpu_moe_layers
-            and not placement.kv_on_host
-        )
+        pipeline = self.host not in used and len(used) > 1 and not placement.cpu_moe_layers and not placement.kv_on_host
         large = {U: settings.ubatch >= OFFLOAD_ROWS, ROWS: min(self._rows, settings.ubatch) >= OFFLOAD_ROWS}
         key = (
             id(self.spec),

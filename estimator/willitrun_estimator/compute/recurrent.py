@@ -100,7 +100,9 @@ def mamba2(
         size=plus(form((inner, U)), form((mixer.state_elements, b.slots))),
         rows=1,
     )
-    g.store("save_state", store, g.view(scanned, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False))
+    g.store(
+        "save_state", store, g.view(scanned, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False)
+    )
     b.fetch_next()
     if between is not None:
         between()
@@ -209,7 +211,9 @@ def mamba1(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
         size=plus(form((inner, U)), form((mixer.state_elements, b.slots))),
         rows=1,
     )
-    g.store("save_state", store, g.view(scanned, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False))
+    g.store(
+        "save_state", store, g.view(scanned, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False)
+    )
     b.fetch_next()
     gate = g.add("z", (inner, U), g.part(projected, (inner, U), 2 * inner))
     y = g.view(scanned, (inner, U))
@@ -233,7 +237,9 @@ def gated_delta_net(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) ->
     mixed = g.add("silu", (channels, U), mixed, inplace=True)
     heads: list[Node] = []
     for _ in range(2):
-        part = g.add("l2_norm", (mixer.state_dim, mixer.groups, U), g.part(mixed, (mixer.state_dim, mixer.groups, U), channels))
+        part = g.add(
+            "l2_norm", (mixer.state_dim, mixer.groups, U), g.part(mixed, (mixer.state_dim, mixer.groups, U), channels)
+        )
         if b.style.repeated_keys and mixer.groups != mixer.heads:
             part = g.add("repeat", (mixer.state_dim, mixer.heads, U), g.view(part, part.dims))
         heads.append(g.view(part, part.dims))

@@ -158,9 +158,7 @@ class Schedule:
             if node.computed:
                 fresh = node.device != current
                 if not fresh and inputs:
-                    fresh = any(
-                        s.is_weight and s.device != current for s in node.sources
-                    )
+                    fresh = any(s.is_weight and s.device != current for s in node.sources)
                 if fresh and current != -1:
                     flush()
                     pending, inputs = [], []

@@ -51,11 +51,11 @@ FORMATS: dict[str, Format] = {
     "bf16": Format(name="BF16", method="none", nearest="BF16"),
     "f32": Format(name="F32", method="none", linear_bits=32, expert_bits=32, other_bytes=4, nearest="F32"),
     "fp8": Format(name="FP8", method="fp8", linear_bits=8.0, expert_bits=8.0, activation_bits=8, nearest="Q8_0"),
-    "int8": Format(name="INT8", method="int8", linear_bits=8.0, expert_bits=8.0, activation_bits=8, nearest="Q8_0"),
+    "int8": Format(name="W8A8", method="int8", linear_bits=8.0, expert_bits=8.0, activation_bits=8, nearest="Q8_0"),
     "awq": Format(name="AWQ", method="awq", linear_bits=_SYMMETRIC_4, expert_bits=_SYMMETRIC_4, nearest="Q4_K_M"),
-    "gptq": Format(name="GPTQ", method="gptq", linear_bits=_SYMMETRIC_4, expert_bits=_SYMMETRIC_4, nearest="Q4_K_M"),
+    "gptq": Format(name="GPTQ-INT4", method="gptq", linear_bits=_SYMMETRIC_4, expert_bits=_SYMMETRIC_4, nearest="Q4_K_M"),
     "gptq-8bit": Format(
-        name="GPTQ-8bit", method="gptq", linear_bits=_SYMMETRIC_8, expert_bits=_SYMMETRIC_8, nearest="Q8_0"
+        name="GPTQ-INT8", method="gptq", linear_bits=_SYMMETRIC_8, expert_bits=_SYMMETRIC_8, nearest="Q8_0"
     ),
     "nvfp4": Format(
         name="NVFP4",
@@ -75,7 +75,7 @@ FORMATS: dict[str, Format] = {
         pads_experts=True,
         nearest="MXFP4_MOE",
     ),
-    "bitsandbytes": Format(name="BNB-4bit", method="bitsandbytes", linear_bits=4.5, expert_bits=4.5, nearest="Q4_0"),
+    "bitsandbytes": Format(name="BNB-NF4", method="bitsandbytes", linear_bits=4.5, expert_bits=4.5, nearest="Q4_0"),
 }
 
 _ALIASES = {
@@ -86,7 +86,7 @@ _ALIASES = {
     "awq-4bit": "awq", "awq-int4": "awq", "int4": "gptq", "w4a16": "gptq", "gptq-int4": "gptq", "gptq-4bit": "gptq",
     "auto_round": "gptq", "autoround": "gptq", "gptq-int8": "gptq-8bit", "w8a16": "gptq-8bit",
     "modelopt_fp4": "nvfp4", "mxfp4_moe": "mxfp4",
-    "bnb": "bitsandbytes", "bnb-4bit": "bitsandbytes", "nf4": "bitsandbytes",
+    "bnb": "bitsandbytes", "bnb-4bit": "bitsandbytes", "bnb-nf4": "bitsandbytes", "nf4": "bitsandbytes",
 }  # fmt: skip
 
 
