@@ -9,7 +9,7 @@ from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quant import ladder, quant_name
-from willitrun_estimator import explain, hardware, pace
+from willitrun_estimator import explain, hardware, pace, vllm_answer
 from willitrun_estimator.device import Devices
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.improve import improvements
@@ -41,6 +41,7 @@ Section = Literal[
     "plan", "speed", "context", "serving", "score", "tags", "quants", "workloads", "modes", "curve", "limits",
     "improvements",
 ]  # fmt: skip
+SERVING_MODES = frozenset({"light-api", "scale-out"})
 SECTIONS: frozenset[Section] = frozenset(Section.__args__)  # type: ignore[attr-defined]
 LEAST_CURVE_TOKENS = 1024
 
@@ -66,12 +67,47 @@ def answer_on(
 ) -> Answer:
     """Answer for devices that were already merged with their data sheets; many models share them."""
     question = Question(spec, devices, request)
+    if request.engine == "vllm":
+        return with_vllm(question)
     quants = quants_to_try(spec, request, devices)
     per_quant = searched(question, quants, every="quants" in sections)
     best, ranked = winner(question, quants, per_quant)
     if best is None:
         return too_large(question, quants)
-    return assembled(question, best, ranked, per_quant, sections)
+    result = assembled(question, best, ranked, per_quant, sections)
+    return compared(question, result) if request.engine is None and request.mode in SERVING_MODES else result
+
+
+def with_vllm(question: Question) -> Answer:
+    """Answer for vLLM, whatever llama.cpp could do. Raises EstimatorError where vLLM has no back end."""
+    planned = vllm_answer.planned_for(question.spec, question.devices, question.request)
+    if planned is None:
+        raise EstimatorError(
+            "vLLM needs NVIDIA or AMD GPUs and none can be used here", "Take --engine llama.cpp, or leave --engine out."
+        )
+    question.weights(planned.plan.quant if planned.plan is not None else question.request.quant or "BF16")
+    return vllm_answer.vllm_answer(
+        question, planned, model_facts(question.spec, question), machine_facts(question.devices)
+    )
+
+
+def compared(question: Question, result: Answer) -> Answer:
+    """For a serving mode, answer with the engine that serves it better and say by how much."""
+    better, choice = vllm_answer.better_engine(
+        question,
+        result.serving,
+        lambda planned: vllm_answer.vllm_answer(question, planned, result.model, result.machine),
+    )
+    if choice is None:
+        return result
+    chosen = result if better is None else better
+    return structs.replace(
+        chosen,
+        findings=(*chosen.findings, choice.reason),
+        quants=result.quants + (chosen.quants if better is not None else ()),
+        modes=result.modes,
+        workloads=result.workloads,
+    )
 
 
 def quants_to_try(spec: ModelSpec, request: Request, devices: Devices) -> tuple[str, ...]:

@@ -1,0 +1,154 @@
+"""The answer when vLLM runs the model, and the choice between the engines for the serving modes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import structs
+
+from willitrun_catalog.model import ModelSpec
+from willitrun_estimator import explain
+from willitrun_estimator.device import Devices
+from willitrun_estimator.plan import (
+    Answer,
+    MachineFacts,
+    ModelFacts,
+    Plan,
+    Quality,
+    QuantOption,
+    ScorePart,
+    Serving,
+    Speed,
+)
+from willitrun_estimator.question import Question
+from willitrun_estimator.request import Request
+from willitrun_estimator.score import grade, quality_factor, score, score_parts
+from willitrun_estimator.vllm.objectives import Choice, at, choose_engine, targets
+from willitrun_estimator.vllm.plan import VllmPlan, vllm_plan
+
+BACKENDS = frozenset({"cuda", "rocm"})
+CHECKPOINTS = ("BF16", "FP8", "AWQ", "GPTQ-INT4", "NVFP4", "MXFP4")
+"""Checkpoint formats shown beside the GGUF quantizations."""
+
+
+def reaches(devices: Devices) -> bool:
+    """Tell whether vLLM has a back end for these GPUs."""
+    return bool(devices.gpus) and devices.gpus[0].backend in BACKENDS
+
+
+def vllm_answer(question: Question, planned: VllmPlan, model: ModelFacts, machine: MachineFacts) -> Answer:
+    """Put the answer together from a vLLM plan."""
+    plan, speed, serving = planned.plan, planned.speed, planned.serving
+    points, parts = (0.0, ()) if plan is None else scored(question, plan, speed, serving)
+    return Answer(
+        model=model,
+        machine=machine,
+        plan=plan,
+        fit=planned.fit,
+        speed=speed,
+        context=planned.context,
+        serving=serving,
+        score=round(points),
+        grade=grade(points),
+        tags=None if plan is None else explain.tags(plan, question.devices, planned.fit.status, speed),
+        quants=checkpoint_options(question, None if plan is None else plan.quant),
+        workloads=(),
+        limits=planned.limits,
+        improvements=(),
+        score_parts=parts,
+        request=question.request,
+        findings=(*question.spec.findings, *planned.findings),
+    )
+
+
+def scored(
+    question: Question, plan: Plan, speed: Speed | None, serving: Serving | None
+) -> tuple[float, tuple[ScorePart, ...]]:
+    """Return the score of a vLLM plan by the same formula, and its parts."""
+    lost = question.quality(plan.quant).kl_divergence or 0.0
+    rate: float | None = None
+    if question.lens.concurrency > 1 and serving is not None:
+        rate = at(serving, question.lens.concurrency)[0]
+    elif speed is not None and speed.decode_tokens_per_s is not None:
+        rate = speed.decode_tokens_per_s.expected
+    wait = None if speed is None or speed.ttft_s is None else speed.ttft_s.expected
+    kept, decode, ttft, context = question.objective.factors(
+        quality=quality_factor(lost), rate=rate, ttft_s=wait, context_tokens=plan.context_tokens
+    )
+    parts = score_parts(
+        quality=kept,
+        decode=decode,
+        ttft=ttft,
+        context=context,
+        lens=question.lens,
+        reasons=(
+            f"exp(-4 x KL divergence) of {plan.quant}",
+            "rate / (rate + half)",
+            "half / (half + wait)",
+            "log scale",
+        ),
+    )
+    return score(quality=kept, decode=decode, ttft=ttft, context=context, lens=question.lens), parts
+
+
+def planned_for(spec: ModelSpec, devices: Devices, request: Request) -> VllmPlan | None:
+    """Plan with vLLM where its back ends reach; None elsewhere."""
+    return vllm_plan(spec, devices, request) if reaches(devices) else None
+
+
+def checkpoint_options(question: Question, chosen: str | None) -> tuple[QuantOption, ...]:
+    """Return a row for every checkpoint format that vLLM could load here."""
+    rows = []
+    for name in CHECKPOINTS:
+        option = checkpoint_option(question, name, best=name == chosen)
+        if option is not None:
+            rows.append(option)
+    return tuple(rows)
+
+
+def checkpoint_option(question: Question, name: str, *, best: bool) -> QuantOption | None:
+    """Return one format's row, None where the GPUs or the model cannot use it."""
+    request = structs.replace(question.request, engine="vllm", quant=name, gpu_layers=None, cpu_moe_layers=None)
+    if request.kv_type not in (None, "f16", "bf16", "fp8"):
+        request = structs.replace(request, kv_type=None)
+    planned = vllm_plan(question.spec, question.devices, structs.replace(request, ubatch=None))
+    plan = planned.plan
+    if plan is None:
+        return None
+    weights, lost = question.weights(name), question.quality(name)
+    points, _ = scored(question, plan, planned.speed, planned.serving)
+    decode = None if planned.speed is None else planned.speed.decode_tokens_per_s
+    wait = None if planned.speed is None or planned.speed.ttft_s is None else planned.speed.ttft_s.expected
+    return QuantOption(
+        quant=name,
+        bits_per_weight=weights.bits_per_weight,
+        file_bytes=weights.file_bytes,
+        memory_bytes=plan.memory_bytes,
+        quality=Quality(level=lost.level, kl_divergence=lost.kl_divergence, basis=lost.basis),
+        status=planned.fit.status,
+        decode_tokens_per_s=None if decode is None else decode.expected,
+        score=round(points),
+        grade=grade(points),
+        best=best,
+        engine="vllm",
+        context_tokens=plan.context_tokens,
+        decode=decode,
+        ttft_s=wait,
+        headroom_bytes=planned.fit.headroom_bytes,
+        offloaded_fraction=0.0,
+        safe_context_tokens=planned.context.safe_tokens,
+        devices=plan.devices,
+    )
+
+
+def better_engine(
+    question: Question, llama_serving: Serving | None, build: Callable[[VllmPlan], Answer]
+) -> tuple[Answer | None, Choice | None]:
+    """Compare vLLM with llama.cpp under the mode's objective; return vLLM's answer when it wins, and the choice."""
+    planned = planned_for(question.spec, question.devices, question.request)
+    if planned is None or planned.plan is None:
+        return None, None
+    choice = choose_engine(question.request.mode, planned.serving, llama_serving, targets(question.request))
+    if choice is None or choice.engine != "vllm":
+        return None, choice
+    return build(planned), choice
