@@ -43,23 +43,24 @@ def duplicates(models: Iterable[Found]) -> tuple[Duplicate, ...]:
 
 
 def _among(group: list[Found], size: int) -> list[Duplicate]:
-    named = [_digest(found) for found in group]
-    sampled = not all(named)
+    named = {found.path: _digest(found) for found in group}
+    sampled = not all(named.values())
     same: dict[str, list[Found]] = defaultdict(list)
-    for found, digest in zip(group, named, strict=True):
-        key = _sample(found.path, size) if sampled else digest
+    for found in group:
+        key = _sample(found.path, size) if sampled else named[found.path]
         if key:
             same[key].append(found)
     result = []
     for copies in same.values():
         inodes = {_inode(found.path) for found in copies}
         if len(copies) > 1 and len(inodes) > 1:
+            digests = {named[found.path] for found in copies}
             result.append(
                 Duplicate(
                     models=tuple(found.model for found in copies),
                     paths=tuple(found.path for found in copies),
                     reclaim_bytes=size * (len(inodes) - 1),
-                    basis="same size and samples" if sampled else "same digest",
+                    basis="same digest" if len(digests) == 1 and None not in digests else "same size and samples",
                 )
             )
     return result

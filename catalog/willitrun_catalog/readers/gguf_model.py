@@ -66,7 +66,7 @@ def model_from_file(path: Path) -> ModelSpec:
     for part in paths:
         with open_file(part) as source:
             headers.append(read_header(source))
-    spec = model_from_headers(headers, source=str(path))
+    spec = model_from_headers(headers, source=str(path), file_name=paths[0].name)
     projector = projector_beside(paths[0])
     if projector is None:
         return spec
@@ -86,7 +86,7 @@ def projector_beside(path: Path) -> Path | None:
     return min(found)[1] if found and "mmproj" not in path.name.lower() else None
 
 
-def model_from_headers(headers: list[GgufHeader], *, source: str) -> ModelSpec:
+def model_from_headers(headers: list[GgufHeader], *, source: str, file_name: str) -> ModelSpec:
     """Build the model from the headers of its file or files, the first one first; raises `FileFormatError`."""
     first = headers[0]
     _check_kind(first)
@@ -100,14 +100,14 @@ def model_from_headers(headers: list[GgufHeader], *, source: str) -> ModelSpec:
     table = by_name.get("token_embd.weight")
     if table is None or len(table.shape) < 2:  # noqa: PLR2004
         raise FileFormatError(first.path, "has no token table", field="token_embd.weight")
-    stem = PART.match(Path(first.path).name)
-    stem_name = stem["stem"] if stem else Path(first.path).name.removesuffix(".gguf")
+    part = PART.match(file_name)
+    stem = part["stem"] if part else re.sub(r"\.gguf$", "", file_name, flags=re.IGNORECASE)
     tied = "output.weight" not in by_name
     context = hyper.number("context_length")
     layer_list = layers(hyper, blocks)
     return ModelSpec(
-        name=stem_name.lower(),
-        title=_text(first, "general.name") or stem_name,
+        name=stem.lower(),
+        title=_text(first, "general.name") or stem,
         architecture=hyper.architecture,
         source=source,
         hidden_size=hyper.size("embedding_length"),

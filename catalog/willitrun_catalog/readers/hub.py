@@ -177,7 +177,9 @@ def read_gguf(connection: Connection, repository: Repository, model: HubModel) -
         )
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         headers = list(pool.map(lambda file: read_header(_file(connection, repository, file)), model.files))
-    spec = model_from_headers(headers, source=f"hf:{repository.name}:{model.files[0]}")
+    spec = model_from_headers(
+        headers, source=f"hf:{repository.name}:{model.files[0]}", file_name=PurePosixPath(model.files[0]).name
+    )
     projector = repository.projectors[0] if repository.projectors else None
     return msgspec.structs.replace(
         spec,

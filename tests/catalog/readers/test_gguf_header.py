@@ -40,10 +40,13 @@ def test_metadata_and_tensors_come_back_as_written(version):
     assert header.metadata["a.tags"] == ("x", "ÿ")
     assert header.metadata["a.empty"] == ()
     assert {key: header.metadata[key] for key in ("a.negative", "a.flag", "a.ratio")} == {
-        "a.negative": -5, "a.flag": True, "a.ratio": 0.5,
+        "a.negative": -5,
+        "a.flag": True,
+        "a.ratio": 0.5,
     }
     assert [(t.name, t.shape, t.type, t.bytes) for t in header.tensors] == [
-        ("token_embd.weight", (256, 64), "Q4_K", 64 * 144), ("output_norm.weight", (256,), "F32", 1024),
+        ("token_embd.weight", (256, 64), "Q4_K", 64 * 144),
+        ("output_norm.weight", (256,), "F32", 1024),
     ]
     assert header.header_bytes % 32 == 0
     assert header.file_bytes == header.header_bytes + 64 * 144 + 1024

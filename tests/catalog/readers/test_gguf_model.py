@@ -45,8 +45,15 @@ def write_like(path: Path, spec, quant: str):
 
 
 PROFILE = (
-    "layers", "embedding_bytes", "output_bytes", "host_extra_bytes", "tensor_bytes", "unloaded_bytes", "params",
-    "active_params", "matmul_type",
+    "layers",
+    "embedding_bytes",
+    "output_bytes",
+    "host_extra_bytes",
+    "tensor_bytes",
+    "unloaded_bytes",
+    "params",
+    "active_params",
+    "matmul_type",
 )
 
 
@@ -119,15 +126,17 @@ def small(architecture: str, block: dict, metadata: dict, *, blocks: int = 2, ou
     head = {"general.architecture": architecture, **{f"{architecture}.{k}": v for k, v in values.items()}}
     listed = [("token_embd.weight", (256, 32), "Q8_0"), *outside]
     for number in range(blocks):
-        listed += [
-            (f"blk.{number}.{name}", shape, "F32" if shape[0] % 32 else "Q8_0") for name, shape in block.items()
-        ]
+        listed += [(f"blk.{number}.{name}", shape, "F32" if shape[0] % 32 else "Q8_0") for name, shape in block.items()]
     return head, listed
 
 
 DENSE = {
-    "attn_q.weight": (256, 256), "attn_k.weight": (256, 64), "attn_v.weight": (256, 64),
-    "attn_output.weight": (256, 256), "ffn_up.weight": (256, 512), "ffn_gate.weight": (256, 512),
+    "attn_q.weight": (256, 256),
+    "attn_k.weight": (256, 64),
+    "attn_v.weight": (256, 64),
+    "attn_output.weight": (256, 256),
+    "ffn_up.weight": (256, 512),
+    "ffn_gate.weight": (256, 512),
     "ffn_down.weight": (512, 256),
 }
 HEADS = {"attention.head_count": 4, "attention.head_count_kv": 1}
