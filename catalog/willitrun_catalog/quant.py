@@ -159,9 +159,12 @@ def mix_facts(listed: tuple[Tensor, ...], spec: ModelSpec, *, importance_matrix:
     )
 
 
+_COUNTED = frozenset({"value", "down", "gate", "up"})
+
+
 def _places(listed: tuple[Tensor, ...], facts: MixFacts) -> list[Position]:
     # The program visits tensors by block, then by name, and counts each class as it goes; models with experts use
-    # the block number instead for the feed-forward classes.
+    # the block number instead for the feed-forward classes. A tensor whose type is given by hand is not counted.
     places = [NOWHERE] * len(listed)
     counts: Counter[str] = Counter()
     order = sorted(
@@ -171,10 +174,14 @@ def _places(listed: tuple[Tensor, ...], facts: MixFacts) -> list[Position]:
     for at in order:
         tensor = listed[at]
         kind = category(tensor.name)
-        if kind not in {"value", "down", "gate", "up"} or not quantizable(
-            tensor.name,
-            len(tensor.shape),
-            facts.architecture,
+        if (
+            tensor.type is not None
+            or kind not in _COUNTED
+            or not quantizable(
+                tensor.name,
+                len(tensor.shape),
+                facts.architecture,
+            )
         ):
             continue
         counted = counts[kind]

@@ -91,9 +91,10 @@ def test_case_and_punctuation_do_not_matter(name, separator, upper):
 @given(st.text(max_size=40))
 def test_any_text_finds_a_model_or_says_what_is_near(text):
     try:
-        assert find_model(text).spec.layers
+        found = find_model(text).spec.layers
     except UnknownModel as error:
-        assert len(error.nearest) == 5
+        found = error.nearest
+    assert found
 
 
 def test_a_search_takes_milliseconds():

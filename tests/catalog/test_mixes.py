@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from willitrun_catalog.block_types import BLOCK_TYPES
 from willitrun_catalog.mixes import (
     BASE_TYPES,
     COUNTED_FIRST_8TH,
@@ -119,7 +120,5 @@ def test_kept_tensors_are_f32_but_a_few_keep_16_bits():
     st.sampled_from([128, 640, 2880, 4096]),
 )
 def test_every_mix_gives_every_tensor_a_type_whose_blocks_fill_the_row(mix, name, place, facts, row):
-    from willitrun_catalog.block_types import BLOCK_TYPES
-
     kind = choose(mix, f"{name}.weight", facts, place, row)
     assert row % BLOCK_TYPES[kind].block_elements == 0

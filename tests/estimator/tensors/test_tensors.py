@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import pytest
+from msgspec import structs
+
+from willitrun_catalog import shipped
+from willitrun_catalog.model import Tensor
+from willitrun_estimator.tensors import UnknownArchitecture, blueprint, tensors
+from willitrun_estimator.tensors.registry import families
+
+EXCEPTIONS = {
+    # Files keep the key and value projections that the blocks with a shared cache do not use, and Gemma 3n's table
+    # per layer is padded to the vocabulary's size.
+    "gemma-3n-e4b-it": 33_754_880,
+    "gemma-3n-e2b-it": 22_940_160,
+    "gemma-4-e2b-it": 18_880_512,
+    "gemma-4-e4b-it": 55_055_616,
+    # The count of the text part includes a vision adapter; the files add norms of query and key.
+    "muse-glimmer-30b": -69_192_704,
+    # Two learned numbers per block become metadata in a GGUF file.
+    "apertus-8b-instruct-2509": -64,
+    "apertus-70b-instruct-2509": -160,
+    # Counted from its configuration alone; converters fuse pairs of vectors.
+    "kimi-k3": 1_752_576,
+}
+"""Models whose list differs from the published count of the text model, and by how much."""
+
+
+def text_params(spec):
+    """Weights without next-token blocks and without tables of rotary factors, which are no parameters."""
+    return sum(
+        tensor.elements
+        for tensor in tensors(spec)
+        if (tensor.layer is None or tensor.layer < spec.block_count) and not tensor.name.startswith("rope_")
+    )
+
+
+@pytest.mark.parametrize("name", shipped.model_names())
+def test_the_list_sums_to_the_published_count(name):
+    spec = shipped.model(name)
+    assert text_params(spec) - spec.params == EXCEPTIONS.get(name, 0)
+
+
+def test_exceptions_are_small():
+    assert all(abs(gap) < 0.008 * shipped.model(name).params for name, gap in EXCEPTIONS.items())
+
+
+def test_names_are_unique_and_numbered():
+    for spec in shipped.models()[::7]:
+        listed = tensors(spec)
+        assert len({tensor.name for tensor in listed}) == len(listed)
+        blocks = {tensor.layer for tensor in listed} - {None}
+        assert blocks == set(range(spec.block_count + spec.mtp_layers))
+        assert all((tensor.layer is None) != tensor.name.startswith("blk.") for tensor in listed)
+
+
+def shapes(name):
+    return {tensor.name: tensor.shape for tensor in tensors(shipped.model(name))}
+
+
+def test_llama_as_its_converter_writes_it():
+    listed = shapes("llama-3.1-8b-instruct")
+    assert len(listed) == 292
+    assert listed["rope_freqs.weight"] == (64,)
+    assert listed["blk.31.ffn_down.weight"] == (14336, 4096)
+    assert listed["blk.0.attn_k.weight"] == (4096, 1024)
+    assert "output.weight" not in shapes("llama-3.2-1b-instruct")
+
+
+def test_latent_attention_is_split_per_head():
+    listed = shapes("deepseek-v3")
+    assert listed["blk.3.attn_k_b.weight"] == (128, 512, 128)
+    assert listed["blk.3.attn_v_b.weight"] == (512, 128, 128)
+    assert listed["blk.3.attn_kv_a_mqa.weight"] == (7168, 576)
+    assert listed["blk.3.exp_probs_b.bias"] == (256,)
+    assert "blk.2.ffn_gate_inp.weight" not in listed
+    assert "blk.61.attn_norm.weight" not in listed
+
+
+def test_next_token_blocks_follow_the_others():
+    listed = shapes("glm-4.5-air")
+    assert listed["blk.46.nextn.eh_proj.weight"] == (8192, 4096)
+    assert listed["blk.46.nextn.embed_tokens.weight"] == (4096, 151552)
+    assert listed["blk.46.ffn_down_exps.weight"] == (1408, 4096, 128)
+    assert blueprint(shipped.model("glm-4.5-air")).loaded_blocks == 46
+
+
+def test_hybrids_alternate():
+    listed = shapes("qwen3-next-80b-a3b-instruct")
+    assert listed["blk.0.ssm_ba.weight"] == (2048, 64)
+    assert listed["blk.0.attn_qkv.weight"] == (2048, 8192)
+    assert listed["blk.3.attn_q.weight"] == (2048, 8192)
+    assert "blk.3.ssm_out.weight" not in listed
+    granite = shapes("granite-4.0-h-small")
+    assert granite["blk.0.ssm_in.weight"] == (4096, 2 * 8192 + 2 * 128 + 128)
+    assert granite["blk.5.attn_v.weight"] == (4096, 1024)
+
+
+def test_shared_values_have_no_matrix():
+    listed = shapes("gemma-4-31b-it")
+    assert "blk.0.attn_v.weight" in listed
+    assert "blk.5.attn_v.weight" not in listed
+    assert listed["blk.5.attn_q_norm.weight"] == (512,)
+
+
+def test_roles():
+    roles = {tensor.name: tensor.role for tensor in tensors(shipped.model("qwen3-next-80b-a3b-instruct"))}
+    assert roles["token_embd.weight"] == "embedding"
+    assert roles["output.weight"] == "output"
+    assert roles["blk.0.ffn_down_exps.weight"] == "experts"
+    assert roles["blk.0.ffn_down_shexp.weight"] == "ffn"
+    assert roles["blk.0.ffn_gate_inp.weight"] == "router"
+    assert roles["blk.0.ssm_out.weight"] == roles["blk.3.attn_output.weight"] == "attention"
+    assert roles["blk.0.attn_norm.weight"] == roles["blk.0.ssm_a"] == "norm"
+
+
+def test_an_unknown_architecture_is_said_to_be_unknown():
+    spec = structs.replace(shipped.model("llama-3.1-8b-instruct"), architecture="elephant")
+    with pytest.raises(UnknownArchitecture) as caught:
+        tensors(spec)
+    assert caught.value.architecture == "elephant"
+    assert "GGUF" in caught.value.advice
+
+
+def test_an_unknown_architecture_with_its_own_list_is_counted():
+    listed = (
+        Tensor("token_embd.weight", (64, 100), None, "embedding", "Q8_0"),
+        Tensor("blk.0.mystery.weight", (64, 64), 0, "extra", "Q4_0"),
+        Tensor("blk.1.mystery.weight", (64, 64), 1, "extra", "Q4_0"),
+    )
+    spec = structs.replace(
+        shipped.model("llama-3.1-8b-instruct"),
+        architecture="elephant",
+        tensors=listed,
+        quant="Q4_0",
+    )
+    assert tensors(spec) is listed
+    plan = blueprint(structs.replace(spec, layers=spec.layers[:2]))
+    assert (plan.order, plan.loaded_blocks, len(plan.kinds)) == ((0, 0), 2, 1)
+
+
+def test_every_architecture_of_the_catalog_has_an_entry():
+    needed = {spec.architecture for spec in shipped.models() if spec.tensors is None}
+    assert needed <= set(families())
+
+
+def test_a_blueprint_is_laid_out_once():
+    spec = shipped.model("phi-4")
+    assert blueprint(spec) is blueprint(spec)
