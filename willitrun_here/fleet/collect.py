@@ -89,10 +89,11 @@ def collect_ray(
     The nodes need this program in their Python, as Ray needs its own.
     """
     try:
-        import ray  # noqa: PLC0415 - an extra, and slow
+        import ray as untyped_ray  # noqa: PLC0415 - an extra, and slow
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
     except ImportError as error:
         raise FleetError("Ray is not installed here", "pip install 'willitrun-here[ray]'") from error
+    ray: Any = untyped_ray
     started = not ray.is_initialized()
     try:
         if started:

@@ -175,7 +175,7 @@ def decode(body: bytes) -> tuple[Report, dict[str, Any]]:
         header = msgspec.json.decode(body, type=_Header)
         if header.schema != ACCEPTED and not header.schema.startswith(f"{ACCEPTED}."):
             raise DocumentError(
-                f"the schema {header.schema[:64]!r} is not one of {ACCEPTED}.x", "Update the older side."
+                f"the schema {header.schema[:64]!r} is not one of {ACCEPTED}.x", accepts=(f"{ACCEPTED}.0",)
             )
         report = msgspec.json.decode(body, type=Report)
         raw: dict[str, Any] = msgspec.json.decode(body)

@@ -61,7 +61,7 @@ class Ingest:
             },
             where=tables.machine.c.sequence < row.excluded.sequence,
         )
-        self._insert_facts = insert(tables.facts).on_conflict_do_nothing()
+        self._insert_facts = insert(tables.facts).on_conflict_do_nothing().returning(tables.facts.c.facts_hash)
         seen = insert(tables.facts_seen)
         self._upsert_seen = seen.on_conflict_do_update(
             index_elements=["agent_id", "facts_sequence"],
@@ -89,7 +89,7 @@ class Ingest:
         arrived = False
         if parcel.facts_document is not None:
             row = {"facts_hash": report.facts_hash, "document": parcel.facts_document}
-            arrived = connection.execute(self._insert_facts, row).rowcount > 0
+            arrived = connection.execute(self._insert_facts, row).first() is not None
         summary = self._summary(connection, report.facts_hash)
         if result == "stored":
             row = _machine_row(parcel, summary, observed_at=observed_at, received_at=received_at)
