@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 from willitrun_estimator.request import Request
@@ -34,23 +33,25 @@ SHOTS = (
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
 
-def terminal_svg(title: str, show: Callable[[Console], object], *, width: int = 100, lines: int | None = None) -> str:
+def terminal_svg(title: str, show: Callable[[Console], object], *, width: int = 100, until: str = "") -> str:
     """Return what `show` prints as an SVG that loads no font from elsewhere."""
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     show(console)
-    if lines is not None:
+    if until:
         kept = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-        for line in Text.from_ansi(console.export_text(styles=True)).split()[:lines]:
+        for line in Text.from_ansi(console.export_text(styles=True)).split():
+            if line.plain.startswith(until):
+                break
             kept.print(line)
         console = kept
-    svg = console.export_svg(title=title, theme=MONOKAI)
+    svg = console.export_svg(title=title)
     svg = re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL)
     return svg.replace("Fira Code", "DejaVu Sans Mono")
 
 
 def browser_shots(folder: Path, url: str) -> None:
     """Take the page in a real browser, light, dark and at phone width."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - an extra only this needs
 
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
@@ -73,7 +74,7 @@ def main() -> None:
     ranked = rank(machine, Request(), limit=10)
     check = f'willitrun-here check {MODEL} --machine "{MACHINE}"'
     written = {
-        "check.svg": terminal_svg(check, lambda console: text.render_answer(answer, console), lines=56),
+        "check.svg": terminal_svg(check, lambda console: text.render_answer(answer, console), until="Workloads"),
         "recommend.svg": terminal_svg(
             "willitrun-here recommend", lambda console: text.render_recommendations(ranked, console)
         ),

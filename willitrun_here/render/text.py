@@ -137,7 +137,10 @@ def render_table(table: tables.Table, console: Console) -> None:
 
 
 def _text(text: str, style: str = "") -> Text:
-    return Text(printable(text), style=style)
+    made = Text()
+    # A span, not the base style: a base style would spread over whatever is added to this text.
+    made.append(printable(text), style)
+    return made
 
 
 def _print_flow(items: Sequence[Text], console: Console) -> None:

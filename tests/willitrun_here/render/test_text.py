@@ -61,6 +61,16 @@ def test_a_pipe_gets_no_escape_codes_and_a_terminal_does(answers):
     assert "\x1b[" in coloured
 
 
+def test_a_colour_does_not_spread_over_its_neighbours(answers):
+    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, color_system="256")
+    text.render_answer(answers.a100(), console)
+    shown = console.export_text(styles=True).splitlines()
+    for first, second in ((" YES ", "Tight fit"), ("+62 %", "With 48 GiB")):
+        line = next(line for line in shown if first in line and second in line)
+        between = line[line.index(first) : line.index(second)]
+        assert "\x1b[0m" in between
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_a_terminal_without_unicode_gets_ascii(answers, encoding):
     shown = printed(80, lambda console: text.render_answer(answers.mi100(), console, explain=True), encoding=encoding)
