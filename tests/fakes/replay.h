@@ -164,7 +164,7 @@ static void next_text(struct answer *answer, char *out, size_t room)
     out[used] = 0;
 }
 
-static const char *make_key(char room[112], const char *format, ...)
+__attribute__((unused)) static const char *make_key(char room[112], const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);

@@ -20,7 +20,7 @@ from willitrun_probe.isolate import Reply
 from willitrun_probe.machine import Finding, Gpu, Pcie
 from willitrun_probe.roots import clean
 
-LOST, FORBIDDEN = 15, 4
+INVALID_INDEX, FORBIDDEN, NOT_FOUND, LOST = 2, 4, 6, 15
 ATS = 2
 _COMPUTE_MODES: dict[int | None, str] = {0: "default", 1: "exclusive-thread", 2: "prohibited", 3: "exclusive-process"}
 _VIRTUALIZATION = {1: "passthrough", 2: "vgpu", 3: "vgpu-host", 4: "vsga-host"}
@@ -285,6 +285,8 @@ def _open_failure(code: Any) -> tuple[str, str]:
         return "gpu-lost", "NVML says that this GPU is lost (15)"
     if code == FORBIDDEN:
         return "gpu-forbidden", "NVML counts this GPU and denies access to it (4)"
+    if code in {INVALID_INDEX, NOT_FOUND}:
+        return "not-there", f"NVML counts this GPU and knows nothing of it ({code})"
     return "gpu-failed", f"NVML gives no handle for this GPU ({code})"
 
 
@@ -296,6 +298,10 @@ def _silent_gpus(silent: list[tuple[int, str, str]], gpus: list[Gpu], host: Host
     found: list[Finding] = []
     for index, code, reason in sorted(silent):
         device = rest.pop(0) if rest else None
+        if device is None and code == "not-there":
+            found.append(finding("implausible-value", "nvidia", f"NVML counts GPUs that are not there ({index})"))
+            continue
+        code = "gpu-failed" if code == "not-there" else code  # noqa: PLW2901 - it is there after all
         name = (pci_name(host.roots, device.id) if device else None) or f"NVIDIA GPU {index}"
         found.append(finding(code, device.address if device else name, reason))
         shown.append(
