@@ -148,10 +148,10 @@ def next_token_block(family: Family, spec: ModelSpec, index: int) -> Iterator[Pa
 
     With the trait `next-token-head` the checkpoint stores copies of the token table and the head beside it.
     """
-    layer = next(
-        (found for found in reversed(spec.layers) if isinstance(found.mixers[0], (Attention, Mla))),
-        spec.layers[-1],
-    )
+    candidates = [found for found in reversed(spec.layers) if isinstance(found.mixers[0], (Attention, Mla))]
+    # Where blocks share an indexer, the next-token block has its own.
+    indexed = [found for found in candidates if isinstance(found.mixers[0], Mla) and found.mixers[0].indexer_heads]
+    layer = (indexed or candidates or [spec.layers[-1]])[0]
     if "next-token-dense" in spec.traits:
         widths = [found.ffn.width for found in spec.layers if isinstance(found.ffn, Dense)]
         layer = Layer(mixers=layer.mixers, ffn=Dense(width=widths[0])) if widths else layer
@@ -159,17 +159,17 @@ def next_token_block(family: Family, spec: ModelSpec, index: int) -> Iterator[Pa
         yield from family.next_token(spec, layer, index)
         return
     yield from block(family, spec, layer, index)
-    yield from projections(spec)
+    yield from projections(spec, first=index == spec.block_count)
 
 
-def projections(spec: ModelSpec) -> Iterator[Part]:
-    """List what joins the hidden state and the next token's embedding."""
+def projections(spec: ModelSpec, *, first: bool = True) -> Iterator[Part]:
+    """List what joins the hidden state and the next token's embedding; the first block holds the copies of the table."""
     hidden = spec.hidden_size
     yield matrix("nextn.eh_proj", 2 * hidden, hidden)
     yield norm("nextn.enorm", hidden)
     yield norm("nextn.hnorm", hidden)
     yield norm("nextn.shared_head_norm", hidden)
-    if "next-token-head" in spec.traits:
+    if first and "next-token-head" in spec.traits:
         yield matrix("nextn.embed_tokens", hidden, spec.vocab_size)
         yield matrix("nextn.shared_head_head", hidden, spec.vocab_size)
 

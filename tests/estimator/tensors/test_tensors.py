@@ -85,6 +85,27 @@ def test_next_token_blocks_follow_the_others():
     assert blueprint(shipped.model("glm-4.5-air")).loaded_blocks == 46
 
 
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        # The safetensors total of the checkpoint, less the text model.
+        ("glm-4.5-air", 3_616_573_568),
+        ("glm-4.6", 3_988_069_792),
+        ("glm-5.2", 9_952_920_576),
+        ("deepseek-v3.2", 13_477_385_728),
+        ("step-3.7-flash", 1_799_156_480),
+        ("mimo-v2-flash", 972_091_392),
+        ("k-exaone-236b-a23b", 528_513_280),
+        ("qwen3.5-27b", 424_699_392),
+        ("qwen3.5-35b-a3b", 844_640_768),
+        ("nemotron-3-super-120b-a12b", 2_942_325_248),
+    ],
+)
+def test_next_token_blocks_are_as_large_as_in_the_checkpoint(name, stored):
+    spec = shipped.model(name)
+    assert sum(tensor.elements for tensor in tensors(spec) if (tensor.layer or 0) >= spec.block_count) == stored
+
+
 def test_hybrids_alternate():
     listed = shapes("qwen3-next-80b-a3b-instruct")
     assert listed["blk.0.ssm_ba.weight"] == (2048, 64)
