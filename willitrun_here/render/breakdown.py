@@ -51,16 +51,18 @@ PARTS = (
 
 
 def bars(answer: Answer) -> tuple[Bar, ...]:
-    """Return a bar per device of the plan, empty when there is no plan."""
+    """Return a bar per device the plan uses, empty when there is no plan."""
     return device_bars(answer.plan.devices, answer.machine.gpus) if answer.plan is not None else ()
 
 
 def device_bars(devices: Sequence[DeviceUse], gpus: Sequence[GpuFacts]) -> tuple[Bar, ...]:
-    """Return a bar per device, with what others hold where the machine's facts tell."""
+    """Return a bar per device in use, with what others hold where the machine's facts tell."""
     unmatched = list(gpus)
     found = []
     several = sum(use.kind == "gpu" for use in devices) > 1
     for use, short in zip(devices, device_names(devices), strict=True):
+        if use.kind == "host" and use.total_bytes == 0:
+            continue
         total = use.free_bytes
         if use.kind == "gpu":
             facts = next((gpu for gpu in unmatched if gpu.name == use.name), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from willitrun_estimator.plan import Answer
+from willitrun_estimator.plan import Answer, Plan
 from willitrun_here.render.wording import (
     BASIS_WORDS,
     ENGINE_WORDS,
@@ -48,11 +48,7 @@ def facts(answer: Answer) -> tuple[tuple[str, str, str], ...]:
     rows.append(memory)
     if answer.machine.gpus:
         rows.append(("Offload", percent(plan.offloaded_fraction), "of the weights in host memory"))
-    layers = f"{plan.gpu_layers} of {plan.layers + 1} layers on the GPU, " if answer.machine.gpus else ""
-    if plan.cpu_moe_layers:
-        layers += f"experts of {plan.cpu_moe_layers} in host memory, "
-    cache = f"KV cache {plan.kv_type}, context {tokens(plan.context_tokens)}"
-    rows.append(("Plan", plan.quant, f"{ENGINE_WORDS.get(plan.engine, plan.engine)}, {layers}{cache}"))
+    rows.append(("Plan", plan.quant, ", ".join(_plan_words(answer, plan))))
     return tuple(rows)
 
 
@@ -64,3 +60,18 @@ def _prompt_tokens(answer: Answer) -> int:
     if request.prompt_tokens is not None:
         return request.prompt_tokens
     return next((row.prompt_tokens for row in answer.workloads if row.workload == request.workload), 0)
+
+
+def _plan_words(answer: Answer, plan: Plan) -> list[str]:
+    """Return how the plan lays the model out, in the terms of its engine."""
+    words = [ENGINE_WORDS.get(plan.engine, plan.engine)]
+    if plan.engine == "vllm":
+        for name, ways in (("tensor", plan.tensor_parallel), ("pipeline", plan.pipeline_parallel)):
+            words += [f"{name} parallel {ways}"] if ways > 1 else []
+        words += [f"up to {plan.max_num_seqs} requests at once"] if plan.max_num_seqs else []
+        words += [plan.kernel] if plan.kernel else []
+    elif answer.machine.gpus:
+        words.append(f"{plan.gpu_layers} of {plan.layers + 1} layers on the GPU")
+    if plan.cpu_moe_layers:
+        words.append(f"experts of {plan.cpu_moe_layers} in host memory")
+    return [*words, f"KV cache {plan.kv_type}", f"context {tokens(plan.context_tokens)}"]

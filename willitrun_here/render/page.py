@@ -196,7 +196,10 @@ def _options(answer: Answer) -> list[dict[str, Any]]:
     plan = answer.plan
     if plan is None:
         return []
-    return [_option(answer, option, planned=option.quant == plan.quant) for option in answer.quants]
+    return [
+        _option(answer, option, planned=(option.quant, option.engine) == (plan.quant, plan.engine))
+        for option in answer.quants
+    ]
 
 
 def _option(answer: Answer, option: QuantOption, *, planned: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from willitrun_here.render.wording import (
     ENGINE_WORDS,
     LEVEL_WORDS,
     MODE_WORDS,
-    STATUS_WORDS,
+    SHORT_STATUS,
     WORKLOAD_WORDS,
     hardware,
     needed_bytes,
@@ -72,7 +72,7 @@ def quant_table(answer: Answer) -> Table:
                 format_bytes(option.memory_bytes),
                 LEVEL_WORDS[option.quality.level],
                 "-" if option.quality.kl_divergence is None else f"{option.quality.kl_divergence:.3f}",
-                STATUS_WORDS[option.status],
+                SHORT_STATUS[option.status],
                 tokens_per_s(option.decode_tokens_per_s),
                 f"{option.grade} {option.score}",
             ),
@@ -107,7 +107,7 @@ def workload_table(answer: Answer) -> Table:
             cells=(
                 WORKLOAD_WORDS.get(row.workload, row.workload),
                 f"{row.grade} {row.score}" if row.score else row.grade,
-                STATUS_WORDS[row.status],
+                SHORT_STATUS[row.status],
                 tokens_per_s(row.decode_tokens_per_s),
                 format_seconds(row.ttft_s),
                 tokens(row.context_tokens),
@@ -142,7 +142,7 @@ def mode_table(answer: Answer) -> Table:
                 MODE_WORDS[row.mode][0],
                 f"{row.grade} {row.score}",
                 row.quant,
-                STATUS_WORDS[row.status],
+                SHORT_STATUS[row.status],
                 tokens(row.context_tokens),
                 tokens_per_s(row.decode_tokens_per_s.expected if row.decode_tokens_per_s else None),
                 format_seconds(row.ttft_s),
@@ -284,7 +284,7 @@ def comparison_table(answers: Sequence[Answer]) -> Table:
 def _plan_cells(answer: Answer) -> tuple[str, ...]:
     plan, speed = answer.plan, answer.speed
     decode = speed.decode_tokens_per_s if speed else None
-    fit = STATUS_WORDS[answer.fit.status]
+    fit = SHORT_STATUS[answer.fit.status]
     if plan is not None and plan.offloaded_fraction > 0 and answer.machine.gpus:
         fit += f", {percent(plan.offloaded_fraction)}"
     return (

@@ -241,19 +241,30 @@ def _legend(bar: Bar, *, ascii_only: bool) -> list[Text]:
 
 def _advice(answer: Answer, console: Console) -> None:
     console.print(_text("What limits this setup", "bold"))
-    for limit in answer.limits:
-        console.print(_text("  \u2022 " if not console.options.ascii_only else "  - ", "yellow") + _text(limit.message))
+    bullet = "*" if console.options.ascii_only else "\u2022"
+    _print_list([(_text(bullet, "yellow"), _text(limit.message)) for limit in answer.limits], console)
     if not answer.limits:
         console.print(_text("  Nothing stands out.", "dim"))
     if answer.improvements:
         console.print(_text("Best ways to improve it", "bold"))
-    for improvement in answer.improvements:
-        console.print(_text(f"  {gain(improvement.gain):>6}  ", "green") + _text(improvement.message))
+        rows = [(_text(gain(change.gain), "green"), _text(change.message)) for change in answer.improvements]
+        _print_list(rows, console)
     if answer.runner_up is not None:
         other = answer.runner_up
         what = f"{other.quant}, context {tokens(other.context_tokens)}, score {number(other.score)}"
         console.print(_text("Runner-up ", "dim") + _text(f"{what}: {other.reason}"))
     console.print()
+
+
+def _print_list(rows: Sequence[tuple[Text, Text]], console: Console) -> None:
+    """Print marks and sentences; a long sentence hangs below its own beginning."""
+    grid = Table.grid(padding=(0, 0, 0, 2))
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column()
+    for mark, sentence in rows:
+        grid.add_row(mark, sentence)
+    if rows:
+        console.print(grid)
 
 
 def _commands(answer: Answer, console: Console) -> None:

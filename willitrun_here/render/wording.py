@@ -26,6 +26,15 @@ TONES: dict[Status, str] = {
     "too-large": "bad",
 }
 GRADE_TONES: dict[Grade, str] = {"S": "good", "A": "good", "B": "good", "C": "fair", "D": "bad", "F": "bad"}
+SHORT_STATUS: dict[Status, str] = {
+    "comfortable": "Comfortable",
+    "fits": "Fits",
+    "tight": "Tight",
+    "offload": "Offload",
+    "paging": "From disk",
+    "too-large": "Too large",
+}
+"""The same for the cells of tables."""
 BASIS_WORDS: dict[Basis, str] = {
     "measured-here": "measured on this machine",
     "calibrated": "corrected by what this machine measured",
@@ -54,7 +63,7 @@ LEVEL_WORDS = {
     "very-low": "Very low",
     "unknown": "Unknown",
 }
-ENGINE_WORDS = {"llama.cpp": "llama.cpp", "ollama": "Ollama", "vllm": "vLLM", "docker": "Docker"}
+ENGINE_WORDS = {"llama.cpp": "llama.cpp", "ollama": "Ollama", "vllm": "vLLM", "docker": "Docker", "sglang": "SGLang"}
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
 _WHOLE_FROM = 20
 _TENTHS_FROM = 1

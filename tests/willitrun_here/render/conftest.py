@@ -1,9 +1,8 @@
-"""Answers to render, and golden files that `WILLITRUN_UPDATE_GOLDEN=1` rewrites."""
+"""Answers to render, and golden files of what is printed."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +10,6 @@ from types import ModuleType
 import pytest
 
 HERE = Path(__file__).parent
-GOLDEN = HERE.parents[1] / "golden" / "render"
 
 
 def load_answers() -> ModuleType:
@@ -30,17 +28,11 @@ def answers() -> ModuleType:
     return load_answers()
 
 
-@pytest.fixture(scope="session")
-def golden():
+@pytest.fixture
+def golden(golden):
     """Compare text with a file of tests/golden/render; trailing blanks do not count."""
 
     def check(name: str, text: str) -> None:
-        path = GOLDEN / name
-        text = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
-        if os.environ.get("WILLITRUN_UPDATE_GOLDEN") == "1":
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        assert path.exists(), f"{path} is missing: set WILLITRUN_UPDATE_GOLDEN=1 once and look at what it writes"
-        assert text == path.read_text(encoding="utf-8")
+        golden(f"render/{name}", "\n".join(line.rstrip() for line in text.splitlines()) + "\n")
 
     return check
