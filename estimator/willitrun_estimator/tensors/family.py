@@ -163,7 +163,7 @@ def next_token_block(family: Family, spec: ModelSpec, index: int) -> Iterator[Pa
 
 
 def projections(spec: ModelSpec, *, first: bool = True) -> Iterator[Part]:
-    """List what joins the hidden state and the next token's embedding; the first block holds the copies of the table."""
+    """List what joins hidden state and next token; the first of these blocks holds the copies of table and head."""
     hidden = spec.hidden_size
     yield matrix("nextn.eh_proj", 2 * hidden, hidden)
     yield norm("nextn.enorm", hidden)
