@@ -39,10 +39,12 @@ from willitrun_probe.machine import Machine
 
 Section = Literal[
     "plan", "speed", "context", "serving", "score", "tags", "quants", "workloads", "modes", "curve", "limits",
-    "improvements",
+    "improvements", "exact",
 ]  # fmt: skip
 SERVING_MODES = frozenset({"light-api", "scale-out"})
 SECTIONS: frozenset[Section] = frozenset(Section.__args__)  # type: ignore[attr-defined]
+EXACT_SECTIONS: frozenset[Section] = frozenset({"score", "limits", "tags", "improvements", "exact"})
+"""Asking for any of these is asking about one model, whose memory is then worked out exactly; a ranking is not."""
 LEAST_CURVE_TOKENS = 1024
 
 
@@ -71,7 +73,7 @@ def answer_on(
         return with_vllm(question)
     quants = quants_to_try(spec, request, devices)
     per_quant = searched(question, quants, every="quants" in sections)
-    best, ranked = winner(question, quants, per_quant)
+    best, ranked = winner(question, quants, per_quant, exact=bool(sections & EXACT_SECTIONS))
     if best is None:
         return too_large(question, quants)
     result = assembled(question, best, ranked, per_quant, sections)
@@ -133,10 +135,20 @@ def searched(question: Question, quants: tuple[str, ...], *, every: bool) -> dic
 
 
 def winner(
-    question: Question, quants: tuple[str, ...], per_quant: dict[str, list[Found]]
+    question: Question, quants: tuple[str, ...], per_quant: dict[str, list[Found]], *, exact: bool
 ) -> tuple[Found | None, list[Found]]:
-    """Return the best plan and all others, best first; plans that page from disk only when nothing else starts."""
-    ranked = sorted((one for found in per_quant.values() for one in found), key=lambda one: -one.score)
+    """Return the best plan and all others, best first; plans that page from disk only when nothing else starts.
+
+    With `exact`, the best one holds by the exact memory model too.
+    """
+    ranked = rank(per_quant)
+    while exact and ranked:
+        quant = ranked[0].quant
+        verified = question.verified(per_quant[quant])
+        if verified is per_quant[quant]:
+            break
+        per_quant[quant] = verified
+        ranked = rank(per_quant)
     if not ranked:
         paged = [one for quant in quants for one in question.search_paging(quant)]
         ranked = sorted(paged, key=lambda one: -one.score)
@@ -145,16 +157,22 @@ def winner(
     return (ranked[0] if ranked else None), ranked[1:]
 
 
+def rank(per_quant: dict[str, list[Found]]) -> list[Found]:
+    """Return all plans, best first."""
+    return sorted((one for found in per_quant.values() for one in found), key=lambda one: -one.score)
+
+
 def setup_of(question: Question, found: Found) -> LlamaSetup:
     """Return the setup a found plan came from."""
     return question.setup(found.quant, found.kv_type, found.ubatch, found.gpus)
 
 
-def plan_of(question: Question, found: Found) -> Plan:
-    """Turn a found layout into the plan that launchers translate."""
+def plan_of(question: Question, found: Found, *, exact: bool = False) -> Plan:
+    """Turn a found layout into the plan that launchers translate, its bytes by the quick or the exact look."""
     setup = setup_of(question, found)
     weights, gpus = setup.weights, setup.devices.gpus
-    uses = setup.needs.uses(found.placement, found.context_tokens)
+    look = setup.memory if exact else setup.needs
+    uses = look.uses(found.placement, found.context_tokens)
     on_host = uses[-1].weights_bytes - weights.embedding_bytes - weights.host_extra_bytes
     movable = max(1, sum(use.weights_bytes for use in uses) - weights.embedding_bytes - weights.host_extra_bytes)
     placement, mtp = found.placement, question.spec.mtp_layers
@@ -222,7 +240,7 @@ def assembled(
 ) -> Answer:
     """Put the answer together, section by section."""
     spec, devices = question.spec, question.devices
-    plan = plan_of(question, best)
+    plan = plan_of(question, best, exact=bool(sections & EXACT_SECTIONS))
     speed = speed_of(question, best) if sections & {"speed", "tags", "limits"} else None
     fit = explain.fit(plan, best, spec.title)
     setup = setup_of(question, best)
@@ -232,7 +250,9 @@ def assembled(
         plan=plan,
         fit=fit,
         speed=speed if "speed" in sections else None,
-        context=context_of(setup, best, spec) if "context" in sections else Context(safe_tokens=0, max_tokens=0),
+        context=context_of(setup, best, spec, exact=bool(sections & EXACT_SECTIONS))
+        if "context" in sections
+        else Context(safe_tokens=0, max_tokens=0),
         serving=serving_of(question, best) if "serving" in sections else None,
         score=round(best.score),
         grade=grade(best.score),
@@ -264,7 +284,7 @@ def too_large(question: Question, quants: tuple[str, ...]) -> Answer:
         else Placement(gpu_layers=0)
     )
     context_tokens = min(space.contexts)
-    uses = setup.needs.uses(placement, context_tokens)
+    uses = setup.memory.uses(placement, context_tokens)
     used = tuple(use.total_bytes for use in uses)
     found = Found(
         quant=smallest, kv_type=setup.settings.kv_type_k, context_tokens=context_tokens,
@@ -338,10 +358,13 @@ def machine_facts(devices: Devices) -> MachineFacts:
     )
 
 
-def context_of(setup: LlamaSetup, found: Found, spec: ModelSpec) -> Context:
+def context_of(setup: LlamaSetup, found: Found, spec: ModelSpec, *, exact: bool = False) -> Context:
     """Return the largest context this layout holds, and the model's own limit."""
     limits = (*setup.budgets, setup.host_budget)
-    safe = setup.needs.safe_tokens(found.placement, limits)
+    if exact:
+        safe = setup.safe_tokens(found, spec.max_context_tokens)
+    else:
+        safe = setup.needs.safe_tokens(found.placement, limits, spec.max_context_tokens)
     return Context(
         safe_tokens=min(max(safe, found.context_tokens), spec.max_context_tokens), max_tokens=spec.max_context_tokens
     )

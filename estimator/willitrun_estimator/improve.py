@@ -127,8 +127,8 @@ def quantized_cache(question: Question, best: Found | None) -> Improvement | Non
     now = question.setup(best.quant, "f16", best.ubatch, best.gpus)
     then = question.setup(best.quant, "q8_0", best.ubatch, best.gpus)
     bounds = (*now.budgets, now.host_budget)
-    before = min(now.needs.safe_tokens(best.placement, bounds), limit)
-    after = min(then.needs.safe_tokens(best.placement, bounds), limit)
+    before = now.needs.safe_tokens(best.placement, bounds, limit)
+    after = then.needs.safe_tokens(best.placement, bounds, limit)
     if before <= 0 or after <= before:
         return None
     speeds = now.rate(best.placement), then.rate(best.placement)

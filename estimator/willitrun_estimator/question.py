@@ -13,6 +13,7 @@ from willitrun_estimator.device import Device, Devices
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.footprint import MemoryModel
 from willitrun_estimator.placement import Placement, Settings
+from willitrun_estimator.quick import QuickMemory
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import LENSES, PURPOSES, Lens, Purpose
 from willitrun_estimator.search import Found, Objective, Space, search_paging, search_quant
@@ -27,6 +28,11 @@ counted as used when the plan is made."""
 HOST_RESERVE_BYTES = 512 * MIB
 """Left to the engine's own process (vocabulary, HTTP server) and everything else on the host."""
 
+MOST_REPEATS = 6
+"""Searches after which the best plan is taken as it is: each one corrects at least one setup."""
+EXACT_STEPS = 3
+"""Corrections after which a safe context is taken as it is: buffers are linear in the context, so one is enough but for
+the kink where another phase becomes the largest."""
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
 KV_TYPES = ("f16", "q8_0", "q4_0")
 UBATCHES = (512, 1024, 2048)
@@ -47,7 +53,8 @@ class LlamaSetup:
         purpose: Purpose,
     ) -> None:
         self.weights, self.devices, self.settings = weights, devices, settings
-        self.needs = MemoryModel(weights, devices, settings)
+        self.memory = MemoryModel(weights, devices, settings)
+        self.needs = QuickMemory(self.memory)
         self.blocks = weights.spec.block_count
         self.experts_end = max((i + 1 for i, layer in enumerate(weights.layers) if layer.expert_bytes), default=0)
         self.budgets = tuple(gpu_budget(gpu, request) for gpu in devices.gpus)
@@ -64,6 +71,26 @@ class LlamaSetup:
         if self.unified:
             needed += sum(use for use, gpu in zip(used_bytes, self.devices.gpus, strict=False) if gpu.unified)
         return needed - self.host_budget
+
+    def verified(self, found: Found) -> bool:
+        """Hold a found plan against the exact memory model; what is off is corrected in further looks."""
+        exact = self.needs.correct(found.placement, found.context_tokens)
+        within = all(use <= budget for use, budget in zip(exact, self.budgets, strict=False))
+        return within and (found.short_bytes > 0 or self.host_short(exact) <= 0)
+
+    def safe_tokens(self, found: Found, most_tokens: int) -> int:
+        """Return the largest context the layout of a found plan holds, by the exact memory model."""
+        limits = (*self.budgets, self.host_budget)
+        safe = self.needs.safe_tokens(found.placement, limits, most_tokens)
+        for _ in range(EXACT_STEPS):
+            if not safe:
+                break
+            exact = self.needs.correct(found.placement, safe)
+            solved = self.needs.safe_tokens(found.placement, limits, most_tokens)
+            if solved >= safe and all(use <= limit for use, limit in zip(exact, limits, strict=True)):
+                break
+            safe = solved
+        return safe
 
     def rate(self, placement: Placement) -> float | None:
         """Return the decode rate the lens looks at: of one stream, or of all together for serving modes."""
@@ -177,8 +204,19 @@ class Question:
         )
 
     def search(self, quant: str, *, floor: float = 0.0) -> list[Found]:
-        """Return the plans of one quantization, best first."""
+        """Return the plans of one quantization, best first, by the quick look at memory."""
         return search_quant(quant, self.space((quant,)), self.objective, self.kl_divergence, self.setup, floor=floor)
+
+    def verified(self, found: list[Found]) -> list[Found]:
+        """Return the plans with a best one that also holds by the exact memory model; searched again where not."""
+        for _ in range(MOST_REPEATS):
+            if not found:
+                return found
+            best = found[0]
+            if self.setup(best.quant, best.kv_type, best.ubatch, best.gpus).verified(best):
+                return found
+            found = self.search(best.quant)
+        return found
 
     def search_paging(self, quant: str) -> list[Found]:
         """Return plans that read weights from disk as they go, best first."""
