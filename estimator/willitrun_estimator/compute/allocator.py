@@ -38,17 +38,24 @@ class Arena:
         return offset
 
     def give(self, offset: int, size: int) -> None:
-        """Return `size` bytes at `offset`."""
+        """Return `size` bytes at `offset`, merged with the first neighbour that is found."""
         starts, lengths = self.starts, self.lengths
+        end = offset + size
+        for index, start in enumerate(starts):
+            length = lengths[index]
+            if start + length == offset:
+                lengths[index] = length + size
+                if index + 1 < len(starts) and end == starts[index + 1]:
+                    lengths[index] += lengths[index + 1]
+                    del starts[index + 1], lengths[index + 1]
+                return
+            if end == start:
+                starts[index] = offset
+                lengths[index] = length + size
+                if index and starts[index - 1] + lengths[index - 1] == offset:
+                    lengths[index - 1] += lengths[index]
+                    del starts[index], lengths[index]
+                return
         index = bisect_left(starts, offset)
-        if index and starts[index - 1] + lengths[index - 1] == offset:
-            lengths[index - 1] += size
-            if index < len(starts) and offset + size == starts[index]:
-                lengths[index - 1] += lengths[index]
-                del starts[index], lengths[index]
-        elif index < len(starts) and offset + size == starts[index]:
-            starts[index] = offset
-            lengths[index] += size
-        else:
-            starts.insert(index, offset)
-            lengths.insert(index, size)
+        starts.insert(index, offset)
+        lengths.insert(index, size)

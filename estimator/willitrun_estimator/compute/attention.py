@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING
 from willitrun_catalog.model import Attention, Mla
 
 from willitrun_estimator import cache
+from willitrun_estimator.compute.graph import Node
 from willitrun_estimator.compute.form import CELLS, ZERO, U, WINDOW, Dim, form, plus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from willitrun_estimator.compute.builder import Builder, Homes
-    from willitrun_estimator.compute.graph import Node
 
 
-def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:
-    """Grouped-query attention up to and without the output projection; returns (heads x value_dim, tokens)."""
+def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Callable[[], Node]:
+    """Add grouped-query attention; the function that is returned adds what llama.cpp computes only when it is read.
+
+    That function gives (heads x value_dim, tokens), without the output projection.
+    """
     g = b.graph
     queries, keys, values = (
         mixer.heads * mixer.key_dim,
@@ -103,19 +108,25 @@ def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:
         if b.settings.kv_type_v != "f16":
             scratch = plus(scratch, form((cells, values * streams), 2))
         result = g.add("flash", out, q, kview, vview, b.mask(cells), gpu_extra=scratch, picks_device=False)
-        if rotate_v:
-            result = b.rotated(result, out, "v" + cells, 64)
-        return gated(g.view(result, (mixer.heads * mixer.value_dim, U)))
+
+        def finish() -> Node:
+            turned = b.rotated(result, out, "v" + cells, 64) if rotate_v else result
+            return gated(g.view(turned, (mixer.heads * mixer.value_dim, U)))
+
+        return finish
     vview = g.view(g.view(cache_v, (".v",), size=value_bytes), (".v", ".p"), size=value_bytes, contiguous=False)
     kview = g.view(g.view(cache_k, (".k",), size=key_bytes), (".k", ".p"), size=key_bytes, contiguous=False)
     q = g.view(g.view(q, shape), (mixer.key_dim, U, mixer.heads), contiguous=False)
     scores = g.add("kq", (cells, U, mixer.heads), kview, q)
     soft = g.add("soft_max", (cells, U, mixer.heads), scores, b.mask(cells), inplace=True, picks_device=False)
     result = g.add("kqv", (mixer.value_dim, U, mixer.heads), vview, soft)
-    if rotate_v:
-        result = b.rotated(result, (mixer.value_dim, U, mixer.heads), "v" + cells, 64)
     turned = g.view(result, out, contiguous=False)
-    return gated(g.add("cont", (mixer.heads * mixer.value_dim, U), turned))
+    mixed = g.add("cont", (mixer.heads * mixer.value_dim, U), turned)
+
+    def finish_slow() -> Node:
+        return gated(b.rotated(mixed, mixed.dims, "v" + cells, 64) if rotate_v else mixed)
+
+    return finish_slow
 
 
 def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node:
@@ -123,6 +134,9 @@ def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
     g = b.graph
     heads, rank, rope = mixer.heads, mixer.kv_rank, mixer.rope_dim
     query_dim = mixer.nope_dim + rope
+    low = normed
+    if mixer.indexer_dim:
+        sparse_keys(b, mixer, normed, homes)
     if mixer.q_rank:
         low = b.norm(b.matmul("attn_q_a", homes, mixer.q_rank, normed), "attn_q_a_norm", homes)
         q = b.matmul("attn_q_b", homes, heads * query_dim, low)
@@ -149,8 +163,9 @@ def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
         kview = g.view(cache_k, (".k",), size=key_bytes)
         kperm = g.view(kview, (".k", ".p"), size=key_bytes, contiguous=False)
         vperm = g.view(g.view(kview, (".v",), size=part_bytes), (".v", ".p"), size=part_bytes, contiguous=False)
+        mask = b.mask(CELLS) if not b.sparse else sparse_mask(b, mixer, low, normed, homes)
         scratch = ZERO if b.settings.kv_type_k == "f16" else form((CELLS, row * b.streams), 2)
-        result = g.add("flash", (rank, heads, U), q, kperm, vperm, b.mask(CELLS), gpu_extra=scratch, picks_device=False)
+        result = g.add("flash", (rank, heads, U), q, kperm, vperm, mask, gpu_extra=scratch, picks_device=False)
         turned = g.view(result, (rank, U, heads), contiguous=False)
         values = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b.weight", homes), turned, rows=U)
         turned = g.view(values, (mixer.value_dim, heads, U), contiguous=False)
@@ -160,9 +175,51 @@ def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
     values = g.add("v_cont", (CELLS, rank * b.streams), part, element_bytes=2, rows=1)
     kperm = g.view(kview, (".k", ".p"), size=key_bytes, contiguous=False)
     q = g.view(g.view(q, (row, heads, U)), (row, U, heads), contiguous=False)
+    mask = b.mask(CELLS) if not b.sparse else sparse_mask(b, mixer, low, normed, homes)
     scores = g.add("kq", (CELLS, U, heads), kperm, q)
-    soft = g.add("soft_max", (CELLS, U, heads), scores, b.mask(CELLS), inplace=True, picks_device=False)
+    soft = g.add("soft_max", (CELLS, U, heads), scores, mask, inplace=True, picks_device=False)
     mixed = g.add("kqv", (rank, U, heads), values, soft)
     out = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b.weight", homes), mixed, rows=U)
     turned = g.view(out, (mixer.value_dim, heads, U), contiguous=False)
     return g.add("cont", (heads * mixer.value_dim, U), turned)
+
+
+INDEXER_ROTATION = 128
+"""Width of the Hadamard matrix that the indexer's keys and queries are turned by."""
+TOP_K = 2048
+"""Tokens that a sparse indexer keeps (`attention.indexer.top_k` of DeepSeek V3.2 and GLM-5)."""
+
+
+def sparse_keys(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> None:
+    """Store this batch's keys for the sparse indexer (src/models/deepseek32.cpp)."""
+    g = b.graph
+    width = mixer.indexer_dim or 0
+    key = b.norm(b.matmul("indexer.attn_k", homes, width, normed), "indexer.k_norm", homes)
+    key = b.rope(g.view(key, (width, 1, U)), homes)
+    key = g.add("turned", (width, 1, U), b.rotation("indexer", INDEXER_ROTATION), key)
+    g.store("set_k", g.cache("cache_i", homes.cache), g.view(key, (width, U)), b.key_index("indexer"))
+
+
+def sparse_mask(b: Builder, mixer: Mla, low: Node, normed: Node, homes: Homes) -> Node:
+    """Score all cells, keep the best, and mask the others; a block without an indexer keeps the last choice."""
+    g = b.graph
+    ones = g.leaf("ones", (1, TOP_K, U), homes.block)
+    fill = g.add("fill", (1, TOP_K, U), ones, inplace=True)
+    heads, width = mixer.indexer_heads or 0, mixer.indexer_dim or 0
+    if heads or b.chosen is None:
+        q = b.matmul("indexer.attn_q_b", homes, heads * width, low)
+        q = b.rope(g.view(q, (width, heads, U)), homes)
+        q = g.add("turned", (width, heads, U), b.rotation("indexer", INDEXER_ROTATION), q)
+        keys = g.view(g.cache("cache_i", homes.cache), (".i",), size=form((CELLS, 2 * width * b.streams), 1))
+        weights = g.view(b.matmul("indexer.proj", homes, heads, normed), (heads, U))
+        weights = g.add("scaled", (heads, U), weights)
+        scores = g.add("indexer", (CELLS, U), g.view(q, q.dims), keys, weights, b.mask("indexer"))
+        best = g.add("top_k", (TOP_K, U), scores)
+        b.chosen = g.add("cont", (TOP_K, U), best)
+    base = b.mask(CELLS)
+    size = 2 if b.flash else 4
+    open_mask = g.add("fill", (CELLS, U), base, inplace=True, element_bytes=size)
+    chosen = g.view(b.chosen, (TOP_K, U))
+    written = Node("set_rows", (".rows",), ZERO, [fill, chosen, g.view(open_mask, (".rows",))], view_of=open_mask)
+    g.nodes.append(written)
+    return g.add("sparse_mask", (CELLS, U), g.view(written, (CELLS, U)), base, inplace=True, element_bytes=size)

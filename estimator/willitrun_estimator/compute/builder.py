@@ -8,7 +8,7 @@ from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSp
 
 from willitrun_estimator import cache
 from willitrun_estimator.compute import attention, feed_forward, recurrent
-from willitrun_estimator.compute.form import ROWS, U, Dim, form
+from willitrun_estimator.compute.form import CELLS, ROWS, U, WINDOW, Dim, form
 from willitrun_estimator.compute.graph import Graph, Node
 from willitrun_estimator.compute.style import style_of
 from willitrun_estimator.placement import Settings
@@ -29,6 +29,8 @@ class Homes(NamedTuple):
     """Device of its cache and state."""
     group: int = -1
     """Which group of blocks with equal types it belongs to, where that matters: when weights are on the host."""
+    rotary: bool = True
+    """Whether its attention rotates by position."""
     parts: frozenset[str] = frozenset()
     """Names of its tensors, as `attn_q.weight`."""
 
@@ -49,6 +51,9 @@ class Builder:
         self.host = host
         self.host_only = host == 0
         self.window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
+        self.sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
+        self.chosen: Node | None = None
+        self.outside = outside
         self.factors = next((name for name in outside if name.startswith("rope_")), None)
         self._factors: dict[int, Node] = {}
         self._inputs: dict[str, Node] = {}
@@ -63,7 +68,12 @@ class Builder:
 
     def mask(self, cells: str) -> Node:
         """Which cells a token may look at: f16 with flash attention, f32 without."""
-        return self._input("mask" + cells, (cells, U), 2 if self.flash else 4)
+        length = CELLS if cells not in {CELLS, WINDOW} else cells
+        return self._input("mask" + cells, (length, U), 2 if self.flash else 4)
+
+    def rotation(self, which: str, size: int) -> Node:
+        """Refer to a Hadamard matrix that the host fills."""
+        return self._input("rotation_" + which, (size, size), 4)
 
     def key_index(self, cells: str) -> Node:
         """Where this batch's keys go."""
@@ -99,7 +109,8 @@ class Builder:
         """Normalise, and scale by a block's weight where the architecture has one."""
         shape = source.dims if dims is None else dims
         rows = shape[-1]
-        out = self.graph.add("norm", shape, source, inplace=True)
+        centred = self.style.layer_norm or name + ".bias" in homes.parts
+        out = self.graph.add("norm", shape, source, inplace=not centred)
         for part in (name + ".weight", name + ".bias"):
             if part in homes.parts:
                 weight = self.weight(part, homes)
@@ -108,6 +119,8 @@ class Builder:
 
     def rope(self, source: Node, homes: Homes) -> Node:
         """Rotate by position, with the model's frequency factors where it has them."""
+        if not homes.rotary:
+            return source
         position = self._input("positions", (U,), 4)
         factors: list[Node] = []
         if self.factors is not None:
@@ -119,7 +132,7 @@ class Builder:
 
     def rotated(self, source: Node, dims: tuple[Dim, ...], which: str, size: int) -> Node:
         """Multiply by the Hadamard matrix that quantized caches get."""
-        matrix = self._input("rotation_" + which, (size, size), 4)
+        matrix = self.rotation(which, size)
         flat = self.graph.view(source, (".flat", *dims))
         turned = self.graph.add("rotate", (".flat", *dims), matrix, flat)
         return self.graph.view(turned, dims)
@@ -169,9 +182,10 @@ class Builder:
         if isinstance(first, Recurrent):
             return recurrent.recurrent(self, first, normed, homes)
         if isinstance(first, Mla):
-            mixed = attention.latent_attention(self, first, normed, homes)
-        else:
-            mixed = attention.attention(self, first, normed, homes)
+            latent = attention.latent_attention(self, first, normed, homes)
+            self.fetch_next()
+            return self.matmul("attn_output", homes, hidden, latent)
+        finish = attention.attention(self, first, normed, homes)
         if len(mixers) == 1:
             self.fetch_next()
         if len(mixers) > 1 and isinstance(mixers[1], Recurrent):
@@ -182,13 +196,15 @@ class Builder:
                 mixers[1],
                 normed,
                 homes,
-                between=lambda: held.append(self.matmul("attn_output", homes, hidden, mixed)),
+                between=lambda: held.append(self.matmul("attn_output", homes, hidden, finish())),
             )
             return self.graph.add("mixers", state.dims, held[0], state, inplace=True)
-        return self.matmul("attn_output", homes, hidden, mixed)
+        return self.matmul("attn_output", homes, hidden, finish())
 
     def block(self, layer: Layer, source: Node, homes: Homes, *, last: bool) -> Node:
         """Add one block; in the last one only the rows with logits go through the feed-forward network."""
+        if self.style.parallel:
+            return self.parallel_block(layer, source, homes, last=last)
         mixed = self.mixer(layer, source, homes)
         if last and self.style.rows == "inside":
             if mixed is not None:
@@ -215,8 +231,48 @@ class Builder:
             source = self.graph.add("block_out", source.dims, *parts, inplace=True)
         return source
 
-    def build(self, layers: tuple[tuple[Layer, Homes], ...], head: int) -> Graph:
-        """Build the graph of these blocks between the embedding table and the head on device `head`."""
+    def parallel_block(self, layer: Layer, source: Node, homes: Homes, *, last: bool) -> Node:
+        """Add a block whose feed-forward network reads what attention reads."""
+        hidden = self.spec.hidden_size
+        order = self.style.parallel
+        normed = self.norm(source, "attn_norm", homes)
+        first = next(mixer for mixer in layer.mixers if isinstance(mixer, Attention))
+        finish = attention.attention(self, first, normed, homes)
+
+        def rows(node: Node) -> Node:
+            return self.out_rows(node) if last else node
+
+        def projected() -> Node:
+            return rows(self.matmul("attn_output", homes, hidden, finish()))
+
+        attended = projected() if order == "phi" else None
+        ffn = layer.ffn
+        read = rows(normed)
+        if isinstance(ffn, Moe):
+            out = feed_forward.experts(self, ffn, read, homes)
+        elif isinstance(ffn, Dense):
+            out = feed_forward.dense(self, ffn, read, homes)
+        else:
+            out = read
+        if order == "cohere":
+            source = rows(source)
+            partial = self.graph.add("sum", source.dims, out, source, inplace=True)
+            return self.graph.add("sum", source.dims, partial, projected(), inplace=True)
+        terms = (out, projected()) if attended is None else (attended, out)
+        partial = self.graph.add("sum", out.dims, *terms, inplace=True)
+        return self.graph.add("sum", out.dims, partial, rows(source), inplace=True)
+
+    def build(
+        self, layers: tuple[tuple[Layer, Homes], ...], head: int, omitted: tuple[int, ...] = ()
+    ) -> Graph:
+        """Build the graph of these blocks between the embedding table and the head on device `head`.
+
+        `omitted` is how many further blocks each device has, whose constants still take place.
+        """
+        if self.sparse:
+            for device, count in enumerate(omitted):
+                if count:
+                    self.graph.leaf("ones", (count, attention.TOP_K, U), device, kept=True)
         hidden = self.spec.hidden_size
         tokens = self._input("tokens", (U,), 4)
         self._input("embeddings", (hidden, U), 4)
@@ -231,7 +287,8 @@ class Builder:
         if self.style.rows == "block-end":
             x.is_output = True
             x = self.out_rows(x)
-        norm = self.graph.add("final_norm", x.dims, x, inplace=True)
+        centred = self.style.layer_norm or "output_norm.bias" in self.outside
+        norm = self.graph.add("final_norm", x.dims, x, inplace=not centred)
         norm = self.graph.add("result_norm", x.dims, norm, self.graph.weight("output_norm.weight", head), inplace=True)
         norm.is_output = True
         if self.style.rows == "norm-end":

@@ -47,11 +47,18 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.inputs: list[Node] = []
+        self.leaves: list[Node] = []
 
     def input(self, name: str, dims: tuple[Dim, ...], element_bytes: int = 4) -> Node:
         """Add a tensor that the host fills before each batch."""
         node = Node(name, dims, form(dims, element_bytes), element_bytes=element_bytes, is_input=True)
         self.inputs.append(node)
+        return node
+
+    def leaf(self, name: str, dims: tuple[Dim, ...], device: int, *, kept: bool = False) -> Node:
+        """Add a tensor that nothing computes: it has its place from the start of the graph."""
+        node = Node(name, dims, form(dims), computed=False, is_output=kept, device=device)
+        self.leaves.append(node)
         return node
 
     def weight(self, key: str, device: int) -> Node:

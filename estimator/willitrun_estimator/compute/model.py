@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from willitrun_catalog.model import Mla
+
 from willitrun_estimator import cache
 from willitrun_estimator.compute.builder import Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
 from willitrun_estimator.compute.form import ROWS, U, Sizes
 from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, Program, Schedule
 from willitrun_estimator.compute.sequence import representative
+from willitrun_estimator.compute.style import style_of
 from willitrun_estimator.tensors import blueprint
 from willitrun_estimator.weight_groups import grouped
 
@@ -42,6 +45,8 @@ class ComputeModel:
         self.host = len(devices.gpus)
         self.blocks = len(spec.layers)
         self._parts = tuple(frozenset(part.name for part in kind) for kind in plan.kinds)
+        self._sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
+        self._style = style_of(spec.architecture)
         self._outside = frozenset(part.name for part in plan.outside)
         self._kinds = plan.order[: self.blocks]
         self._groups = grouped(plan).order[: self.blocks]
@@ -79,6 +84,10 @@ class ComputeModel:
         homes = self._homes(placement)
         described = [(home, layer) for home, layer in zip(homes, self.spec.layers, strict=True)]
         kept = tuple(described[index] for index in representative(described))
+        omitted = tuple(
+            sum(home.block == device for home in homes) - sum(home.block == device for home, _ in kept)
+            for device in range(self.host + 1)
+        )
         head = self._head(placement)
         settings = self.settings
         used = {home.block for home in homes} | {head}
@@ -87,6 +96,7 @@ class ComputeModel:
         key = (
             id(self.spec),
             kept,
+            omitted if self._sparse else (),
             head,
             self.host,
             pipeline,
@@ -101,7 +111,7 @@ class ComputeModel:
         held = _PLANNED.get(key)
         if held is None or held[0] is not self.spec:
             builder = Builder(self.spec, settings, host=self.host, outside=self._outside)
-            graph = builder.build(tuple((layer, home) for home, layer in kept), head)
+            graph = builder.build(tuple((layer, home) for home, layer in kept), head, omitted)
             schedule = Schedule(
                 graph,
                 self.host + 1,
@@ -138,10 +148,20 @@ class ComputeModel:
                     experts,
                     self.host if placement.kv_on_host else device,
                     self._groups[index] if self.host in {device, experts} else -1,
+                    self._rotary(index),
                     self._parts[self._kinds[index]],
                 )
             )
         return homes
+
+    def _rotary(self, index: int) -> bool:
+        """Whether a block's attention rotates by position."""
+        rule = self._style.rope
+        if rule == "three-of-four":
+            return (index + 1) % 4 != 0
+        if rule == "windowed" and self._window is not None:
+            return cache.layer_window(self.spec, self.spec.layers[index]) is not None
+        return rule != "none"
 
     def _head(self, placement: Placement) -> int:
         """Find the device of the output head: the last GPU with a unit."""

@@ -34,7 +34,15 @@ def load_state(b: Builder, name: str, elements: int, homes: Homes) -> tuple[Node
     store = g.cache(name, homes.cache)
     rows = g.view(store, (".state",), size=form((elements, b.slots)))
     g.store("clear", store, rows)
-    return store, g.add("state_rows", (elements, b.slots), rows, b.state_index(), rows=0)
+    fetched = g.add("state_rows", (elements, b.slots), rows, b.state_index(), rows=0)
+    other_states(b, store, rows)
+    return store, fetched
+
+
+def other_states(b: Builder, store: Node, rows: Node) -> None:
+    """Move the states of sequences that are not in the batch: none, but an empty tensor still divides free blocks."""
+    g = b.graph
+    g.store("move", store, g.add("other_rows", (0, b.slots), rows, b.state_index(), rows=0))
 
 
 def convolution_input(b: Builder, state: Node, fresh: Node, channels: int, kernel: int, store: Node) -> Node:

@@ -198,6 +198,7 @@ class Schedule:
                 )
         else:
             leaves.extend(self.graph.inputs)
+        leaves.extend(self.graph.leaves)
         return order, leaves
 
 

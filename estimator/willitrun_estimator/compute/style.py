@@ -25,23 +25,35 @@ class Style(Struct, frozen=True, kw_only=True):
     """Queries and keys are normalised before they are split into heads."""
     repeated_keys: bool = False
     """A gated delta net repeats its key heads to the number of value heads."""
-    parallel_ffn: bool = False
-    """The feed-forward network reads what attention read (Command R, Falcon)."""
+    parallel: Literal["", "cohere", "falcon", "phi"] = ""
+    """The feed-forward network reads what attention read; in which order the parts are computed and summed."""
+    layer_norm: bool = False
+    """Norms subtract the mean, which is never done in place; architectures with norm biases need not say so."""
+    rope: Literal["all", "none", "windowed", "three-of-four"] = "all"
+    """Which attention blocks rotate by position."""
 
 
 DEFAULT = Style()
 
 STYLES: dict[str, Style] = {
+    "cohere2": Style(keys_first=True, parallel="cohere", layer_norm=True, rope="windowed"),
+    "command-r": Style(parallel="cohere", layer_norm=True),
+    "exaone4": Style(rope="windowed"),
+    "falcon": Style(parallel="falcon"),
     "falcon-h1": Style(rows="residual"),
     "gemma3": Style(keys_first=True),
     "gpt-oss": Style(keys_first=True, rows="block-end"),
-    "jamba": Style(residual_first=True, mixer_residual_first=True),
-    "nemotron_h": Style(rows="norm-end"),
-    "nemotron_h_moe": Style(rows="norm-end"),
+    "granitehybrid": Style(rope="none"),
+    "jamba": Style(residual_first=True, mixer_residual_first=True, rope="none"),
+    "llama4": Style(rope="windowed"),
+    "nemotron_h": Style(rows="norm-end", rope="none"),
+    "nemotron_h_moe": Style(rows="norm-end", rope="none"),
+    "phi2": Style(parallel="phi"),
     "phi3": Style(residual_first=True),
     "qwen3next": Style(rows="norm-end", gated_query=True, repeated_keys=True),
     "qwen35": Style(rows="norm-end", gated_query=True),
     "qwen35moe": Style(rows="norm-end", gated_query=True),
+    "smollm3": Style(rope="three-of-four"),
 }
 
 
