@@ -135,7 +135,7 @@ class _Shape:
     def _recurrent(self, index: int, tensors: Shapes) -> Recurrent | None:
         """Build the recurrent mixer of a block, or None."""
         if "shortconv.conv.weight" in tensors:
-            taps = self.hyper.size("shortconv.l_cache")
+            taps = self.hyper.number("shortconv.l_cache") or tensors["shortconv.conv.weight"][0]
             return Recurrent(
                 kind="shortconv", conv_elements=self.hidden * (taps - 1), state_elements=0, conv_kernel=taps
             )

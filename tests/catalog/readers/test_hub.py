@@ -12,7 +12,7 @@ from tests.catalog.readers import gguf_writer as w
 from tests.catalog.readers.hub_server import Hub, serve
 from willitrun_catalog.errors import CatalogError, HubError
 from willitrun_catalog.readers import open_model
-from willitrun_catalog.readers.hub import Address, list_repository, open_hub, parse_address, quant_of
+from willitrun_catalog.readers.hub import Address, list_repository, open_hub, parse_address, quant_of, read_gguf
 from willitrun_catalog.readers.hub_cache import open_cached
 from willitrun_catalog.readers.hub_http import Connection, connect, fetch
 from willitrun_catalog.readers.keep import Kept, published, update
@@ -202,8 +202,6 @@ def test_a_list_that_lies_about_a_size_is_found_out(hub, to):
     hub.repositories["org/tiny-GGUF"] = {"a-Q8_0.gguf": (head, size)}
     repository = list_repository(to, "org/tiny-GGUF")
     hub.repositories["org/tiny-GGUF"]["a-Q8_0.gguf"] = (head, size + 1)
-    from willitrun_catalog.readers.hub import read_gguf
-
     with pytest.raises(HubError, match="its listing says"):
         read_gguf(to, repository, repository.models[0])
 

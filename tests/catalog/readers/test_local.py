@@ -12,8 +12,8 @@ import pytest
 from tests.catalog.readers import checkpoint_writer as c
 from tests.catalog.readers import gguf_writer as w
 from willitrun_catalog.errors import CatalogError, FileAccessError, FileFormatError, UnknownModel
-from willitrun_catalog.readers import open_model
 from willitrun_catalog.readers import local as local_module
+from willitrun_catalog.readers import open_model
 from willitrun_catalog.readers.duplicates import duplicates
 from willitrun_catalog.readers.local import local_models, scan
 from willitrun_catalog.readers.ollama import manifest_path, short_name

@@ -109,12 +109,21 @@ def test_permission_denied_is_said_to_another_user(tmp_path):
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
     path = gguf(tmp_path / "m.gguf")
-    with pytest.raises(FileAccessError, match="changed"), open_file(path) as source:
-        source.read_at(0, 100)
-        os.utime(path, ns=(1, 1))
-    with pytest.raises(FileAccessError, match="became shorter"), open_file(path) as source:
-        path.write_bytes(b"x")
-        source.read_at(0, 100)
+
+    def touched():
+        with open_file(path) as source:
+            source.read_at(0, 100)
+            os.utime(path, ns=(1, 1))
+
+    def cut():
+        with open_file(path) as source:
+            path.write_bytes(b"x")
+            source.read_at(0, 100)
+
+    with pytest.raises(FileAccessError, match="changed"):
+        touched()
+    with pytest.raises(FileAccessError, match="became shorter"):
+        cut()
 
 
 def test_a_pipe_does_not_make_anyone_wait(tmp_path):
