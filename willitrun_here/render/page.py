@@ -310,6 +310,8 @@ def _runner_up(answer: Answer) -> str:
 
 
 def _commands(answer: Answer) -> list[tuple[str, Command]]:
+    if answer.plan is None:
+        return []
     return [(ENGINE_WORDS.get(name, name), command) for name, command in answer.commands.items()]
 
 

@@ -70,6 +70,8 @@ def memory_plot(answer: Answer) -> str | None:
 
 def speed_plot(answer: Answer) -> str | None:
     """Return decode speed over filled context with its interval."""
+    if answer.plan is None:
+        return None
     points = [point for point in answer.curve if point.decode_tokens_per_s is not None]
     rates = [point.decode_tokens_per_s for point in points if point.decode_tokens_per_s is not None]
     if len(points) < 2:  # noqa: PLR2004 - a line needs two points
@@ -88,7 +90,7 @@ def speed_plot(answer: Answer) -> str | None:
         low=tuple(rate.low for rate in rates),
         high=tuple(rate.high for rate in rates),
     )
-    return line_plot(axes, line, mark=float(answer.plan.context_tokens) if answer.plan else None)
+    return line_plot(axes, line, mark=float(answer.plan.context_tokens))
 
 
 def serving_plot(serving: Serving) -> str | None:
