@@ -59,11 +59,20 @@ class LlamaSetup:
         self.experts_end = max((i + 1 for i, layer in enumerate(weights.layers) if layer.expert_bytes), default=0)
         self.budgets = tuple(gpu_budget(gpu, request) for gpu in devices.gpus)
         self.host_budget = devices.host.ram_available_bytes - HOST_RESERVE_BYTES
+        self.whole_split = (self.blocks + 1,) + (0,) * (len(devices.gpus) - 1)
         self.unified = any(gpu.unified for gpu in devices.gpus)
         self.speed = throughput.SpeedModel(weights, devices, settings, engine=request.engine or "llama.cpp")
         self.depth_tokens = request.depth_tokens or 0
         self.prompt_tokens = request.prompt_tokens or purpose.prompt_tokens
         self.concurrency = max(lens.concurrency, request.concurrency)
+
+    def overflow(self, context_tokens: int) -> tuple[int, int, int]:
+        """Return what the GPUs cannot hold even without compute buffers, all experts, and all blocks."""
+        everything = Placement(gpu_layers=self.blocks + 1, split=self.whole_split)
+        held = sum(self.memory.weights_bytes(everything)[:-1])
+        held += sum(kv + state for kv, state in self.memory.cache_bytes(everything, context_tokens)[:-1])
+        blocks = held - self.weights.output_bytes
+        return held - sum(self.budgets), self.weights.cumulative_expert_bytes[-1], blocks
 
     def host_short(self, used_bytes: Sequence[int]) -> int:
         """Return the bytes the host lacks, 0 or less when it has room; unified GPUs draw on the same memory."""

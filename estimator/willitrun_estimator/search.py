@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from willitrun_estimator.layout import Layouts, Needs
 from willitrun_estimator.placement import Placement
@@ -51,6 +51,10 @@ class Setup(Protocol):
     @property
     def budgets(self) -> Sequence[int]:
         """Bytes each GPU of the set may be given."""
+        ...
+
+    def overflow(self, context_tokens: int, /) -> tuple[int, int, int]:
+        """Return the bytes the GPUs cannot hold whatever the layout, those of all experts, and those of all blocks."""
         ...
 
     def host_short(self, used_bytes: Sequence[int], /) -> int:
@@ -192,25 +196,89 @@ def bounded(
 ) -> list[Combination]:
     """Return every combination with the score it cannot exceed, best bound first."""
     combinations: list[Combination] = []
+    narrow, wide = min(space.ubatches), max(space.ubatches)
     for gpus in space.gpu_sets:
-        rates: list[float | None] = []
-        waits: list[float | None] = []
-        for ubatch in sorted({max(space.ubatches), min(space.ubatches)}):
-            ideal = setup(quant, space.kv_types[0], ubatch, gpus)
-            for placement in single_device_placements(ideal, len(gpus)):
-                rates.append(ideal.rate(placement))
-                waits.append(ideal.ttft(placement))
-        rate = None if None in rates else max(value for value in rates if value is not None) * BOUND_SLACK
-        wait = None if None in waits else min(value for value in waits if value is not None) / BOUND_SLACK
+        steps = Extremes.of(setup(quant, space.kv_types[0], narrow, gpus), len(gpus), rates=True)
+        waits = Extremes.of(setup(quant, space.kv_types[0], wide, gpus), len(gpus), rates=False)
         for kv_type in space.kv_types:
             quality = quality_factor(kl_divergence(quant, kv_type))
+            one = setup(quant, kv_type, narrow, gpus)
             for context_tokens in space.contexts:
-                bound = objective.judge(quality=quality, rate=rate, ttft_s=wait, context_tokens=context_tokens)
+                overflow = one.overflow(context_tokens)
+                step, wait = steps.least(*overflow), waits.least(*overflow)
+                bound = objective.judge(
+                    quality=quality,
+                    rate=None if step is None else BOUND_SLACK / step,
+                    ttft_s=None if wait is None else wait / BOUND_SLACK,
+                    context_tokens=context_tokens,
+                )
                 combinations.extend(
                     Combination(bound, gpus, kv_type, context_tokens, ubatch, quality) for ubatch in space.ubatches
                 )
     combinations.sort(key=lambda combination: (-combination.bound, combination.ubatch))
     return combinations
+
+
+class Extremes(Struct, frozen=True):
+    """Seconds (of a token or a wait): all on the fastest GPU, its experts on the host, its blocks, and everything.
+
+    None where a device's speed is unknown. Time is linear in what lies where, so a mixture that leaves so many bytes
+    to the host is no faster than `least` says.
+    """
+
+    whole: float | None
+    experts: float | None
+    blocks: float | None
+    host: float | None
+
+    @classmethod
+    def of(cls, one: Setup, gpus: int, *, rates: bool) -> Extremes:
+        """Work the extremes out: of token times (`rates`) or of waits."""
+
+        def seconds(placement: Placement) -> float | None:
+            if not rates:
+                return one.ttft(placement)
+            rate = one.rate(placement)
+            return None if not rate else 1.0 / rate
+
+        placements = single_device_placements(one, gpus)
+        host = seconds(placements.pop())
+        whole = [seconds(placement) for placement in placements]
+        moved = [
+            seconds(structs.replace(placement, cpu_moe_layers=one.experts_end))
+            for placement in placements
+            if one.experts_end
+        ]
+        bare = [
+            seconds(structs.replace(placement, gpu_layers=1, split=tuple(int(units > 0) for units in placement.split)))
+            for placement in placements
+        ]
+        return cls(fastest(whole), fastest(moved), fastest(bare), host)
+
+    def least(self, over_bytes: int, expert_bytes: int, movable_bytes: int) -> float | None:
+        """Return the least seconds when at least `over_bytes` cannot be on GPUs; blocks leave them, the head last."""
+        if self.whole is None or self.blocks is None:
+            return self.host
+        if self.host is None:
+            return None
+        low = min(self.whole, self.blocks, self.host, self.whole if self.experts is None else self.experts)
+        if over_bytes <= 0 or low < self.whole:
+            return low
+        over = min(over_bytes, movable_bytes)
+        plain = self.whole + over * (self.blocks - self.whole) / max(movable_bytes, 1)
+        if self.experts is None or not expert_bytes:
+            return min(plain, max(self.host, low))
+        first = min(over, expert_bytes)
+        rest = max(movable_bytes - expert_bytes, 1)
+        mixed = self.whole + first * (self.experts - self.whole) / expert_bytes
+        mixed += (over - first) * max(0.0, self.blocks - self.experts) / rest
+        return min(plain, mixed, max(self.host, low))
+
+
+def fastest(seconds: list[float | None]) -> float | None:
+    """Return the least of the known times; None when one is unknown or there is none."""
+    known = [value for value in seconds if value is not None]
+    return min(known) if known and len(known) == len(seconds) else None
 
 
 def worked_out(

@@ -71,6 +71,14 @@ class MadeUp:
         self.speeds = tuple(model.speeds[i] for i in gpus)
         self.ubatch = ubatch
 
+    def overflow(self, context_tokens: int) -> tuple[int, int, int]:
+        model = self.model
+        cache = context_tokens / 1024 * self.needs.kv_bytes * self.blocks
+        weights = (sum(model.resident) + sum(model.experts) + model.head) * self.quant_bytes
+        experts = round(sum(model.experts) * self.quant_bytes)
+        blocks = round(weights + cache - model.head * self.quant_bytes)
+        return int(weights + cache) - self.blocks - 2 - sum(self.budgets), experts, blocks
+
     def host_short(self, used: tuple[int, ...]) -> int:
         return used[-1] - self.model.host_budget
 
