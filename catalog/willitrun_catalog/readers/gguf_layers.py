@@ -38,7 +38,8 @@ def layers(hyper: Hyper, blocks: Sequence[Shapes]) -> tuple[Layer, ...]:
     shape = _Shape(hyper)
     kept: dict[Layer, Layer] = {}
     built = []
-    for index, tensors in enumerate(blocks):
+    for number, tensors in enumerate(blocks):
+        index = number % hyper.blocks  # a looped model has more layers than blocks
         layer = Layer(mixers=shape.mixers(index, tensors), ffn=shape.feed_forward(index, tensors))
         built.append(kept.setdefault(layer, layer))
     return tuple(built)

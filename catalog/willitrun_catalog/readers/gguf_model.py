@@ -15,8 +15,8 @@ from willitrun_catalog.readers import patterns
 from willitrun_catalog.readers.architectures import ARCHITECTURES
 from willitrun_catalog.readers.gguf import GgufHeader, read_header
 from willitrun_catalog.readers.gguf_layers import Shapes, layers
-from willitrun_catalog.readers.hyper import Hyper
-from willitrun_catalog.readers.names import PART
+from willitrun_catalog.readers.hyper import MAX_BLOCKS, Hyper
+from willitrun_catalog.readers.names import PART, quant_of
 from willitrun_catalog.readers.source import open_file
 from willitrun_catalog.roles import role_of
 
@@ -74,16 +74,32 @@ def model_from_file(path: Path) -> ModelSpec:
 
 
 def projector_beside(path: Path) -> Path | None:
-    """Find the projector (`mmproj`) in a model's folder: the one that is there, or the smallest of several."""
+    """Find the projector (`mmproj`) in a model's folder, the smallest of several.
+
+    A projector that names a model belongs to that one: its words must all be in the model's name.
+    """
+    own = _words(path.name)
     try:
         found = [
             (entry.stat().st_size, entry)
             for entry in path.parent.iterdir()
-            if "mmproj" in entry.name.lower() and entry.suffix.lower() == ".gguf" and entry.is_file()
+            if entry.suffix.lower() == ".gguf" and _is_projector_of(entry.name, own) and entry.is_file()
         ]
     except OSError:
         return None
-    return min(found)[1] if found and "mmproj" not in path.name.lower() else None
+    return min(found)[1] if found and "mmproj" not in own else None
+
+
+def _is_projector_of(name: str, model_words: frozenset[str]) -> bool:
+    words = _words(name)
+    return "mmproj" in words and words - {"mmproj", "model", "vision"} <= model_words
+
+
+def _words(name: str) -> frozenset[str]:
+    """Split a file name into words, without its ending and its quantization."""
+    stem = re.sub(r"\.gguf$", "", name.lower())
+    quant = (quant_of(stem) or "").lower()
+    return frozenset(re.split(r"[-_. ]+", stem.replace(quant, "") if quant else stem)) - {""}
 
 
 def model_from_headers(headers: list[GgufHeader], *, source: str, file_name: str) -> ModelSpec:
@@ -206,7 +222,8 @@ def _blocks(hyper: Hyper, tensors: tuple[Tensor, ...], trunk: int) -> Sequence[S
     if hyper.architecture in patterns.LOOPED:
         once = len(filled)
         if hyper.architecture == "nanbeige":
-            return [blocks[index % once] for index in range(once * max(1, hyper.number("num_loops", 1)))][:512]
+            slots = min(MAX_BLOCKS, once * max(1, hyper.number("num_loops", 1)))
+            return [blocks[index % once] for index in range(slots)]
         return [blocks[index % once] for index in range(trunk)]
     if len(filled) < trunk:
         missing = next(index for index in range(trunk) if not blocks[index])

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
+NAME = "willitrun-here"
+
 
 class Places(Struct, frozen=True, kw_only=True):
     """The folders that are looked into. Lists may name folders that do not exist."""
@@ -34,12 +36,18 @@ def find_places(environment: Mapping[str, str] | None = None, home: Path | None 
     https://docs.gpt4all.io/gpt4all_desktop/models.html, https://jan.ai/docs/data-folder.
     """
     env = os.environ if environment is None else environment
-    home = Path.home() if home is None else home
+    home = _home() if home is None else home
     cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache")
     data = Path(env.get("XDG_DATA_HOME") or home / ".local" / "share")
     config = Path(env.get("XDG_CONFIG_HOME") or home / ".config")
     hub_home = Path(env.get("HF_HOME") or cache / "huggingface")
     hub = env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE")
+    own_data, own_cache = data / NAME, cache / NAME
+    if environment is None:
+        from platformdirs import user_cache_path, user_data_path  # noqa: PLC0415 - knows other systems' folders too
+
+        own_data = user_data_path(NAME, appauthor=False)
+        own_cache = user_cache_path(NAME, appauthor=False)
     own_ollama = (home / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models"), Path("/var/lib/ollama"))
     return Places(
         ollama=(Path(env["OLLAMA_MODELS"]),) if env.get("OLLAMA_MODELS") else own_ollama,
@@ -48,12 +56,14 @@ def find_places(environment: Mapping[str, str] | None = None, home: Path | None 
         llama_cpp=(Path(env.get("LLAMA_CACHE") or cache / "llama.cpp"),),
         gpt4all=(data / "nomic.ai" / "GPT4All", cache / "gpt4all"),
         jan=(data / "Jan" / "data" / "models", config / "Jan" / "data" / "models", home / "jan" / "models"),
-        user_catalog=_user_folder(env, data),
-        scan_cache=cache / "willitrun-here" / "scan.json",
+        user_catalog=Path(env["WILLITRUN_MODELS"]) if env.get("WILLITRUN_MODELS") else own_data / "models",
+        scan_cache=own_cache / "scan.json",
     )
 
 
-def _user_folder(env: Mapping[str, str], data: Path) -> Path:
-    """Folder of the user's catalog: WILLITRUN_MODELS, else where platformdirs puts user data."""
-    named = env.get("WILLITRUN_MODELS")
-    return Path(named) if named else data / "willitrun-here" / "models"
+def _home() -> Path:
+    """Get the home folder, or the root where there is none (a container's bare user)."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")

@@ -60,7 +60,7 @@ def serve(hub: Hub):
             if match is None or match[2] not in hub.repositories or match[3] not in hub.repositories[match[2]]:
                 return self.answer(404, b"not found")
             if hub.redirect and not match[1]:
-                return self.answer(302, b"", {"Location": f"{hub.url}/cdn{path}"})
+                return self.answer(302, b"", {"Location": f"{hub.url}/cdn{path}".replace("127.0.0.1", "localhost")})
             return self.file(hub.repositories[match[2]][match[3]])
 
         def listing(self, name):

@@ -272,6 +272,17 @@ def test_a_projector_beside_it_is_found_and_is_no_model_itself(tmp_path):
     assert (spec.projector, spec.projector_bytes) == (str(projector), projector.stat().st_size)
     with pytest.raises(FileFormatError, match="projector"):
         open_model(str(projector))
+    projector.rename(tmp_path / "mmproj-other-model-9b-F16.gguf")
+    assert open_model(str(model)).projector is None
+    named = w.write(tmp_path / "other-model-9b-Q4_K_M.gguf", head, listed)
+    assert open_model(str(named)).projector is not None
+
+
+def test_blocks_that_run_in_loops_have_a_cache_each_time(tmp_path):
+    head, listed = small("nanbeige", DENSE, {**HEADS, "num_loops": 3})
+    assert model_from_file(w.write(tmp_path / "a.gguf", head, listed)).block_count == 6
+    head, listed = small("nanbeige", DENSE, {**HEADS, "num_loops": (1 << 31) - 1})
+    assert model_from_file(w.write(tmp_path / "b.gguf", head, listed)).block_count == 512
 
 
 @pytest.mark.parametrize(
