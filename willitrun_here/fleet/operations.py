@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from willitrun_here.fleet import api, pages
+from willitrun_here.fleet.cluster import ClusterPlan
 from willitrun_here.fleet.document import Enrolled, Enrolment, Problem, Receipt, Report
 from willitrun_here.fleet.endpoint import Operation
 from willitrun_here.fleet.query import MachineDetail, MachineFilter, MachinePage, Totals
@@ -50,6 +51,10 @@ API: tuple[Operation, ...] = (
     Operation(
         method="GET", path="/api/v1/where", name="where", summary="Which machines run a model, and with which plan.",
         access="read", handler=api.where, query=api.Ask, answers={200: Where, 400: Problem, 404: Problem},
+    ),
+    Operation(
+        method="GET", path="/api/v1/plan", name="plan", summary="Run a model over several machines: every command.",
+        access="read", handler=api.plan, query=api.Ask, answers={200: ClusterPlan, 400: Problem, 404: Problem},
     ),
 )  # fmt: skip
 

@@ -76,7 +76,7 @@ shape_plan = Table(
     metadata,
     Column("shape_key", String(64), primary_key=True),
     Column("level", String(72), primary_key=True),
-    Column("question", String(64), primary_key=True),
+    Column("question", String(71), primary_key=True),
     Column("catalog_version", String(64), primary_key=True),
     Column("document", Text, nullable=False),
     Column("computed_at", Float(53), nullable=False),

@@ -21,14 +21,14 @@ def push(machine: Machine, endpoint: str, *, host_id: str | None = None, timeout
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter  # noqa: PLC0415
         from opentelemetry.metrics import CallbackOptions, Observation  # noqa: PLC0415
         from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
-        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricExportResult  # noqa: PLC0415
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
     except ImportError as error:
         raise FleetError("the OpenTelemetry library is missing", "pip install 'willitrun-here[otlp]'") from error
 
     attributes = {"host.name": machine.name} | ({"host.id": host_id} if host_id is not None else {})
     exporter = OTLPMetricExporter(endpoint=endpoint, timeout=timeout_s)
-    reader = PeriodicExportingMetricReader(exporter, export_interval_millis=float("inf"))
+    reader = InMemoryMetricReader()
     provider = MeterProvider([reader], Resource(attributes), shutdown_on_exit=False)
     meter = provider.get_meter("willitrun-here", __version__)
     named = list(zip(gpu_keys(machine), machine.gpus, strict=True))
@@ -53,7 +53,9 @@ def push(machine: Machine, endpoint: str, *, host_id: str | None = None, timeout
     meter.create_observable_up_down_counter("hw.gpu.memory.limit", [limit], unit="By")
     meter.create_observable_up_down_counter("hw.gpu.memory.usage", [usage], unit="By")
     meter.create_observable_gauge("hw.gpu.memory.utilization", [utilization], unit="1")
-    taken = provider.force_flush(timeout_millis=timeout_s * 1000)
+    data = reader.get_metrics_data()
+    taken = data is not None and exporter.export(data) is MetricExportResult.SUCCESS
+    exporter.shutdown()
     provider.shutdown()
     if not taken:
         raise UnreachableError(f"the collector at {endpoint} did not take the metrics")

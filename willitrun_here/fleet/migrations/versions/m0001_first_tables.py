@@ -96,7 +96,7 @@ def upgrade() -> None:
         "shape_plan",
         sa.Column("shape_key", sa.String(length=64), nullable=False),
         sa.Column("level", sa.String(length=72), nullable=False),
-        sa.Column("question", sa.String(length=64), nullable=False),
+        sa.Column("question", sa.String(length=71), nullable=False),
         sa.Column("catalog_version", sa.String(length=64), nullable=False),
         sa.Column("document", sa.Text(), nullable=False),
         sa.Column("computed_at", sa.Float(precision=53), nullable=False),
