@@ -137,7 +137,8 @@ def model_from_checkpoint(checkpoint: Checkpoint, *, name: str, path: str, sourc
     trunk = hyper.blocks
     blocks: list[dict[str, tuple[int, ...]]] = [{} for _ in range(trunk)]
     for group in grouped.values():
-        if group.layer is not None and group.layer < trunk:
+        # Scales without their matrix, or a matrix of nothing, say nothing about the block.
+        if group.layer is not None and group.layer < trunk and group.elements:
             blocks[group.layer][group.file_part] = group.shape
     built = layers(hyper, _complete(blocks, fields, path))
     listed = tuple(_tensors(grouped.values(), trunk, fixed=quant is not None))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.catalog.readers import checkpoint_writer as c
 from willitrun_catalog.errors import FileAccessError, FileFormatError
-from willitrun_catalog.model import Attention, Dense, Mla, Moe, Recurrent
+from willitrun_catalog.model import Attention, Dense, Mla, Moe, NoFfn, Recurrent
 from willitrun_catalog.readers import open_model
 from willitrun_catalog.readers.checkpoint_names import parse
 from willitrun_catalog.readers.quantization import quantization
@@ -219,6 +219,19 @@ def test_configurations_that_lie_name_the_field(tmp_path, change, field):
     with pytest.raises(FileFormatError) as caught:
         open_model(str(c.folder(tmp_path / "m", {**c.LLAMA, **change}, [c.llama()])))
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("stray", [
+    {"down_proj.weight_scale": ("F32", (4,))}, {"down_proj.weight": ("BF16", ())},
+    {"down_proj.weight": ("BF16", (0, 4))},
+    {"experts.0.down_proj.scales": ("F16", (2, 4))}, {"experts.down_proj_blocks": ("U8", (4,))},
+])  # fmt: skip
+def test_scales_without_a_matrix_say_nothing_about_a_block(tmp_path, stray):
+    tensors = {name: value for name, value in c.llama().items() if "down_proj" not in name}
+    tensors |= {f"model.layers.0.mlp.{name}": value for name, value in stray.items()}
+    spec = open_model(str(c.folder(tmp_path / "m", c.LLAMA, [tensors])))
+    assert weight_profile(spec, "BF16").tensor_bytes > 0
+    assert spec.layers[1].ffn == NoFfn()
 
 
 def test_links_out_of_the_folder_are_refused_and_the_hub_cache_is_not(tmp_path):
