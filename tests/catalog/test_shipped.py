@@ -96,6 +96,25 @@ def test_well_known_accelerators():
     assert apple.fp16_flops_per_s == pytest.approx(18.4e12)
 
 
+@pytest.mark.parametrize(
+    ("name", "multiprocessors"),
+    [
+        ("NVIDIA GeForce RTX 3090", 82),
+        ("NVIDIA A100 SXM4 40 GB", 108),
+        ("NVIDIA H100 SXM5 80 GB", 132),
+        ("NVIDIA B200 SXM", 148),
+        ("AMD Instinct MI100", 120),
+        ("AMD Instinct MI300X", 304),
+        ("AMD Radeon RX 7900 XTX", 96),
+        ("Intel Arc A770", 32),
+        ("Apple M4 Max (40-core GPU)", 40),
+        ("NVIDIA H20 96GB", None),
+    ],
+)
+def test_multiprocessors_where_known(name, multiprocessors):
+    assert shipped.datasheet(name).multiprocessors == multiprocessors
+
+
 def test_pci_ids_lead_to_data_sheets():
     assert [sheet.name for sheet in shipped.datasheets_by_pci_id("10DE:2204")] == ["NVIDIA GeForce RTX 3090"]
     assert shipped.datasheets_by_pci_id("ffff:0000") == ()
