@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from willitrun_estimator import cache, overhead
 from willitrun_estimator.compute import ComputeModel
+from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.plan import DeviceUse
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ class MemoryModel:
     device order and the host last. Not thread-safe (it keeps what it has computed).
     """
 
-    def __init__(self, weights: WeightProfile, devices: Devices, settings: Settings) -> None:
+    def __init__(
+        self, weights: WeightProfile, devices: Devices, settings: Settings, build: Build = CURRENT
+    ) -> None:
         spec = weights.spec
         self.weights = weights
         self.devices = devices
         self.settings = settings
-        self.compute = ComputeModel(weights, devices, settings)
+        self.compute = ComputeModel(weights, devices, settings, build)
         rows = [cache.layer_row_bytes(spec, layer, settings) for layer in spec.layers]
         windows = [cache.layer_window(spec, layer) for layer in spec.layers]
         self._rows = {
@@ -44,7 +47,7 @@ class MemoryModel:
         self._states = tuple(accumulate((cache.layer_state_bytes(layer, settings) for layer in spec.layers), initial=0))
         self._resident = weights.cumulative_resident_bytes
         self._experts = weights.cumulative_expert_bytes
-        self._runtime = tuple(overhead.runtime_bytes(gpu) for gpu in devices.gpus)
+        self._runtime = tuple(overhead.runtime_bytes(gpu, weights, settings) for gpu in devices.gpus)
         self._output = cache.output_bytes(spec, settings)
         self._host_weights = weights.embedding_bytes + weights.host_extra_bytes
         self._padded = any(gpu.backend in {"cuda", "rocm"} for gpu in devices.gpus) and (
@@ -190,7 +193,7 @@ class MemoryModel:
                     runtime_bytes=runtime,
                     total_bytes=weights[index] + kv + state + compute[index] + runtime,
                     free_bytes=gpu.memory_free_bytes,
-                    notes=overhead.runtime_notes(gpu),
+                    notes=overhead.runtime_notes(gpu, self.weights, self.settings),
                 )
             )
         kv, state = caches[-1]
@@ -206,13 +209,22 @@ class MemoryModel:
                 runtime_bytes=0,
                 total_bytes=weights[-1] + kv + state + compute[-1] + self._output,
                 free_bytes=self.devices.host.ram_available_bytes,
+                notes=overhead.host_notes(
+                    self.weights,
+                    self.settings,
+                    repacked_bytes=overhead.repacked_bytes(self.weights, len(self.devices.gpus), self.settings),
+                ),
             )
         )
         return tuple(uses)
 
 
 def footprint(
-    weights: WeightProfile, devices: Devices, placement: Placement, settings: Settings
+    weights: WeightProfile,
+    devices: Devices,
+    placement: Placement,
+    settings: Settings,
+    build: Build = CURRENT,
 ) -> tuple[DeviceUse, ...]:
     """What every device holds: the GPUs in order, then the host (see `MemoryModel` for many placements)."""
-    return MemoryModel(weights, devices, settings).uses(placement, settings.context_tokens)
+    return MemoryModel(weights, devices, settings, build).uses(placement, settings.context_tokens)

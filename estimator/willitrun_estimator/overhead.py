@@ -1,34 +1,164 @@
-"""Memory beyond llama.cpp's own buffers: the GPU context and its libraries' workspaces."""
+"""Memory beyond llama.cpp's own buffers, as named lines with their basis.
+
+GPU: the driver's context, lazily loaded kernels, library workspaces and pools. Host: what the server keeps in RAM.
+Sources of the constants: `ggml_backend_cuda_get_device_memory` against the driver's counters
+(https://github.com/ggml-org/llama.cpp/pull/23604), memory breakdown rows of logs, and whole-card use of one model on
+many cards (https://github.com/sudoingX/qwen38-mtp/pull/13); see estimator/README.md for the fit.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from willitrun_catalog.model import Attention, Mla
+
+from willitrun_estimator import cache
+
 if TYPE_CHECKING:
-    from willitrun_estimator.device import Device
+    from willitrun_estimator.device import Backend, Device
+    from willitrun_estimator.placement import Settings
+    from willitrun_estimator.weights import WeightProfile
 
 MIB = 1 << 20
 
-AFTER_USE: dict[str, tuple[float, float]] = {
-    "cuda": (93.0, 3.2),
-    "rocm": (89.0, 5.0),
-    "vulkan": (100.0, 0.0),
+Line = tuple[str, int, str]
+"""Name, bytes, basis."""
+
+IDLE: dict[Backend, tuple[float, float]] = {
+    "cuda": (39.0, 2.75),
+    "rocm": (38.0, 4.0),
+    "vulkan": (54.0, 0.0),
     "metal": (0.0, 0.0),
     "cpu": (0.0, 0.0),
 }
-"""MiB = constant + slope x multiprocessors (SM, CU), after the first prompts."""
+"""MiB = constant + slope x multiprocessors once a context exists: 15 NVIDIA cards of 13 to 188 SM within 25 MiB."""
+
+AFTER_USE: dict[Backend, tuple[float, float]] = {
+    "cuda": (93.0, 3.2),
+    "rocm": (89.0, 5.0),
+    "vulkan": (239.0, 0.0),
+    "metal": (0.0, 0.0),
+    "cpu": (0.0, 0.0),
+}
+"""The same after the first prompts: 11 NVIDIA cards within 106 MiB, 7 AMD GPUs of 40 to 256 CU within 190 MiB.
+
+Vulkan's is the largest peak beyond the plan of a dense model (26 to 239 MiB). Metal's allocations are its buffers.
+"""
 
 UNKNOWN_MULTIPROCESSORS = 192
-"""Assumed where the number is unknown: as many as the largest cards have, so that the reserve is never short."""
+"""Assumed where the count is unknown: as many as the largest cards have, so that the reserve is never short."""
+
+VULKAN_EXPERT_PREFILL_BYTES = 1901 * MIB
+"""Peak of the expert multiplication's own buffer at 2048 tokens a micro-batch (gemma-4-26B-A4B, RTX 3090)."""
+
+CHECKPOINTS = 32
+"""`--ctx-checkpoints`: snapshots of windowed caches and states that llama-server keeps per slot."""
+PROMPT_CACHE_BYTES = 8192 * MIB
+"""`--cache-ram`: the most that llama-server keeps of earlier prompts in RAM."""
 
 
-def runtime_bytes(gpu: Device) -> int:
-    """Bytes that the GPU's driver context, kernels and library workspaces hold after real use."""
-    constant, slope = AFTER_USE[gpu.backend]
+def context_bytes(gpu: Device, *, used: bool = True) -> int:
+    """Give what the driver's context holds: after real use, or idle right after its creation."""
+    constant, slope = (AFTER_USE if used else IDLE)[gpu.backend]
     count = UNKNOWN_MULTIPROCESSORS if gpu.multiprocessors is None else gpu.multiprocessors
     return int((constant + slope * count) * MIB)
 
 
-def runtime_notes(gpu: Device) -> tuple[tuple[str, int, str], ...]:
-    """The named parts of `runtime_bytes` with their basis."""
-    return (("GPU context", runtime_bytes(gpu), f"{gpu.backend}, after use"),)
+def runtime_notes(gpu: Device, weights: WeightProfile | None = None, settings: Settings | None = None) -> tuple[Line, ...]:
+    """List what a GPU holds beyond the buffers."""
+    constant, slope = AFTER_USE[gpu.backend]
+    if not constant:
+        return ()
+    basis = f"{constant:g} MiB + {slope:g} MiB per multiprocessor of {gpu.backend}, measured after use"
+    if gpu.multiprocessors is None and slope:
+        basis = f"number of multiprocessors unknown, {UNKNOWN_MULTIPROCESSORS} assumed: an upper bound; {basis}"
+    lines: list[Line] = [("GPU context and kernels", context_bytes(gpu), basis)]
+    if weights is not None and settings is not None and gpu.backend == "vulkan" and weights.cumulative_expert_bytes[-1]:
+        scratch = VULKAN_EXPERT_PREFILL_BYTES * settings.ubatch // 2048
+        lines.append(("expert prefill scratch", scratch, "Vulkan allocates it while it runs; scaled from one measurement"))
+    return tuple(lines)
+
+
+def runtime_bytes(gpu: Device, weights: WeightProfile | None = None, settings: Settings | None = None) -> int:
+    """Sum what a GPU holds beyond the buffers."""
+    return sum(amount for _, amount, _ in runtime_notes(gpu, weights, settings))
+
+
+def projector_bytes(weights: WeightProfile) -> int:
+    """Give the vision or audio projector's weights: the file's size, or two bytes for each of its parameters."""
+    return weights.spec.projector_bytes or 2 * weights.spec.non_text_params
+
+
+def draft_bytes(weights: WeightProfile, settings: Settings, drafts: int = 3) -> tuple[Line, ...]:
+    """List what the model's own next-token head takes on the GPU when it drafts (`--spec-type draft-mtp`).
+
+    Its block's weights, an f16 cache of one layer, one state per drafted token and slot, and a second compute buffer.
+    Empty for a model without such a head.
+    """
+    spec = weights.spec
+    if not spec.mtp_layers:
+        return ()
+    attention = next(
+        (m for layer in reversed(spec.layers) for m in layer.mixers if isinstance(m, Attention | Mla)), None
+    )
+    cells, streams = cache.stream_cells(settings)
+    row = 0
+    if isinstance(attention, Attention):
+        row = 2 * attention.kv_heads * (attention.key_dim + attention.value_dim)
+    elif isinstance(attention, Mla):
+        row = 2 * (attention.kv_rank + attention.rope_dim)
+    ubatch = min(settings.ubatch, cells)
+    logits = 4 * ubatch * (spec.vocab_size + spec.hidden_size) if settings.logit_rows else 0
+    compute = max(logits, 2 * ubatch * cells + 16 * ubatch * spec.hidden_size)
+    lines = (
+        ("draft head weights", weights.unloaded_bytes, "next-token blocks of the file"),
+        ("draft head cache", row * cells * streams * spec.mtp_layers, "f16 K and V of each next-token block"),
+        ("draft rollback states", cache.state_bytes(spec, settings) * drafts, "one state per drafted token and slot"),
+        ("draft compute buffer", compute, "mask and activations of a second context"),
+    )
+    return tuple(line for line in lines if line[1])
+
+
+def checkpoint_bytes(weights: WeightProfile, settings: Settings) -> int:
+    """Give one context checkpoint: the windowed caches and states of one slot. 0 for a plain transformer."""
+    spec = weights.spec
+    cells, _ = cache.stream_cells(settings)
+    total = cache.state_bytes(spec, settings) // max(1, settings.parallel)
+    for layer in spec.layers:
+        window = cache.layer_window(spec, layer)
+        if window is not None and not settings.swa_full:
+            total += cache.layer_row_bytes(spec, layer, settings) * min(cells, window)
+    return total
+
+
+def host_notes(weights: WeightProfile, settings: Settings, *, repacked_bytes: int = 0) -> tuple[Line, ...]:
+    """List what may further occupy host memory; none of it is needed to start, so no total contains it."""
+    lines: list[Line] = [
+        ("prompt cache, at most", PROMPT_CACHE_BYTES, "llama-server --cache-ram, 8192 MiB by default; 0 switches it off")
+    ]
+    one = checkpoint_bytes(weights, settings)
+    if one:
+        lines.append(
+            (
+                "context checkpoints, at most",
+                one * CHECKPOINTS * max(1, settings.parallel),
+                f"{CHECKPOINTS} per slot (--ctx-checkpoints), each the windowed caches and states",
+            )
+        )
+    if repacked_bytes:
+        lines.append(
+            ("repacked weights", repacked_bytes, "part of the weights: rearranged for the CPU, cannot be dropped like mapped files")
+        )
+    return tuple(lines)
+
+
+REPACKED_TYPES = frozenset({"Q4_0", "Q4_K", "Q2_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4"})
+"""Types that some CPU has a repacked layout for (ggml/src/ggml-cpu/repack.cpp)."""
+
+
+def repacked_bytes(weights: WeightProfile, gpus: int, settings: Settings) -> int:
+    """Give an upper bound of the weights that a CPU-only run rearranges in memory; 0 with a GPU or `--no-repack`."""
+    if gpus or not settings.repack:
+        return 0
+    eligible = sum(amount for kind, amount in weights.type_bytes if kind in REPACKED_TYPES)
+    return max(0, min(eligible, weights.tensor_bytes - weights.unloaded_bytes - weights.embedding_bytes))

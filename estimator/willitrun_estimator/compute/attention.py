@@ -103,9 +103,9 @@ def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Calla
         kview = g.view(g.view(cache_k, (".k",), size=key_bytes), (".k", ".p"), size=key_bytes, contiguous=False)
         vview = g.view(g.view(cache_v, (".v",), size=value_bytes), (".v", ".p"), size=value_bytes, contiguous=False)
         scratch = ZERO
-        if b.settings.kv_type_k != "f16":
+        if b.copies_cache and b.settings.kv_type_k != "f16":
             scratch = plus(scratch, form((cells, keys * streams), 2))
-        if b.settings.kv_type_v != "f16":
+        if b.copies_cache and b.settings.kv_type_v != "f16":
             scratch = plus(scratch, form((cells, values * streams), 2))
         result = g.add("flash", out, q, kview, vview, b.mask(cells), gpu_extra=scratch, picks_device=False)
 
@@ -164,7 +164,8 @@ def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
         kperm = g.view(kview, (".k", ".p"), size=key_bytes, contiguous=False)
         vperm = g.view(g.view(kview, (".v",), size=part_bytes), (".v", ".p"), size=part_bytes, contiguous=False)
         mask = b.mask(CELLS) if not b.sparse else sparse_mask(b, mixer, low, normed, homes)
-        scratch = ZERO if b.settings.kv_type_k == "f16" else form((CELLS, row * b.streams), 2)
+        copied = b.copies_cache and b.settings.kv_type_k != "f16"
+        scratch = form((CELLS, row * b.streams), 2) if copied else ZERO
         result = g.add("flash", (rank, heads, U), q, kperm, vperm, mask, gpu_extra=scratch, picks_device=False)
         turned = g.view(result, (rank, U, heads), contiguous=False)
         values = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b.weight", homes), turned, rows=U)

@@ -8,6 +8,7 @@ from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSp
 
 from willitrun_estimator import cache
 from willitrun_estimator.compute import attention, feed_forward, recurrent
+from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.form import CELLS, ROWS, U, WINDOW, Dim, form
 from willitrun_estimator.compute.graph import Graph, Node
 from willitrun_estimator.compute.style import style_of
@@ -39,7 +40,14 @@ class Builder:
     """Adds blocks to a graph; inputs are created where they are first used, as llama.cpp does."""
 
     def __init__(
-        self, spec: ModelSpec, settings: Settings, *, host: int, outside: frozenset[str] = frozenset()
+        self,
+        spec: ModelSpec,
+        settings: Settings,
+        *,
+        host: int,
+        outside: frozenset[str] = frozenset(),
+        build: Build = CURRENT,
+        backend: str = "cuda",
     ) -> None:
         self.spec = spec
         self.settings = settings
@@ -49,7 +57,11 @@ class Builder:
         self.slots = max(1, settings.parallel)
         self.streams = 1 if settings.kv_unified else self.slots
         self.host = host
-        self.host_only = host == 0
+        self.rules = build
+        self.backend = backend
+        self.copies_cache = build.reserved_scratch and backend != "vulkan"
+        """Whether flash attention's buffer has room for f16 copies of a quantized cache (Vulkan reads it in place)."""
+        self._masks: dict[str, Node] = {}
         self.window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
         self.sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
         self.chosen: Node | None = None
@@ -69,7 +81,13 @@ class Builder:
     def mask(self, cells: str) -> Node:
         """Which cells a token may look at: f16 with flash attention, f32 without."""
         length = CELLS if cells not in {CELLS, WINDOW} else cells
-        return self._input("mask" + cells, (length, U), 2 if self.flash else 4)
+        if self.rules.half_mask or not self.flash:
+            return self._input("mask" + cells, (length, U), 2 if self.flash else 4)
+        known = self._masks.get(cells)
+        if known is None:
+            full = self._input("mask" + cells, (length, U), 4)
+            known = self._masks[cells] = self.graph.add("half_mask", (length, U), full, element_bytes=2)
+        return known
 
     def rotation(self, which: str, size: int) -> Node:
         """Refer to a Hadamard matrix that the host fills."""
@@ -262,6 +280,12 @@ class Builder:
         partial = self.graph.add("sum", out.dims, *terms, inplace=True)
         return self.graph.add("sum", out.dims, partial, rows(source), inplace=True)
 
+    def _gate_copies(self, layers: tuple[tuple[Layer, Homes], ...]) -> None:
+        """Keep room for the query gate that Vulkan's reordering computes early and holds through the block."""
+        gates = {m.heads * m.value_dim for layer, _ in layers for m in layer.mixers if isinstance(m, Attention)}
+        for device in sorted({homes.block for _, homes in layers} - {self.host}):
+            self.graph.leaf("gate", (max(gates, default=0), U), device, kept=True)
+
     def build(
         self, layers: tuple[tuple[Layer, Homes], ...], head: int, omitted: tuple[int, ...] = ()
     ) -> Graph:
@@ -275,7 +299,10 @@ class Builder:
                     self.graph.leaf("ones", (count, attention.TOP_K, U), device, kept=True)
         hidden = self.spec.hidden_size
         tokens = self._input("tokens", (U,), 4)
-        self._input("embeddings", (hidden, U), 4)
+        if self.rules.spare_embeddings:
+            self._input("embeddings", (hidden, U), 4)
+        if self.backend == "vulkan" and self.style.gated_query:
+            self._gate_copies(layers)
         x = self.graph.add("embedded", (hidden, U), self.graph.weight("token_embd", self.host), tokens, rows=0)
         self._upcoming = [
             (layer.mixers[0], homes)

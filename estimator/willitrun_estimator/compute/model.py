@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from willitrun_catalog.model import Mla
 
 from willitrun_estimator import cache
+from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.builder import Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
 from willitrun_estimator.compute.form import ROWS, U, Sizes
@@ -36,7 +37,9 @@ _PLANNED_LIMIT = 2048
 class ComputeModel:
     """Compute buffer of every device as a function of placement and context."""
 
-    def __init__(self, weights: WeightProfile, devices: Devices, settings: Settings) -> None:
+    def __init__(
+        self, weights: WeightProfile, devices: Devices, settings: Settings, build: Build = CURRENT
+    ) -> None:
         spec = weights.spec
         plan = blueprint(spec)
         self.spec = spec
@@ -51,7 +54,10 @@ class ComputeModel:
         self._kinds = plan.order[: self.blocks]
         self._groups = grouped(plan).order[: self.blocks]
         self._window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
-        self._rows = max(1, settings.parallel) if settings.logit_rows is None else settings.logit_rows
+        self.build = build
+        self.backend = devices.gpus[0].backend if devices.gpus else "cpu"
+        rows = max(1, settings.parallel) if build.capped_rows else settings.ubatch
+        self._rows = rows if settings.logit_rows is None else settings.logit_rows
         self._copies: dict[str, int] | None = None
         self._programs: dict[Placement, tuple[tuple[Program, tuple[int, ...]], ...]] = {}
         self._values: dict[int, tuple[int, ...]] = {}
@@ -106,11 +112,20 @@ class ComputeModel:
             settings.parallel,
             settings.kv_unified,
             settings.op_offload,
+            self.build,
+            self.backend,
             *large.values(),
         )
         held = _PLANNED.get(key)
         if held is None or held[0] is not self.spec:
-            builder = Builder(self.spec, settings, host=self.host, outside=self._outside)
+            builder = Builder(
+                self.spec,
+                settings,
+                host=self.host,
+                outside=self._outside,
+                build=self.build,
+                backend=self.backend,
+            )
             graph = builder.build(tuple((layer, home) for home, layer in kept), head, omitted)
             schedule = Schedule(
                 graph,
