@@ -59,10 +59,14 @@ class Layouts:
         blocks: int,
         experts_end: int,
         host_short: Callable[[Sequence[int]], int],
+        alike: bool,
     ) -> None:
         self.needs = needs
         self.host_short = host_short
-        self.budgets = tuple(budgets)
+        self.budgets = tuple(max(0, budget) for budget in budgets)
+        self.alike = alike
+        """The GPUs are equally fast, so that a split only has to fit."""
+        self._even: dict[tuple[int, int], Placement | None] = {}
         self.context_tokens = context_tokens
         self.blocks = blocks
         self.units = blocks + 1
@@ -119,16 +123,24 @@ class Layouts:
         placement = Placement(gpu_layers=units, split=tuple(split), cpu_moe_layers=cpu_moe)
         return placement if self.fits(placement) else None
 
+    def even(self, units: int, cpu_moe: int) -> Placement | None:
+        """Return the split by budget, None where it does not fit."""
+        key = units, cpu_moe
+        if key not in self._even:
+            split = self.proportional(units, cpu_moe)
+            self._even[key] = split if self.fits(split) else None
+        return self._even[key]
+
     def splits(self, units: int, cpu_moe: int) -> list[Placement]:
         """Return the feasible splits worth trying: even by budget, front-loaded, back-loaded."""
         if len(self.budgets) == 1 or units == 0:
             split = (units,) + (0,) * (len(self.budgets) - 1)
             only = Placement(gpu_layers=units, split=split, cpu_moe_layers=cpu_moe)
             return [only] if self.fits(only) else []
-        found: list[Placement] = []
-        even = self.proportional(units, cpu_moe)
-        if self.fits(even):
-            found.append(even)
+        even = self.even(units, cpu_moe)
+        if even is not None and self.alike:
+            return [even]
+        found = [] if even is None else [even]
         for from_back in (False, True):
             filled = self.filled(units, cpu_moe, from_back=from_back)
             if filled is not None and filled not in found:
@@ -137,7 +149,11 @@ class Layouts:
 
     def feasible(self, units: int, cpu_moe: int) -> bool:
         """Tell whether some split of these numbers fits."""
-        return bool(self.splits(units, cpu_moe))
+        if self.even(units, cpu_moe) is not None:
+            return True
+        if len(self.budgets) == 1 or units == 0:
+            return False
+        return any(self.filled(units, cpu_moe, from_back=back) is not None for back in (False, True))
 
     def candidates(self, *, units: int | None = None, cpu_moe: int | None = None) -> list[Placement]:
         """Return the corners of what fits under the budgets; a given number stays fixed.

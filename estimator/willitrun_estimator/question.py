@@ -60,6 +60,7 @@ class LlamaSetup:
         self.budgets = tuple(gpu_budget(gpu, request) for gpu in devices.gpus)
         self.host_budget = devices.host.ram_available_bytes - HOST_RESERVE_BYTES
         self.whole_split = (self.blocks + 1,) + (0,) * (len(devices.gpus) - 1)
+        self.alike = len({(gpu.family, gpu.bandwidth_bytes_per_s, gpu.flops_per_s) for gpu in devices.gpus}) <= 1
         self.unified = any(gpu.unified for gpu in devices.gpus)
         self.speed = throughput.SpeedModel(weights, devices, settings, engine=request.engine or "llama.cpp")
         self.depth_tokens = request.depth_tokens or 0

@@ -49,6 +49,11 @@ class Setup(Protocol):
         ...
 
     @property
+    def alike(self) -> bool:
+        """The GPUs of the set are equally fast."""
+        ...
+
+    @property
     def budgets(self) -> Sequence[int]:
         """Bytes each GPU of the set may be given."""
         ...
@@ -330,6 +335,7 @@ def layouts_of(one: Setup, context_tokens: int) -> Layouts:
         blocks=one.blocks,
         experts_end=one.experts_end,
         host_short=one.host_short,
+        alike=one.alike,
     )
 
 
