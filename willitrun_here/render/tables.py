@@ -235,19 +235,23 @@ def curve_table(answer: Answer) -> Table | None:
 
 def recommendation_table(answers: Sequence[Answer], *, title: str = "Best models for this machine") -> Table:
     """Return one row per model, as ranked."""
+    weighed = any(answer.rank_score is not None for answer in answers)
     rows = tuple(
         Row(
             cells=(
                 f"{rank}",
                 answer.model.title,
+                *((("-" if answer.rank_score is None else f"{answer.rank_score:.0f}"),) if weighed else ()),
                 f"{answer.grade} {answer.score}",
                 *_plan_cells(answer),
             )
         )
         for rank, answer in enumerate(answers, start=1)
     )
-    columns = (_number("#"), _text("Model", wraps=True), _text("Grade"), *PLAN_COLUMNS)
-    return Table(title=title, columns=columns, rows=rows)
+    overall = (_number("Overall"),) if weighed else ()
+    columns = (_number("#"), _text("Model", wraps=True), *overall, _text("Grade"), *PLAN_COLUMNS)
+    note = "Overall: the grade's score, weighed with the ability that size and age let expect." if weighed else ""
+    return Table(title=title, columns=columns, rows=rows, note=note)
 
 
 PLAN_COLUMNS = (

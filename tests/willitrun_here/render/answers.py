@@ -342,6 +342,20 @@ def two_gpus() -> Answer:
     )
 
 
+def vllm() -> Answer:
+    """Return an answer for vLLM over two GPUs, with the pool of its cache and a kernel."""
+    answer = two_gpus()
+    plan = answer.plan
+    assert plan is not None
+    plan = replace(
+        plan, engine="vllm", quant="FP8", kv_type="auto", tensor_parallel=2, max_num_seqs=32, gpu_layers=27,
+        kernel="marlin (weight-only)", tensor_split=(),
+        devices=(*plan.devices[:2], replace(host(0, 118 * GIB), compute_bytes=0, output_bytes=0, total_bytes=0)),
+    )  # fmt: skip
+    option = replace(answer.quants[6], quant="FP8", engine="vllm")
+    return replace(answer, plan=plan, quants=(option, replace(option, engine="llama.cpp", best=False)))
+
+
 HOSTILE = "<img src=x onerror=alert(1)>'\"&</script><script>alert(2)</script>"
 
 

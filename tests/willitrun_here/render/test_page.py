@@ -15,7 +15,7 @@ from willitrun_here.render.environment import Link, json_text
 from willitrun_here.render.faq import questions
 
 VOID = {"meta", "link", "input", "br", "img", "rect", "line", "circle", "path", "polygon", "polyline", "hr"}
-NAMES = ["a100", "mi100", "too_large", "two_gpus", "hostile"]
+NAMES = ["a100", "mi100", "too_large", "two_gpus", "vllm", "hostile"]
 
 
 class Reader(HTMLParser):
@@ -147,6 +147,12 @@ def test_the_embedded_data_is_what_the_controls_need(answers):
     assert all([key for key, _, _ in row["tiles"]] == keys or row["planned"] for row in data["options"])
     planned = next(row for row in data["options"] if row["planned"])
     assert {key for key, _, _ in planned["tiles"]} <= set(keys)
+
+
+def test_the_plan_is_picked_by_quantization_and_engine(answers):
+    html = page.render(answers.vllm())
+    data = json.loads(html.split('id="data">')[1].split("</script>")[0])
+    assert [(row["quant"], row["planned"]) for row in data["options"]] == [("FP8", True), ("FP8", False)]
 
 
 def test_an_answer_without_extras_still_makes_a_page(answers):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import pytest
@@ -20,7 +21,7 @@ def printed(width: int, show, *, encoding: str = "utf-8", **console) -> str:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("name", ["a100", "mi100", "too_large", "two_gpus"])
+@pytest.mark.parametrize("name", ["a100", "mi100", "too_large", "two_gpus", "vllm"])
 def test_an_answer_looks_as_recorded(answers, golden, name, width):
     answer = getattr(answers, name)()
     golden(f"{name}-{width}.txt", printed(width, lambda console: text.render_answer(answer, console)))
@@ -101,6 +102,14 @@ def test_names_cannot_move_the_cursor_or_use_markup(answers):
     assert "\x07" not in shown
     assert "\u202e" not in shown
     assert "[bold]x[/bold]" in shown
+
+
+def test_a_ranking_shows_what_it_is_ranked_by(answers):
+    rows = [replace(answers.mi100(), rank_score=81.4), replace(answers.a100(), rank_score=79.6)]
+    shown = printed(80, lambda console: text.render_recommendations(rows, console))
+    assert re.search(r"1 +Kimi.* 81 +C 51", shown)
+    assert re.search(r"2 +Kimi.* 80 +A 83", shown)
+    assert "Overall: " in shown
 
 
 def test_nothing_recommended_says_so():

@@ -5,8 +5,13 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from willitrun_estimator.plan import Context
+from willitrun_estimator.request import Request
 from willitrun_here.render import markdown, wording
+from willitrun_here.render.breakdown import bars
+from willitrun_here.render.facts import facts
 from willitrun_here.render.faq import questions
 
 
@@ -56,6 +61,36 @@ def test_the_summary_names_what_was_counted(answers):
         "context of 32K tokens. 10 % of the weights stay in host memory. Expect about 36 tok/s (25\u201347 tok/s)."
     )
     assert wording.hardware(answers.two_gpus()) == "2\u00d7 NVIDIA GeForce RTX 3090"
+
+
+def test_a_plan_is_told_in_the_terms_of_its_engine(answers):
+    (plan,) = [row for row in facts(answers.vllm()) if row[0] == "Plan"]
+    assert plan[2] == (
+        "vLLM, tensor parallel 2, up to 32 requests at once, marlin (weight-only), KV cache auto, context 256K"
+    )
+    (plan,) = [row for row in facts(answers.mi100()) if row[0] == "Plan"]
+    assert "28 of 28 layers on the GPU, experts of 3 in host memory" in plan[2]
+    asked = replace(answers.a100(), request=Request(prompt_tokens=3000))
+    assert "prompt of 3000" in next(row[2] for row in facts(asked) if row[0] == "First token")
+
+
+def test_devices_without_use_have_no_bar(answers):
+    assert [bar.name for bar in bars(answers.vllm())] == [
+        "GPU 0: NVIDIA GeForce RTX 3090",
+        "GPU 1: NVIDIA GeForce RTX 3090",
+    ]
+
+
+def test_unknown_speed_is_said_and_the_whole_context_too(answers):
+    answer = answers.a100()
+    pairs = dict(questions(replace(answer, speed=None, context=Context(safe_tokens=1 << 20, max_tokens=1 << 20))))
+    assert "Too little is known" in pairs["How fast is Kimi Linear 48B A3B Instruct on NVIDIA A100 40GB?"]
+    assert "All of the model's 1M tokens." in pairs.values()
+
+
+@pytest.mark.parametrize(("value", "words"), [(8192, "8K"), (132864, "129K"), (6000, "6000"), (1 << 20, "1M")])
+def test_token_counts_are_round_and_never_too_high(value, words):
+    assert wording.tokens(value) == words
 
 
 def test_a_no_is_a_no_everywhere(answers):
