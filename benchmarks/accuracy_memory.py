@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from msgspec import Struct
+
 from willitrun_catalog.shipped import model
 from willitrun_estimator.device import Device, Devices, Host
 from willitrun_estimator.footprint import MemoryModel
@@ -168,10 +169,8 @@ def report(found: list[Difference], worst: int) -> str:
     for one in found:
         groups[one.term, one.device].append(one)
     lines += [f"{term:10}{device:8}{summary(group)}" for (term, device), group in groups.items()]
-    lines += [
-        "",
-        f"compute buffers per architecture (GPU)\n{'architecture':18}{'rows':>6}{'exact':>8}{'median':>9}{'p90':>9}{'worst':>9}{'under':>9}",
-    ]
+    heading = f"{'rows':>6}{'exact':>8}{'median':>9}{'p90':>9}{'worst':>9}{'under':>9}"
+    lines += ["", "compute buffers per architecture (GPU)", f"{'architecture':18}{heading}"]
     kinds: dict[str, list[Difference]] = defaultdict(list)
     for one in found:
         if one.term == "compute" and one.device == "GPU":
@@ -210,10 +209,12 @@ def plot(found: list[Difference]) -> str:
         return HEIGHT - EDGE - place(value, HEIGHT - 2 * EDGE)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
         f"<title>Predicted against measured memory, {len(found)} terms</title>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<line x1="{across(low):.1f}" y1="{upwards(low):.1f}" x2="{across(high):.1f}" y2="{upwards(high):.1f}" stroke="#999"/>',
+        f'<line x1="{across(low):.1f}" y1="{upwards(low):.1f}" '
+        f'x2="{across(high):.1f}" y2="{upwards(high):.1f}" stroke="#999"/>',
     ]
     for power in range(math.ceil(low), math.floor(high) + 1):
         name = {6: "1 MB", 7: "10 MB", 8: "100 MB", 9: "1 GB", 10: "10 GB", 11: "100 GB", 12: "1 TB"}[power]
@@ -222,7 +223,8 @@ def plot(found: list[Difference]) -> str:
             f'<text x="{EDGE - 6}" y="{upwards(power) + 4:.1f}" text-anchor="end">{name}</text>',
         ]
     parts += [
-        f'<circle cx="{across(measured):.1f}" cy="{upwards(predicted):.1f}" r="2.2" fill="{COLOURS[term]}" fill-opacity="0.55"/>'
+        f'<circle cx="{across(measured):.1f}" cy="{upwards(predicted):.1f}" r="2.2" '
+        f'fill="{COLOURS[term]}" fill-opacity="0.55"/>'
         for term, measured, predicted in sorted(points)
     ]
     for number, term in enumerate(("weights", "cache", "compute")):

@@ -76,7 +76,7 @@ def stream_cells(settings: Settings, context_tokens: int | None = None) -> tuple
 
 
 def effective_window(spec: ModelSpec, mixer: Attention) -> int | None:
-    """The window that llama.cpp really uses for this layer, None for full attention."""
+    """Give the window that llama.cpp really uses for this layer, None for full attention."""
     return None if spec.architecture in WINDOW_IGNORED else mixer.window
 
 
@@ -117,7 +117,7 @@ def mixer_row_bytes(spec: ModelSpec, mixer: Mixer, settings: Settings) -> int:
 
 
 def layer_window(spec: ModelSpec, layer: Layer) -> int | None:
-    """The sliding window of a layer's cache, None where it is as long as the context."""
+    """Give the sliding window of a layer's cache, None where it is as long as the context."""
     for mixer in layer.mixers:
         if isinstance(mixer, Attention):
             return effective_window(spec, mixer)
@@ -147,7 +147,7 @@ def kv_bytes(spec: ModelSpec, settings: Settings, context_tokens: int | None = N
 
 
 def layer_padding_bytes(spec: ModelSpec, layer: Layer, settings: Settings, context_tokens: int) -> int:
-    """What the tensors of a layer's cache take on a CUDA or ROCm device beyond their elements."""
+    """Give what the tensors of a layer's cache take on a CUDA or ROCm device beyond their elements."""
     cells, streams = stream_cells(settings, context_tokens)
     window = layer_window(spec, layer)
     if window is not None:

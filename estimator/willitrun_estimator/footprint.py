@@ -28,9 +28,7 @@ class MemoryModel:
     device order and the host last. Not thread-safe (it keeps what it has computed).
     """
 
-    def __init__(
-        self, weights: WeightProfile, devices: Devices, settings: Settings, build: Build = CURRENT
-    ) -> None:
+    def __init__(self, weights: WeightProfile, devices: Devices, settings: Settings, build: Build = CURRENT) -> None:
         spec = weights.spec
         self.weights = weights
         self.devices = devices
@@ -73,7 +71,7 @@ class MemoryModel:
         return known
 
     def spans(self, placement: Placement) -> tuple[tuple[int, int], ...]:
-        """First and last-plus-one unit of each GPU; unit `block_count` is the output head."""
+        """Give the first and last-plus-one unit of each GPU; unit `block_count` is the output head."""
         units = len(self._resident)
         first = units - placement.gpu_layers
         split = placement.split or (placement.gpu_layers,)
@@ -85,7 +83,7 @@ class MemoryModel:
         return tuple(spans)
 
     def weights_bytes(self, placement: Placement) -> tuple[int, ...]:
-        """Weights on each GPU and on the host."""
+        """Sum the weights on each GPU and on the host."""
         blocks = len(self._resident) - 1
         resident, experts = self._resident, self._experts
         moved = placement.cpu_moe_layers
@@ -120,7 +118,7 @@ class MemoryModel:
         return known
 
     def cache_bytes(self, placement: Placement, context_tokens: int) -> tuple[tuple[int, int], ...]:
-        """KV cache and recurrent state on each GPU and on the host."""
+        """Give KV cache and recurrent state on each GPU and on the host."""
         blocks = len(self._resident) - 1
         kinds = self._cells_of(context_tokens)
         padding = self._paddings(context_tokens)
@@ -141,7 +139,7 @@ class MemoryModel:
         return (*out, (kv_left, state_left))
 
     def per_device_bytes(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
-        """Everything each device holds, context and workspaces of the GPU runtime included."""
+        """Sum everything each device holds, context and workspaces of the GPU runtime included."""
         weights = self.weights_bytes(placement)
         caches = self.cache_bytes(placement, context_tokens)
         compute = self.compute.bytes(placement, context_tokens)
@@ -152,7 +150,7 @@ class MemoryModel:
         return (*gpus, weights[-1] + sum(caches[-1]) + compute[-1] + self._output)
 
     def safe_tokens(self, placement: Placement, limits: tuple[int, ...], max_tokens: int | None = None) -> int:
-        """The largest context that keeps every device within its limit in bytes; 0 when none does.
+        """Find the largest context that keeps every device within its limit in bytes; 0 when none does.
 
         Limits are free memory minus the margin, GPUs in order and the host last. The answer is a multiple of the
         engine's cell padding, at most `max_tokens` (the model's maximum by default).
@@ -173,7 +171,7 @@ class MemoryModel:
         return low * step
 
     def uses(self, placement: Placement, context_tokens: int) -> tuple[DeviceUse, ...]:
-        """The same bytes as named parts: one `DeviceUse` per GPU, then the host."""
+        """Give the same bytes as named parts: one `DeviceUse` per GPU, then the host."""
         weights = self.weights_bytes(placement)
         caches = self.cache_bytes(placement, context_tokens)
         compute = self.compute.bytes(placement, context_tokens)
@@ -226,5 +224,8 @@ def footprint(
     settings: Settings,
     build: Build = CURRENT,
 ) -> tuple[DeviceUse, ...]:
-    """What every device holds: the GPUs in order, then the host (see `MemoryModel` for many placements)."""
+    """Give what every device holds: the GPUs in order, then the host (see `MemoryModel` for many placements).
+
+    `build` are the rules of the llama.cpp build (`compute.build.build_of`); the default is a current one.
+    """
     return MemoryModel(weights, devices, settings, build).uses(placement, settings.context_tokens)

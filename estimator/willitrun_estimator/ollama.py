@@ -14,7 +14,6 @@ from willitrun_estimator.placement import Settings
 
 if TYPE_CHECKING:
     from willitrun_catalog.model import ModelSpec
-
     from willitrun_estimator.device import Devices
 
 GIB = 1 << 30
@@ -36,7 +35,9 @@ def default_context(spec: ModelSpec, devices: Devices) -> int:
     return min(tokens, spec.max_context_tokens)
 
 
-def ollama(spec: ModelSpec, devices: Devices, *, context_tokens: int | None = None, parallel: int = NUM_PARALLEL) -> Settings:
+def ollama(
+    spec: ModelSpec, devices: Devices, *, context_tokens: int | None = None, parallel: int = NUM_PARALLEL
+) -> Settings:
     """Give the settings under which ollama runs a model.
 
     `context_tokens` is `num_ctx` (or OLLAMA_CONTEXT_LENGTH) per request: the cache holds it once per slot. The cache

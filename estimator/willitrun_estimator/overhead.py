@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from willitrun_catalog.model import Attention, Mla
-
 from willitrun_estimator import cache
 
 if TYPE_CHECKING:
@@ -64,7 +63,9 @@ def context_bytes(gpu: Device, *, used: bool = True) -> int:
     return int((constant + slope * count) * MIB)
 
 
-def runtime_notes(gpu: Device, weights: WeightProfile | None = None, settings: Settings | None = None) -> tuple[Line, ...]:
+def runtime_notes(
+    gpu: Device, weights: WeightProfile | None = None, settings: Settings | None = None
+) -> tuple[Line, ...]:
     """List what a GPU holds beyond the buffers."""
     constant, slope = AFTER_USE[gpu.backend]
     if not constant:
@@ -75,7 +76,9 @@ def runtime_notes(gpu: Device, weights: WeightProfile | None = None, settings: S
     lines: list[Line] = [("GPU context and kernels", context_bytes(gpu), basis)]
     if weights is not None and settings is not None and gpu.backend == "vulkan" and weights.cumulative_expert_bytes[-1]:
         scratch = VULKAN_EXPERT_PREFILL_BYTES * settings.ubatch // 2048
-        lines.append(("expert prefill scratch", scratch, "Vulkan allocates it while it runs; scaled from one measurement"))
+        lines.append(
+            ("expert prefill scratch", scratch, "Vulkan allocates it while it runs; scaled from one measurement")
+        )
     return tuple(lines)
 
 
@@ -134,7 +137,11 @@ def checkpoint_bytes(weights: WeightProfile, settings: Settings) -> int:
 def host_notes(weights: WeightProfile, settings: Settings, *, repacked_bytes: int = 0) -> tuple[Line, ...]:
     """List what may further occupy host memory; none of it is needed to start, so no total contains it."""
     lines: list[Line] = [
-        ("prompt cache, at most", PROMPT_CACHE_BYTES, "llama-server --cache-ram, 8192 MiB by default; 0 switches it off")
+        (
+            "prompt cache, at most",
+            PROMPT_CACHE_BYTES,
+            "llama-server --cache-ram, 8192 MiB by default; 0 switches it off",
+        )
     ]
     one = checkpoint_bytes(weights, settings)
     if one:
@@ -147,7 +154,11 @@ def host_notes(weights: WeightProfile, settings: Settings, *, repacked_bytes: in
         )
     if repacked_bytes:
         lines.append(
-            ("repacked weights", repacked_bytes, "part of the weights: rearranged for the CPU, cannot be dropped like mapped files")
+            (
+                "repacked weights",
+                repacked_bytes,
+                "part of the weights: rearranged for the CPU, cannot be dropped like mapped files",
+            )
         )
     return tuple(lines)
 

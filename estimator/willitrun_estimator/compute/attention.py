@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from willitrun_catalog.model import Attention, Mla
-
 from willitrun_estimator import cache
+from willitrun_estimator.compute.form import CELLS, WINDOW, ZERO, Dim, U, form, plus
 from willitrun_estimator.compute.graph import Node
-from willitrun_estimator.compute.form import CELLS, ZERO, U, WINDOW, Dim, form, plus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +15,9 @@ if TYPE_CHECKING:
     from willitrun_estimator.compute.builder import Builder, Homes
 
 
-def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Callable[[], Node]:
+def attention(  # noqa: C901, PLR0912, PLR0915
+    b: Builder, mixer: Attention, normed: Node, homes: Homes
+) -> Callable[[], Node]:
     """Add grouped-query attention; the function that is returned adds what llama.cpp computes only when it is read.
 
     That function gives (heads x value_dim, tokens), without the output projection.
@@ -129,7 +130,9 @@ def attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Calla
     return finish_slow
 
 
-def latent_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node:
+def latent_attention(  # noqa: PLR0915
+    b: Builder, mixer: Mla, normed: Node, homes: Homes
+) -> Node:
     """Multi-head latent attention with absorbed projections (src/models/deepseek2.cpp)."""
     g = b.graph
     heads, rank, rope = mixer.heads, mixer.kv_rank, mixer.rope_dim

@@ -23,7 +23,7 @@ HALF_MASK_BUILD = 9442
 CAPPED_ROWS_BUILD = 9479
 RESERVED_SCRATCH_BUILD = 9495
 SPARE_EMBEDDINGS_BUILD = 7146
-"""Last build numbers of the ranges in which a change landed; a build inside a range counts as older, which needs more."""
+"""Last build numbers of the ranges in which a change landed: a build inside one counts as older, which needs more."""
 
 
 def build_of(number: int | None) -> Build:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSpec, Moe, NoMixer, Recurrent
-
 from willitrun_estimator import cache
 from willitrun_estimator.compute import attention, feed_forward, recurrent
 from willitrun_estimator.compute.build import CURRENT, Build
-from willitrun_estimator.compute.form import CELLS, ROWS, U, WINDOW, Dim, form
+from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, U
 from willitrun_estimator.compute.graph import Graph, Node
 from willitrun_estimator.compute.style import style_of
 from willitrun_estimator.placement import Settings
-
 
 HEAD = "output"
 """The key of the head's bytes."""
@@ -286,9 +284,7 @@ class Builder:
         for device in sorted({homes.block for _, homes in layers} - {self.host}):
             self.graph.leaf("gate", (max(gates, default=0), U), device, kept=True)
 
-    def build(
-        self, layers: tuple[tuple[Layer, Homes], ...], head: int, omitted: tuple[int, ...] = ()
-    ) -> Graph:
+    def build(self, layers: tuple[tuple[Layer, Homes], ...], head: int, omitted: tuple[int, ...] = ()) -> Graph:
         """Build the graph of these blocks between the embedding table and the head on device `head`.
 
         `omitted` is how many further blocks each device has, whose constants still take place.

