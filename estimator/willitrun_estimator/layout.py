@@ -12,6 +12,9 @@ from typing import Protocol
 
 from willitrun_estimator.placement import Placement
 
+BORDER_STEPS = 2
+"""Points of the border tried beside a corner: time is linear along it, so only rounding can make one of them better."""
+
 
 class Needs(Protocol):
     """What a layout needs: bytes per GPU, in order, then the host's."""
@@ -203,16 +206,23 @@ class Layouts:
         yield from (n for n in (least, most) if n is not None)
 
     def _border(self) -> Iterator[tuple[int, int]]:
-        """Walk the border of what fits: fewer units on the GPUs against fewer blocks with experts in host memory.
+        """Walk a little along the border of what fits: fewer units on the GPUs for fewer experts in host memory.
 
-        Blocks are whole, so a point between two corners can be a little better than either.
+        Blocks are whole, so a point beside a corner can be a little better than the corner itself.
         """
         most = self.most_units(self.experts_end)
-        share = self.experts_end
-        for count in range(most or 0, 0, -1):
+        if not most:
+            return
+        least = smallest(0, self.experts_end, lambda n: self.feasible(most, n))
+        share = self.experts_end if least is None else least
+        steps = 0
+        for count in range(most - 1, 0, -1):
+            before = share
             # Fewer units never need more experts in host memory, so the share only falls along the walk.
             while share > 0 and self.feasible(count, share - 1):
                 share -= 1
-            yield count, share
-            if share <= self.units - count:
-                return  # the flag adds nothing to the blocks that are in host memory anyway
+            if share < before:
+                yield count, share
+                steps += 1
+            if steps == BORDER_STEPS or share <= self.units - count:
+                return  # below, the flag adds nothing to the blocks that are in host memory anyway

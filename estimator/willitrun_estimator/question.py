@@ -67,13 +67,15 @@ class LlamaSetup:
         self.prompt_tokens = request.prompt_tokens or purpose.prompt_tokens
         self.concurrency = max(lens.concurrency, request.concurrency)
 
-    def overflow(self, context_tokens: int) -> tuple[int, int, int]:
-        """Return what the GPUs cannot hold even without compute buffers, all experts, and all blocks."""
+    def overflow(self, context_tokens: int, ubatch: int) -> tuple[int, int, int]:
+        """Return what the GPUs cannot hold with the smallest compute buffer on one of them, all experts, all blocks."""
         everything = Placement(gpu_layers=self.blocks + 1, split=self.whole_split)
         held = sum(self.memory.weights_bytes(everything)[:-1])
         held += sum(kv + state for kv, state in self.memory.cache_bytes(everything, context_tokens)[:-1])
         blocks = held - self.weights.output_bytes
-        return held - sum(self.budgets), self.weights.cumulative_expert_bytes[-1], blocks
+        buffer, copies = self.needs.least_compute(context_tokens, ubatch)
+        over = held + buffer + min(self.needs.runtime, default=0) - sum(self.budgets)
+        return over + (copies if over > 0 else 0), self.weights.cumulative_expert_bytes[-1], blocks
 
     def host_short(self, used_bytes: Sequence[int]) -> int:
         """Return the bytes the host lacks, 0 or less when it has room; unified GPUs draw on the same memory."""

@@ -101,13 +101,24 @@ class QuickMemory:
         """Exact less quick on each device, once the exact answer of a placement is known."""
         self._context: dict[int, tuple[int, int]] = {}
 
+    def least_compute(self, context_tokens: int, ubatch: int) -> tuple[int, int]:
+        """Return the least compute buffer of a GPU with a block, and what copies add as soon as weights stay behind."""
+        masks, attention = self.terms(context_tokens, ubatch)
+        block = max(F32 * min(ubatch, context_tokens) * self.widths.block, attention) + masks
+        tensors = [size for size in (self.block_tensor, self.expert_tensor) if size]
+        return block, min(tensors, default=0) if self.settings.op_offload else 0
+
     def context_terms(self, context_tokens: int) -> tuple[int, int]:
-        """Return the bytes of one set of masks, and of what attention needs beside them."""
+        """Return `terms` at the settings' own micro-batch, worked out once a context."""
         known = self._context.get(context_tokens)
-        if known is not None:
-            return known
+        if known is None:
+            known = self._context[context_tokens] = self.terms(context_tokens, self.settings.ubatch)
+        return known
+
+    def terms(self, context_tokens: int, ubatch: int) -> tuple[int, int]:
+        """Return the bytes of one set of masks, and of what attention needs beside them."""
         full, _ = cache.stream_cells(self.settings, context_tokens)
-        u = min(self.settings.ubatch, context_tokens)
+        u = min(ubatch, context_tokens)
         cell = 2 if self.settings.flash_attention else 4
         masks = cell * u * full
         if self.widths.window is not None:
@@ -117,7 +128,6 @@ class QuickMemory:
             attention = F32 * u * full * self.widths.heads
         elif self.quantized:
             attention = 2 * full * self.widths.scratch_elements + F32 * u * self.widths.attention
-        self._context[context_tokens] = masks, attention
         return masks, attention
 
     def compute_bytes(self, placement: Placement, context_tokens: int) -> list[int]:

@@ -24,7 +24,7 @@ from willitrun_estimator.score import (
     ttft_factor,
 )
 
-BOUND_SLACK = 1.05
+BOUND_SLACK = 1.005
 """Headroom of the bound over single-device speeds, for terms that a mixed layout may save (a head on another card)."""
 UNKNOWN_FACTOR = 0.5
 """What an unknown speed counts for: neither praise nor blame, so that quality and context decide."""
@@ -58,7 +58,7 @@ class Setup(Protocol):
         """Bytes each GPU of the set may be given."""
         ...
 
-    def overflow(self, context_tokens: int, /) -> tuple[int, int, int]:
+    def overflow(self, context_tokens: int, ubatch: int, /) -> tuple[int, int, int]:
         """Return the bytes the GPUs cannot hold whatever the layout, those of all experts, and those of all blocks."""
         ...
 
@@ -201,25 +201,27 @@ def bounded(
 ) -> list[Combination]:
     """Return every combination with the score it cannot exceed, best bound first."""
     combinations: list[Combination] = []
-    narrow, wide = min(space.ubatches), max(space.ubatches)
+    narrow = min(space.ubatches)
     for gpus in space.gpu_sets:
         steps = Extremes.of(setup(quant, space.kv_types[0], narrow, gpus), len(gpus), rates=True)
-        waits = Extremes.of(setup(quant, space.kv_types[0], wide, gpus), len(gpus), rates=False)
+        waits = {
+            ubatch: Extremes.of(setup(quant, space.kv_types[0], ubatch, gpus), len(gpus), rates=False)
+            for ubatch in space.ubatches
+        }
         for kv_type in space.kv_types:
             quality = quality_factor(kl_divergence(quant, kv_type))
             one = setup(quant, kv_type, narrow, gpus)
             for context_tokens in space.contexts:
-                overflow = one.overflow(context_tokens)
-                step, wait = steps.least(*overflow), waits.least(*overflow)
-                bound = objective.judge(
-                    quality=quality,
-                    rate=None if step is None else BOUND_SLACK / step,
-                    ttft_s=None if wait is None else wait / BOUND_SLACK,
-                    context_tokens=context_tokens,
-                )
-                combinations.extend(
-                    Combination(bound, gpus, kv_type, context_tokens, ubatch, quality) for ubatch in space.ubatches
-                )
+                for ubatch in space.ubatches:
+                    overflow = one.overflow(context_tokens, ubatch)
+                    step, wait = steps.least(*overflow), waits[ubatch].least(*overflow)
+                    bound = objective.judge(
+                        quality=quality,
+                        rate=None if step is None else BOUND_SLACK / step,
+                        ttft_s=None if wait is None else wait / BOUND_SLACK,
+                        context_tokens=context_tokens,
+                    )
+                    combinations.append(Combination(bound, gpus, kv_type, context_tokens, ubatch, quality))
     combinations.sort(key=lambda combination: (-combination.bound, combination.ubatch))
     return combinations
 

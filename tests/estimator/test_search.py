@@ -72,7 +72,7 @@ class MadeUp:
         self.ubatch = ubatch
         self.alike = len(set(self.speeds)) == 1
 
-    def overflow(self, context_tokens: int) -> tuple[int, int, int]:
+    def overflow(self, context_tokens: int, ubatch: int) -> tuple[int, int, int]:
         model = self.model
         cache = context_tokens / 1024 * self.needs.kv_bytes * self.blocks
         weights = (sum(model.resident) + sum(model.experts) + model.head) * self.quant_bytes
