@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from willitrun_catalog.errors import FileAccessError, FileFormatError
 from willitrun_catalog.model import ModelSpec, Role, Tensor
-from willitrun_catalog.readers.checkpoint_names import BESIDE, PACKED, CheckpointName, parse
+from willitrun_catalog.readers.checkpoint_names import PACKED, CheckpointName, is_beside, parse
 from willitrun_catalog.readers.config import class_name, gguf_architecture, hyper_of, number, text_fields
 from willitrun_catalog.readers.gguf_layers import Shapes, layers
 from willitrun_catalog.readers.quantization import quantization
@@ -25,7 +25,6 @@ MAX_CONFIG_BYTES = 4 << 20
 MAX_INDEX_BYTES = 64 << 20
 MAX_SHARDS = 4096
 _SHARD_NAME = re.compile(rb'"([^"\n]{1,255})"\s*[,}]')
-_STORED_AS = {8: "I8", 16: "F16", 32: "F32", 64: "F64"}
 _FLOATS = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F64"}
 _NATIVE = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _ALREADY_STACKED = 3
@@ -192,6 +191,11 @@ class Group:
         return self.part if self.part in {"ssm_a", "ssm_d"} else f"{self.part}.weight"
 
     @property
+    def quantized(self) -> bool:
+        """Whether it is stored in the checkpoint's format, not as plain floats."""
+        return self.dtype not in _FLOATS or any(suffix in PACKED or is_beside(suffix) for suffix, _ in self.stored)
+
+    @property
     def elements(self) -> int:
         """Logical weights, whatever they are packed in."""
         return math.prod(self.shape) if self.shape else 0
@@ -213,7 +217,7 @@ def _group(tensors: Iterable[StoredTensor], bits: int, *, packed_outputs: bool) 
         if name.expert is not None:
             group.experts.add(name.expert)
         group.stored.append((name.suffix, tensor))
-        if name.suffix not in BESIDE and key not in packed:
+        if not is_beside(name.suffix) and key not in packed:
             packed[key] = _logical_shape(tensor, name.suffix, bits, packed_outputs=packed_outputs)
             group.dtype = tensor.dtype
     for key, group in groups.items():
@@ -252,35 +256,21 @@ def _complete(blocks: list[dict[str, tuple[int, ...]]], fields: Mapping[str, Any
 
 
 def _tensors(groups: Iterable[Group], trunk: int, *, fixed: bool) -> Iterable[Tensor]:
+    """List the weights themselves, whatever they are packed in; a format's own scales come with its bits per weight.
+
+    The type is left open where it can be chosen (a checkpoint of plain floats) or is the checkpoint's format.
+    """
     for group in groups:
+        if not group.elements:
+            continue
         prefix = "" if group.layer is None else f"blk.{group.layer}."
         role: Role = role_of(f"blk.0.{group.file_part}" if prefix else group.file_part, len(group.shape))
         if group.layer is not None and group.layer >= trunk:
             role = "extra"
-        if not fixed:
-            kind = _FLOATS.get(group.dtype, "F32") if len(group.shape) < 2 or role == "norm" else None  # noqa: PLR2004
-            yield Tensor(prefix + group.file_part, group.shape or (1,), group.layer, role, kind)
-            continue
-        yield from _as_stored(group, prefix, role)
-
-
-def _as_stored(group: Group, prefix: str, role: Role) -> Iterable[Tensor]:
-    """List what is stored, byte for byte: one tensor per kind of thing a matrix is stored as."""
-    sums: dict[tuple[str, str], list[StoredTensor]] = {}
-    for suffix, tensor in group.stored:
-        sums.setdefault((suffix, tensor.dtype), []).append(tensor)
-    for (suffix, dtype), stored in sums.items():
-        size = sum(tensor.bytes for tensor in stored)
-        whole = stored[0].shape
-        kind = _FLOATS.get(dtype) or _STORED_AS[8]
-        width = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}.get(kind, 1)
-        elements = size // width
-        row = max(1, whole[-1] * stored[0].bytes // max(1, math.prod(whole)) // width) if whole else 1
-        shape = (row, elements // row) if elements % row == 0 and elements > row else (max(1, elements),)
-        if not elements:
-            continue
-        name = f"{prefix}{group.part}.{suffix or 'weight'}" if suffix != "bias" else f"{prefix}{group.part}.bias"
-        yield Tensor(name, shape, group.layer, role, kind)
+        vector = len(group.shape) < 2 or role == "norm"  # noqa: PLR2004
+        kept = vector or (fixed and not group.quantized)
+        kind = _FLOATS.get(group.dtype, "F32") if kept else None
+        yield Tensor(prefix + group.file_part, group.shape, group.layer, role, kind)
 
 
 def _traits(groups: Mapping[tuple[int | None, str], Group]) -> tuple[str, ...]:

@@ -22,16 +22,16 @@ _EXPERT = re.compile(r"^(?P<before>.*\bexperts)\.(?P<number>\d{1,5})\.(?P<part>\
 _SUFFIX = re.compile(
     r"\.?(?P<base>[\w.]*?)[._](?P<suffix>qweight|qzeros|g_idx|scales|weight_packed|weight_shape|weight_scale_inv|"
     r"weight_scale_2|weight_scale|weight_zero_point|weight_g_idx|weight_global_scale|input_global_scale|"
-    r"input_scale|k_scale|v_scale|blocks|weight|bias)$"
+    r"input_scale|activation_scale|k_scale|v_scale|SCB|weight\.absmax|weight\.quant_map|weight\.nested_absmax|"
+    r"weight\.nested_quant_map|weight\.quant_state\.bitsandbytes__\w+|blocks|weight|bias)$"
 )
 PACKED = {"qweight", "weight_packed", "blocks"}
 """Suffixes of the matrix itself in a quantized checkpoint."""
-BESIDE = {
+_BESIDE = {
     "qzeros", "g_idx", "scales", "weight_shape", "weight_scale_inv", "weight_scale_2", "weight_scale",
     "weight_zero_point", "weight_g_idx", "weight_global_scale", "input_global_scale", "input_scale", "k_scale",
-    "v_scale",
+    "v_scale", "activation_scale", "SCB",
 }  # fmt: skip
-"""Suffixes of what belongs to a quantized matrix: scales, zero points, orders."""
 
 _ATTENTION = {
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "out_proj": "attn_output",
@@ -83,6 +83,11 @@ _OUTSIDE = {
     "norm": "output_norm", "final_layernorm": "output_norm", "ln_f": "output_norm", "norm_f": "output_norm",
     "embedding_norm": "output_norm", "embed_tokens_per_layer": "per_layer_token_embd",
 }  # fmt: skip
+
+
+def is_beside(suffix: str) -> bool:
+    """Whether a suffix names what belongs to a quantized matrix: scales, zero points, orders, states."""
+    return suffix in _BESIDE or suffix.startswith("weight.")
 
 
 class CheckpointName(NamedTuple):
