@@ -50,6 +50,7 @@ def report(to: str | None, machine: str, every: int | None, show: bool, **option
         hostname=options["hostname"],
         labels=labels_of(options["labels"]),
         fingerprint=fingerprint(Path("/")),
+        certified=options["client_cert"] is not None,
     )
     if show or to is None or not to.startswith(("http://", "https://")):
         return write_once(machine, setup, "-" if show or to is None else to)

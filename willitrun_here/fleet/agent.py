@@ -40,6 +40,8 @@ class Setup(Struct, frozen=True, kw_only=True):
     hostname: HostnamePolicy = "clear"
     labels: dict[str, str] = {}
     fingerprint: Fingerprint = Fingerprint()
+    certified: bool = False
+    """A client certificate says who this agent is; then it needs no token."""
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
@@ -191,7 +193,9 @@ def _hand_over(setup: Setup, spool: Spool, entry: Entry, send: Send, enrol_token
     body = entry.body()
     agent = load_agent(setup.directory)
     try:
-        secret = identity.load_secret(setup.directory) or _enrol(setup, send, enrol_token)
+        secret = identity.load_secret(setup.directory)
+        if secret is None and not setup.certified:
+            secret = _enrol(setup, send, enrol_token)
         try:
             receipt = put_report(send, str(agent.agent_id), entry.sequence, body, secret)
         except RefusedError:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import msgspec
 from msgspec import Struct
@@ -200,12 +201,27 @@ async def _allow_agent(fleet: Fleet, request: Request, address: str, token: str 
     holder = fleet.agents.remembered(token, subject, agent_id) or await run_in_threadpool(
         fleet.agents.holder, fleet.engine, token, subject, agent_id
     )
+    if holder is None and token is None and await _register(fleet, agent_id, subject):
+        holder = await run_in_threadpool(fleet.agents.holder, fleet.engine, None, subject, agent_id)
     if holder is None:
         return _unauthorized(fleet, address, "this token does not belong to this agent; enrol again")
     wait_s = fleet.reports.wait_s(agent_id)
     if wait_s:
         return problem(429, "slow-down", "too many reports", retry_after_s=max(1.0, wait_s))
     return holder
+
+
+async def _register(fleet: Fleet, agent_id: str, subject: str) -> bool:
+    """Let an agent with a certificate in without an enrolment."""
+    try:
+        known = str(UUID(agent_id)) == agent_id
+    except ValueError:
+        return False
+    if not known:
+        return False
+    now = fleet.clock()
+    work = fleet.writer.submit(lambda connection: auth.register_certified(connection, agent_id, subject, now=now))
+    return bool(await asyncio.wrap_future(work))
 
 
 def _unauthorized(fleet: Fleet, address: str, message: str) -> Response:

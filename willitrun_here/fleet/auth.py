@@ -117,6 +117,14 @@ def is_other_machine(known: Any, seen: Fingerprint) -> bool:
     return known.fingerprint_machine is not None and known.fingerprint_machine != seen.machine
 
 
+def register_certified(connection: Connection, agent_id: str, subject: str, *, now: float) -> bool:
+    """Make an agent known by its verified certificate, when nobody else has its id; False otherwise."""
+    if connection.execute(select(tables.agent.c.agent_id).where(tables.agent.c.agent_id == agent_id)).first():
+        return False
+    connection.execute(insert(tables.agent).values(agent_id=agent_id, certificate_subject=subject, enrolled_at=now))
+    return True
+
+
 class AgentTokens:
     """Looks agents up by their token (or certificate subject), remembering them for some seconds."""
 

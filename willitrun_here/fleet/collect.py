@@ -98,8 +98,9 @@ def collect_ray(
     try:
         if started:
             ray.init(address=address, log_to_driver=False, configure_logging=False, namespace="willitrun-here")
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UnreachableError(f"no Ray cluster at {address}: {str(error).splitlines()[0][:200]}") from error
+    except Exception as error:  # Ray raises whatever its start meets, of its own kinds and of its libraries'
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise UnreachableError(f"no Ray cluster at {address}: {words[0][:200]}") from error
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         keys = _ray_keys(nodes)

@@ -143,12 +143,12 @@ def test_ten_thousand_machines_are_asked_in_time(
     big_fleet(sqlite_engine, make_report, make_machine, clock)
     questions = Questions(sqlite_engine, make_planner(10.0), "1", clock)
     took = []
-    for _ in range(3):
-        started = time.perf_counter()
+    for _ in range(4):
+        started = time.process_time()
         answer = questions.where(make_spec(), Request())
-        took.append(time.perf_counter() - started)
+        took.append(time.process_time() - started)
     assert (len(answer.machines), answer.shapes) == (10_000, 60)
     assert {"runs-now", "runs-if-idle", "does-not-run"} == answer.counts.keys()
-    # The bars are 1 s and 0.1 s; other work shares this machine, so the test alone allows three times that.
-    assert took[0] < 3.0
-    assert min(took[1:]) < 0.3
+    # The bars are 1 s and 0.1 s of a quiet machine's clock; here processor time with room for a slower one.
+    assert took[0] < 2.0
+    assert min(took[1:]) < 0.25
