@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 from willitrun_probe.findings import finding
 from willitrun_probe.interpretation import Host, Interpretation
@@ -10,6 +11,7 @@ from willitrun_probe.isolate import Reply
 from willitrun_probe.machine import Finding, Gpu, Source
 
 GIB = 1024**3
+_LARGEST_BYTES = 2**50
 _MEASURED_BUDGETS_GIB = ((16, 11.84), (24, 17.76), (64, 48.0), (128, 107.5))
 """Default GPU budgets by memory size as users measured them (llmfit #754 and #570, sglang #29949, ds4 #893)."""
 
@@ -22,9 +24,9 @@ def interpret(reply: Reply, host: Host) -> Interpretation:
         failed = Source(name="sysctl", outcome="failed", seconds=reply.seconds, reason=reason)
         return Interpretation((), (finding("driver-failed", "apple", reason),), (failed,))
     found: list[Finding] = []
-    total = line.get("hw.memsize")
-    wired = line.get("iogpu.wired_limit_mb")
-    budget, source = line.get("budget"), "metal"
+    total = _size(line.get("hw.memsize"))
+    wired = _size(line.get("iogpu.wired_limit_mb"))
+    budget, source = _size(line.get("budget")), "metal"
     if not budget and wired:
         budget, source = wired * 1024**2, "sysctl"
     if not budget and total:
@@ -48,6 +50,10 @@ def interpret(reply: Reply, host: Host) -> Interpretation:
     )
     answered = Source(name="sysctl", outcome="answered", seconds=reply.seconds)
     return Interpretation((gpu,), tuple(found), (answered,))
+
+
+def _size(value: Any) -> int | None:
+    return value if isinstance(value, int) and 0 < value < _LARGEST_BYTES else None
 
 
 def default_budget(total_bytes: int) -> int:

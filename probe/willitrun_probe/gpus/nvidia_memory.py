@@ -90,7 +90,7 @@ def holders(
         records = [record for record in records if record[2] == instance]
     limit = pool.total if pool.total is not None else _LARGEST_BYTES
     for pid, used, _ in records:
-        if not 0 < pid < 2**22 or (used != _NOT_AVAILABLE and used > limit):
+        if not 0 < pid < 2**22 or not (used == _NOT_AVAILABLE or 0 <= used <= limit):
             reason = f"process {pid} with {used} bytes cannot be (driver and bindings disagree on the record)"
             found.append(finding("holders-unknown", label, reason))
             return None

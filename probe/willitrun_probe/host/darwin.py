@@ -10,6 +10,10 @@ NUMBERS = frozenset(
      "vm.page_free_count", "vm.page_speculative_count", "vm.page_purgeable_count", "hw.pagesize",
      "hw.optional.arm.FEAT_BF16", "hw.optional.arm.FEAT_I8MM", "hw.optional.arm.FEAT_DotProd", "hw.optional.AdvSIMD"}
 )  # fmt: skip
+_LARGEST = 2**50
+"""Above every size, page and core count there is; larger values are garbage."""
+_MOST_CORES = 2**16
+_LARGEST_PAGE = 2**20
 _FLAGS = {
     "hw.optional.AdvSIMD": "asimd",
     "hw.optional.arm.FEAT_DotProd": "asimddp",
@@ -25,7 +29,7 @@ def number(roots: Roots, name: str) -> int | None:
     else:
         raw = _ask(name)
         value = int.from_bytes(raw, "little") if raw else None
-    return value if value is not None and value >= 0 else None
+    return value if value is not None and 0 <= value < _LARGEST else None
 
 
 def text(roots: Roots, name: str) -> str | None:
@@ -37,13 +41,16 @@ def text(roots: Roots, name: str) -> str | None:
 
 def read_cpu(roots: Roots) -> Cpu:
     """Read the processor; engines are given the performance cores."""
-    cores, fast = number(roots, "hw.physicalcpu"), number(roots, "hw.perflevel0.physicalcpu")
+    cores, logical, fast = (
+        count if (count := number(roots, name)) is not None and count < _MOST_CORES else None
+        for name in ("hw.physicalcpu", "hw.logicalcpu", "hw.perflevel0.physicalcpu")
+    )
     return Cpu(
         name=text(roots, "machdep.cpu.brand_string"),
         architecture=roots.architecture,
         sockets=1,
         physical_cores=cores or None,
-        logical_cpus=number(roots, "hw.logicalcpu") or None,
+        logical_cpus=logical or None,
         performance_cores=fast if fast and cores and fast < cores else None,
         usable_threads=fast or cores or None,
         flags=tuple(flag for name, flag in _FLAGS.items() if number(roots, name) == 1),
@@ -56,9 +63,9 @@ def read_memory(roots: Roots) -> Memory:
     names = ("vm.page_free_count", "vm.page_speculative_count", "vm.page_purgeable_count")
     pages = [number(roots, name) for name in names]
     free = pages[0]
-    available = None if free is None or not page else page * (free + sum(count or 0 for count in pages[1:]))
-    if available is not None and total is not None:
-        available = min(available, total)
+    available = None if free is None or not page or page > _LARGEST_PAGE else page * sum(count or 0 for count in pages)
+    if available is not None:
+        available = None if total is None else min(available, total)
     names_read = {"total_bytes": total, "available_bytes": available}
     return Memory(
         total_bytes=total,

@@ -58,7 +58,7 @@ def meminfo(roots: Roots) -> dict[str, int]:
     for key, value in key_values(roots.text("/proc/meminfo")).items():
         number, _, unit = value.partition(" ")
         amount = to_integer(number)
-        if amount is not None and 0 <= amount < UNLIMITED // KIB:
+        if key and amount is not None and 0 <= amount < UNLIMITED // KIB:
             found[key] = amount * KIB if unit.strip() == "kB" else amount
     return found
 
