@@ -142,16 +142,24 @@ def scan_models(folders: tuple[Path, ...], machine: str, verdict: bool, as_json:
     table = _table(("model", "store", "size", "quant", "architecture", "verdict"), right=("size",))
     for row in found.models:
         state = verdicts.get(row.model, "")
-        table.add_row(row.model, row.store, format_bytes(row.size_bytes), row.quant, row.architecture, state)
+        table.add_row(_short(row.model), row.store, format_bytes(row.size_bytes), row.quant, row.architecture, state)
     screen = console()
     screen.print(table)
     for same in twice:
-        screen.print(f"{format_bytes(same.reclaim_bytes)} to reclaim ({same.basis}): {', '.join(same.models)}")
+        screen.print(
+            f"{format_bytes(same.reclaim_bytes)} to reclaim ({same.basis}): {', '.join(map(_short, same.models))}"
+        )
     for problem in found.problems:
         note(problem.reason if problem.path in problem.reason else f"{problem.path}: {problem.reason}")
     if not found.models:
         note("No model was found on this machine.")
     return 0 if found.models else 1
+
+
+def _short(model: str) -> str:
+    """Write a path below the home folder as people type it."""
+    home = str(Path.home()) + "/"
+    return f"~/{model.removeprefix(home)}" if model.startswith(home) else model
 
 
 def _facts(row: Found) -> dict[str, Any]:
