@@ -93,6 +93,10 @@ def collect_ray(
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
     except ImportError as error:
         raise FleetError("Ray is not installed here", "pip install 'willitrun-here[ray]'") from error
+    except Exception as error:
+        # Ray 2.60 imports amdsmi where it is installed and fails when the ROCm library behind it is missing.
+        reason = f"Ray cannot be loaded here: {type(error).__name__}: {error}"
+        raise FleetError(reason, "Install it into an environment of its own, without amdsmi.") from error
     ray: Any = untyped_ray
     started = not ray.is_initialized()
     try:
