@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from willitrun_estimator.request import Request
+from willitrun_here.ask import ask, open_model
+from willitrun_here.machines import open_machine
 from willitrun_here.render import card, lists, machine_page, page, site
 from willitrun_probe.machine import Cpu, Gpu, Machine, Memory
 
@@ -23,7 +26,9 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 ANSWERS = Path(__file__).parents[1] / "willitrun_here" / "render" / "answers.py"
-PAGES = ("a100", "mi100", "too_large", "two_gpus", "hostile", "machine", "models", "machines", "card")
+SEEDS = {"real-a100": "NVIDIA A100 40GB, 128 GiB RAM", "real-mi100": "AMD Instinct MI100 32GB, 64 GiB RAM"}
+BY_HAND = ("a100", "mi100", "too_large", "two_gpus", "hostile")
+PAGES = (*BY_HAND, *SEEDS, "machine", "models", "machines", "card")
 
 
 def load_answers():
@@ -62,7 +67,9 @@ def folder(answers, tmp_path_factory):
     """Return a folder with every kind of page."""
     place = tmp_path_factory.mktemp("pages")
     several = [answers.a100(), answers.mi100(), answers.too_large()]
-    texts = {name: page.render(getattr(answers, name)()) for name in PAGES[:5]}
+    texts = {name: page.render(getattr(answers, name)()) for name in BY_HAND}
+    for name, words in SEEDS.items():
+        texts[name] = page.render(ask(open_machine(words), open_model("kimi-linear"), Request()))
     texts["machine"] = machine_page.render(sample_machine())
     texts["models"] = lists.render_recommendations(several)
     texts["machines"] = lists.render_comparison(several)
@@ -141,6 +148,24 @@ def test_choosing_a_quantization_shows_its_own_plan(visit, answers, name):
     assert tab.locator("#bars").inner_html() != bars_before
     tab.get_by_role("radio", name=answer.plan.quant).check(force=True)
     assert decode.inner_text() == planned
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_real_answer_works_in_every_control(visit, name):
+    tab = visit(name)
+    assert "Kimi Linear" in tab.get_by_role("heading", level=1).inner_text()
+    data = json.loads(tab.locator("#data").text_content())
+    assert len(data["options"]) >= 8
+    assert len(data["modes"]) == 4
+    for index, option in enumerate(data["options"]):
+        tab.locator(f"input[name=quant][value='{index}']").check(force=True)
+        shown = {key: (value, sub) for key, value, sub in option["tiles"]}
+        assert tab.locator("[data-tile=decode]").inner_text() == shown["decode"][0]
+        assert tab.locator("#bars svg.bar").count() == len(option["bars"])
+    for mode in data["modes"]:
+        tab.locator(f"input[name=mode][value='{mode['key']}']").check(force=True)
+        assert mode["plan"] in tab.locator("#mode-panel").inner_text()
+    assert tab.locator("svg.plot").count() >= 2
 
 
 def test_choosing_a_mode_changes_the_lens(visit, answers):

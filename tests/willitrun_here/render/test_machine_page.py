@@ -75,6 +75,18 @@ def test_links_are_drawn_once_and_inside_the_picture():
     assert all(float(y) > 0 for y in re.findall(r'<text[^>]* y="([-\d.]+)"', drawing))
 
 
+def test_a_full_mesh_of_many_is_one_bar():
+    drawing = topology.draw(machine(8))
+    assert drawing.count('class="wire nvlink"') == 9
+    assert "NVLink 56 GB/s between any two" in drawing
+    partial = Machine(
+        name="m",
+        observed_at="2026-11-22T00:00:00Z",
+        gpus=(*machine(4).gpus[:3], gpu(3, 4, links=()), gpu(4, 1, links=())),
+    )
+    assert topology.draw(partial).count('class="wire nvlink"') == 6
+
+
 def test_unknown_memory_is_left_out_not_drawn_as_nought():
     unknown = Machine(name="m", observed_at="2026-11-22T00:00:00Z", gpus=(gpu(0, 1, memory_free_bytes=None),))
     assert machine_page._bars(unknown) == []
