@@ -141,9 +141,10 @@ def case(row: dict[str, str]) -> Case | None:
     blocks = weights.spec.block_count
     given = row["gpu_layers"]
     units = 0 if given == "" else blocks + 1 if given == "all" else min(int(given), blocks + 1)
-    if row["quant"] == "MXFP4" and given.isdigit():
-        units = min(int(given), blocks + 1)
-    moved = min(int(row["cpu_moe"] or 0), blocks)
+    moved = int(row["cpu_moe"] or 0)
+    if row["cpu_moe"].startswith("+"):
+        moved += blocks + 1 - units
+    moved = min(moved, blocks)
     moe = weights.cumulative_expert_bytes[-1] > 0
     tokens = float(row["tokens"] or (128 if row["test"] == "tg" else 512))
     kind: Where = "host" if not units else "offload" if units <= blocks or (moved and moe) else "gpu"

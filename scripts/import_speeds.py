@@ -74,20 +74,30 @@ def host_of(row: dict[str, str]) -> tuple[str, str, str, str, str]:
     threads = bandwidth = basis = flags = ""
     for pattern, cores, rate, kind, known in NAMES["hosts"]:
         if name and re.search(pattern, name):
-            threads, bandwidth, basis, flags = str(cores), f"{rate:g}", kind, known
+            threads, flags = str(cores), known
+            bandwidth, basis = (f"{rate:g}", kind) if kind == "measured" else (sustained(rate, kind), "assumed")
             break
     measured = re.search(r"\(([\d.]+) GB/s measured\)", ram)
     if not bandwidth and measured:
         bandwidth, basis = measured[1], "measured"
     if not bandwidth:
-        rate = next((rate for words, rate in NAMES["ram"] if words in ram), None)
-        bandwidth, basis = (f"{rate:g}", "data-sheet") if rate else ("", "")
+        found = next(((rate, channels) for words, rate, channels in NAMES["ram"] if words in ram), None)
+        bandwidth, basis = (sustained(*found), "assumed") if found else ("", "")
     said = re.search(r"\b(\d+) (?:CPU )?threads", row["notes"] + " " + row["ngl_or_offload"])
     return name, said[1] if said else threads, bandwidth, basis, flags
 
 
+def sustained(peak_gbs: float, channels: int) -> str:
+    """Return what matrix products read of a memory's peak: measured offload rows give 0.85, 0.7 and 0.5."""
+    share = {1: 0.85, 2: 0.7}.get(channels, 0.5)
+    return f"{peak_gbs * share:.4g}"
+
+
 def layers_of(text: str, backend: str) -> tuple[str, str]:
-    """Return `gpu_layers` (`all`, a number, or empty for no GPU) and how many blocks keep experts on the host."""
+    """Return `gpu_layers` (`all`, a number, or empty for no GPU) and how many blocks keep experts on the host.
+
+    `+N` are N blocks beyond those that are on the host whole (given as tensor overrides of the GPU's blocks).
+    """
     if backend == "CPU" or text == "cpu-only":
         return "", "0"
     if text.startswith("full"):
@@ -96,9 +106,9 @@ def layers_of(text: str, backend: str) -> tuple[str, str]:
     of = re.search(r"\bngl (\d+) of (\d+)", text)
     experts = re.search(r"n-cpu-moe (\d+)|experts of (\d+) layers", text)
     every = re.search(r"all experts on CPU", text)
-    moved = "999" if every else (experts[1] or experts[2]) if experts else "0"
-    if layers is None or (experts or every):
-        return ("all", moved) if layers or experts or every else ("?", moved)
+    moved = "999" if every else (experts[1] or "+" + experts[2]) if experts else "0"
+    if layers is None:
+        return ("all", moved) if experts or every else ("?", moved)
     units = int(layers[1])
     return ("all" if of and units > int(of[2]) else str(units)), moved
 
@@ -118,7 +128,9 @@ def reason_to_skip(row: dict[str, str], model: str | None, gpu: str | None) -> s
         ("first Qwen3-Next build" in notes or row["model"] == "Kimi-Linear-48B-A3B", "kernels before their merge"),
         (row["model"].startswith("Qwen3-Next") and row["backend"] == "Vulkan", "kernels before their merge"),
         (bool(re.search(r"Raspberry|\bPi \d|CM5|RISC|HiFive|DC-ROMA", row["cpu"])), "single-board host"),
+        ("Q8400" in row["cpu"], "processor without AVX2"),
         ("pp128 with ubatch 1" in notes, "prompt as single tokens"),
+        (row["gpu"].startswith("Apple") and row["backend"] == "Vulkan", "Vulkan through a translation layer"),
         ("sm-row" in notes, "row split"),
         ("2 vCPU" in notes, "host with one core"),
         ("partial (auto)" in offload or "layers 32+" in offload, "placement not stated"),

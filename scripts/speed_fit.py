@@ -21,7 +21,7 @@ KIN = {
 Array = NDArray[np.float64]
 Theta = dict[str, Array]
 
-SCALE = 0.08
+SCALE = 0.12
 """Residuals of the logarithm beyond this count linearly: one odd row must not bend a family."""
 
 DECODE_PRIOR = {

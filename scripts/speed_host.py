@@ -24,8 +24,9 @@ START = HostCosts(
     expert=1.1,
     recurrent=1.5,
     split_s=1.3e-4,
-    block_s=1e-5,
+    block_s=2e-6,
     link=1.2,
+    copy_bytes_per_s=17e9,
     disk=0.9,
 )
 """Rates per core from llama-bench on AVX-512 cores; the search moves all of them a little."""
@@ -57,10 +58,10 @@ def knobs() -> list[tuple[str, str | None]]:
     """Return the constants to search: field, and key where the field is a table."""
     return [
         ("bandwidth", "measured"),
-        ("bandwidth", "data-sheet"),
+        ("bandwidth", "assumed"),
         *[("core_bytes_per_s", name) for name in START.core_bytes_per_s],
         *[("core_ops_per_s", name) for name in START.core_ops_per_s],
-        *[(name, None) for name in ("expert", "recurrent", "split_s", "block_s", "link")],
+        *[(name, None) for name in ("expert", "recurrent", "split_s", "block_s", "link", "copy_bytes_per_s")],
     ]
 
 
@@ -107,8 +108,8 @@ def matters(one: Case, knob: tuple[str, str | None]) -> bool:
     name, key = knob
     if name == "bandwidth":
         return one.devices.host.bandwidth_basis == key
-    if name == "link":
-        return one.where == "offload" and one.test == "pp"
+    if name in {"link", "copy_bytes_per_s"}:
+        return one.test == "pp" and bool(one.devices.gpus)
     if name == "core_ops_per_s":
         return one.test == "pp"
     if name == "split_s":

@@ -111,9 +111,11 @@ class HostCosts(Struct, frozen=True, kw_only=True):
     split_s: float
     """Per crossing from GPU to host and back."""
     block_s: float
-    """Per block computed on the host."""
+    """Per block computed on the host and thread: threads wait for each other after every product."""
     link: float
     """Share of the link that copies of weights reach."""
+    copy_bytes_per_s: float
+    """What copies from pageable memory reach at most, however wide the link."""
     disk: float
     """Share of the disk's rate that page faults reach."""
 

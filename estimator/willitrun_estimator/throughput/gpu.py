@@ -42,7 +42,9 @@ class GpuCost:
         self.prefill_mixer_s = prefill.block_s * slow
         self.prefill_moe_s = prefill.moe_s * slow
         link = device.link_bytes_per_s
-        self.link_s = 1.0 / (link * constants.host.link) if link else 1.0 / speed.bytes_per_s
+        self.link_s = (
+            1.0 / min(link * constants.host.link, constants.host.copy_bytes_per_s) if link else 1.0 / speed.bytes_per_s
+        )
 
     @classmethod
     def of(cls, device: Device, work: Work, constants: Constants, *, before_2025: bool = False) -> GpuCost | None:

@@ -22,7 +22,7 @@ class HostCost:
         kind = type_class(work.weights.matmul_type)
         unpacked = threads * costs.core_bytes_per_s[kind]
         self.byte_s = max(1.0 / bytes_per_s, 1.0 / unpacked)
-        self.core_byte_s = 1.0 / unpacked
+        self.block_s = costs.block_s * threads
         self.row_s = 1.0 / min(bytes_per_s, threads * costs.core_bytes_per_s["half"])
         self.operation_s = 1.0 / (threads * core_ops_per_s(host, constants))
         self.product_s = 2 * work.elements_per_byte * self.operation_s
@@ -53,7 +53,7 @@ class HostCost:
             self.byte_s * (slow * resident + costs.expert * work.active_bytes[blocks])
             + self.row_s * work.state_bytes[blocks]
             + self.cache_s(0, blocks, depth_tokens)
-            + costs.block_s * blocks
+            + self.block_s * blocks
         )
 
     def batch_s(self, blocks: int, *, head: bool) -> float:
@@ -68,7 +68,7 @@ class HostCost:
         read = float(work.resident_bytes[blocks]) + (work.weights.output_bytes if head else 0)
         read += work.touched_share(tokens) * work.expert_bytes[blocks]
         products = self.product_s * tokens * (work.resident_bytes[blocks] + work.active_bytes[blocks])
-        return products + self.byte_s * read + self.costs.block_s * blocks
+        return products + self.byte_s * read + self.block_s * blocks
 
     def prefill_experts_s(self, first: int, last: int, tokens: int) -> float:
         """Return the seconds of one micro-batch through experts that stay on the host."""

@@ -132,9 +132,9 @@ class SpeedModel:
     def _stages_s(self, placement: Placement, tokens: int) -> list[float] | None:
         """Return the seconds of one micro-batch per device, attention over the context apart."""
         spans = self.spans(placement)
-        offload = bool(spans.gpus) and self.settings.op_offload and tokens >= MIN_OFFLOAD_TOKENS
+        lead = self.gpus[spans.gpus[0][0] if spans.gpus else 0] if self.gpus else None
+        offload = lead is not None and self.settings.op_offload and tokens >= MIN_OFFLOAD_TOKENS
         stages = []
-        lead = self.gpus[spans.gpus[0][0]] if spans.gpus else None
         for gpu, first, last, head in spans.gpus:
             cost = self.gpus[gpu]
             if cost is None:
@@ -152,8 +152,8 @@ class SpeedModel:
         if spans.host_blocks or spans.head_on_host:
             if offload and lead is not None:
                 last = spans.host_blocks
-                stages[0] += lead.prefill_s(0, last, tokens, head=False, experts_from=0)
-                stages[0] += lead.copy_blocks_s(0, last, tokens)
+                front = lead.prefill_s(0, last, tokens, head=False, experts_from=0)
+                stages.append(front + lead.copy_blocks_s(0, last, tokens))
             elif self.host is None:
                 return None
             else:
