@@ -108,6 +108,11 @@ def collect(
         found += engine_findings
     else:
         engine_list = ()
+    found += [
+        finding("gpu-suspended", device.address, "runtime power management had it asleep")
+        for device in devices
+        if device.suspended
+    ]
     found += guard("host-findings", lambda: host_findings(roots, cpu, memory, disks), [], count=False)
     release = guard("os", lambda: system_facts(roots), SystemFacts(), count=False)
     machine = Machine(

@@ -22,7 +22,7 @@ REAP_S = 0.5
 """How long a killed child is waited for."""
 STALL_SHARE = 0.5
 """A device that answers nothing for this share of the time left is given up, so that the next ones get theirs."""
-SPARE_START_S = 0.5
+SPARE_START_S = 0.3
 """Less time than this is not worth another child."""
 
 Ending = Literal["complete", "crashed", "timeout", "exited", "unstartable"]

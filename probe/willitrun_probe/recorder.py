@@ -7,7 +7,6 @@ numbers, process ids and names, mounts that say nothing about models or limits, 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from willitrun_probe.collect import collect
 from willitrun_probe.errors import ProbeError
 from willitrun_probe.gpus.smi import FITTING
 from willitrun_probe.gpus.spec import Libraries, write_line
-from willitrun_probe.host.storage import model_folders
 from willitrun_probe.isolate import Reply
 from willitrun_probe.machine import Machine
 from willitrun_probe.record import SCHEMA, write_files
+from willitrun_probe.redaction import Redaction
 from willitrun_probe.roots import Roots
 
 KEPT_VARIABLES = (
@@ -27,11 +26,6 @@ KEPT_VARIABLES = (
     "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "HSA_OVERRIDE_GFX_VERSION", "HOME",
     "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "OLLAMA_MODELS", "LLAMA_CACHE",
 )  # fmt: skip
-_UUID = re.compile(r"\b[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\b")
-_LONG_HEX = re.compile(r"\b[0-9a-f]{32,64}\b")
-_UNIQUE_ID = re.compile(r"(?m)^(unique_id )([0-9]{3,20})$")
-_SERIAL = re.compile(r"(?m)^(Serial\s*:).*$")
-_PROCESS_FILE = re.compile(r"/proc/[0-9]+/.*")
 _QUIET_LISTINGS = ("/sys/fs/cgroup", "/proc/")
 
 
@@ -72,12 +66,12 @@ def record(
                 failures |= line["failures"]
                 names.update(line["names"])
     files |= {name: "" for name in _bare_names(names, {*files, *links, *failures}) if name not in files}
-    clean: Callable[[str], str] = str if keep_ids else Redaction(environment)
+    redaction = None if keep_ids else Redaction(environment)
+    clean: Callable[[str], str] = redaction or str
     ids = {gpu.pci_id for gpu in machine.gpus if gpu.pci_id}
     files = {path: _named(text, ids) if path.endswith("/pci.ids") else text for path, text in files.items()}
-    if not keep_ids:
-        files = {path: _redacted_file(path, text, environment) for path, text in files.items()}
-        files = {path: text for path, text in files.items() if not _PROCESS_FILE.fullmatch(path)}
+    if redaction is not None:
+        files = redaction.files(files)
     variables = {name: environment[name] for name in KEPT_VARIABLES if name in environment}
     facts = {
         "schema": SCHEMA,
@@ -105,26 +99,6 @@ def record(
     return machine
 
 
-class Redaction:
-    """Replaces ids by stand-ins that stay the same throughout one recording."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._stand_ins: dict[str, str] = {}
-        self._home = environment.get("HOME", "").rstrip("/")
-
-    def __call__(self, text: str) -> str:
-        """Return text without ids, and with the home folder renamed."""
-        text = _UUID.sub(lambda m: self._stand_in(m.group().lower(), "00000000-0000-4000-8000-{:012x}"), text)
-        text = _LONG_HEX.sub(lambda m: self._stand_in(m.group(), "{:064x}"), text)
-        text = _UNIQUE_ID.sub(lambda m: m.group(1) + self._stand_in(m.group(2), "{:d}"), text)
-        if self._home.count("/") > 1 or self._home == "/root":
-            text = re.sub(rf"{re.escape(self._home)}(?![\w.-])", "/home/user", text)
-        return text
-
-    def _stand_in(self, found: str, form: str) -> str:
-        return self._stand_ins.setdefault(found, form.format(len(self._stand_ins) + 1))
-
-
 def _bare_names(names: Iterable[str], known: set[str]) -> list[str]:
     """Return paths that were only seen, without folders (their contents tell of them) and system listings."""
     folders: set[str] = set()
@@ -137,19 +111,6 @@ def _bare_names(names: Iterable[str], known: set[str]) -> list[str]:
     return sorted(name for name in quiet if name not in known and name not in folders)
 
 
-def _redacted_file(path: str, text: str, environment: Mapping[str, str]) -> str:
-    if path == "/proc/sys/kernel/hostname":
-        return "recorded\n"
-    if path == "/proc/cpuinfo":
-        return _SERIAL.sub(r"\1 0", text)
-    if path == "/proc/self/mountinfo":
-        folders = [folder for _, folder in model_folders(environment)]
-        return "".join(line for line in text.splitlines(keepends=True) if _telling_mount(line, folders))
-    if path == "/proc/self/status":
-        return "".join(line for line in text.splitlines(keepends=True) if line.startswith("Cpus_allowed_list"))
-    return text
-
-
 def _named(names: str, ids: set[str]) -> str:
     """Cut the list of PCI names down to the devices of this machine."""
     kept = ["\n"]
@@ -160,15 +121,6 @@ def _named(names: str, ids: set[str]) -> str:
         if place:
             kept += [names[start : names.find("\n", start) + 1], names[place : names.find("\n", place) + 1]]
     return "".join(kept)
-
-
-def _telling_mount(line: str, folders: list[str]) -> bool:
-    fields = line.split(" ")
-    if len(fields) < 5:  # noqa: PLR2004 - proc(5), mountinfo
-        return False
-    point = fields[4].rstrip("/")
-    kind = line.partition(" - ")[2]
-    return kind.startswith("cgroup") or not point or any(f == point or f.startswith(f"{point}/") for f in folders)
 
 
 def _nvml_lines(reply: Reply | None, *, keep_ids: bool) -> Iterable[str]:
