@@ -45,6 +45,8 @@ class StepShape(Struct, frozen=True, kw_only=True):
     hidden: int
     tensor_parallel: int
     pipeline_parallel: int
+    attention_weights: float
+    """Prompt attention: multiply-adds per token and token of context it looks back on, per rank."""
     narrow: bool
     """Weights of fewer than 8 bits, unpacked for the 16-bit units."""
     tokens_per_chunk: int
@@ -71,6 +73,8 @@ class Terms(Struct, frozen=True, kw_only=True):
     """All-reduces of a step."""
     collective_bytes: float
     """Moved by one of them per token."""
+    attention_weights: float
+    """Multiply-adds of a prompt token's attention over the prompt, on average."""
     narrow: float
     tokens_per_chunk: float
     bandwidth: float
@@ -113,9 +117,22 @@ def step_shape(
         hidden=spec.hidden_size,
         tensor_parallel=tensor_parallel,
         pipeline_parallel=len(stages),
+        attention_weights=_attention(spec) / tensor_parallel,
         narrow=min(bits, checkpoint.expert_bits if routed else bits) < 8,  # noqa: PLR2004
         tokens_per_chunk=max_num_batched_tokens,
     )
+
+
+def _attention(spec: ModelSpec) -> float:
+    """Scores and values of full attention: a query meets every earlier key, and every value once more."""
+    total = 0
+    for layer in spec.layers:
+        for mixer in layer.mixers:
+            if isinstance(mixer, Attention) and mixer.window is None:
+                total += mixer.heads * (mixer.key_dim + mixer.value_dim)
+            elif isinstance(mixer, Mla):
+                total += mixer.heads * (mixer.nope_dim + mixer.rope_dim + mixer.value_dim)
+    return float(total)
 
 
 def cache_bytes(spec: ModelSpec, *, tensor_parallel: int, kv_type: str, context_tokens: float) -> float:
@@ -181,6 +198,7 @@ def terms(
         layers=float(shape.layers),
         collectives=2.0 * shape.layers if wide else 0.0,
         collective_bytes=4.0 * shape.hidden,
+        attention_weights=shape.attention_weights * input_tokens / 2,
         narrow=float(shape.narrow),
         tokens_per_chunk=float(shape.tokens_per_chunk),
         bandwidth=device.bandwidth_bytes_per_s or 0.0,
@@ -205,12 +223,9 @@ def step_s(point: Terms, constants: Rates) -> float:
     flops = constants.decode_flops_share * _matrix_flops(point, constants)
     compute = 2 * point.weights_per_token * point.padded / flops
     collective = constants.collective_s + point.padded * point.collective_bytes / (constants.link_share * point.link)
-    return float(
-        (memory**2 + compute**2) ** 0.5
-        + point.layers * constants.layer_s
-        + point.collectives * collective
-        + point.padded * constants.sequence_s
-    )
+    busy: float = (memory**2 + compute**2) ** 0.5
+    launch = point.layers * constants.layer_s + point.collectives * collective
+    return busy + launch + point.padded * constants.sequence_s
 
 
 def prefill_token_s(point: Terms, constants: Rates) -> float:
@@ -219,18 +234,19 @@ def prefill_token_s(point: Terms, constants: Rates) -> float:
     flops = constants.prefill_flops_share * _matrix_flops(point, constants)
     weights = (point.dense_bytes + constants.expert_reads * point.expert_bytes) / bandwidth / point.tokens_per_chunk
     collective = point.collectives * point.collective_bytes / (constants.link_share * point.link)
-    return float(2 * (point.weights_per_token - point.head_weights) / flops + weights + collective)
+    multiplied = point.weights_per_token - point.head_weights + point.attention_weights
+    return 2 * multiplied / flops + weights + collective
 
 
 def request_s(point: Terms, constants: Rates) -> float:
     """Give the seconds one request's prefill takes from the engine."""
-    return float(point.input_tokens * prefill_token_s(point, constants) + point.layers * constants.request_layer_s)
+    return point.input_tokens * prefill_token_s(point, constants) + point.layers * constants.request_layer_s
 
 
 def output_tokens_per_s(point: Terms, constants: Rates) -> float:
     """Give the aggregate rate of all engines."""
     busy = point.output_tokens * step_s(point, constants) + point.waiting * request_s(point, constants)
-    return float(point.engines * point.sequences * point.output_tokens / busy)
+    return point.engines * point.sequences * point.output_tokens / busy
 
 
 def time_per_token_s(point: Terms, constants: Rates) -> float:

@@ -53,7 +53,9 @@ FORMATS: dict[str, Format] = {
     "fp8": Format(name="FP8", method="fp8", linear_bits=8.0, expert_bits=8.0, activation_bits=8, nearest="Q8_0"),
     "int8": Format(name="W8A8", method="int8", linear_bits=8.0, expert_bits=8.0, activation_bits=8, nearest="Q8_0"),
     "awq": Format(name="AWQ", method="awq", linear_bits=_SYMMETRIC_4, expert_bits=_SYMMETRIC_4, nearest="Q4_K_M"),
-    "gptq": Format(name="GPTQ-INT4", method="gptq", linear_bits=_SYMMETRIC_4, expert_bits=_SYMMETRIC_4, nearest="Q4_K_M"),
+    "gptq": Format(
+        name="GPTQ-INT4", method="gptq", linear_bits=_SYMMETRIC_4, expert_bits=_SYMMETRIC_4, nearest="Q4_K_M"
+    ),
     "gptq-8bit": Format(
         name="GPTQ-INT8", method="gptq", linear_bits=_SYMMETRIC_8, expert_bits=_SYMMETRIC_8, nearest="Q8_0"
     ),

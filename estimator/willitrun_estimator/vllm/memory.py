@@ -36,7 +36,7 @@ SAFETY_WIDE_BYTES = 3 * GIB // 2
 """The same with tensor parallelism, CUDA graphs that are subtracted, or a vision tower."""
 
 _CUDA_TOTAL_GIB: dict[str, tuple[float, float]] = {
-    "H100 80": (79.65, 79.19),
+    "H100": (79.65, 79.19),
     "A100": (80.0, 79.15),
     "RTX 3090": (24.0, 23.58),
     "RTX 4090": (23.99, 23.55),
@@ -45,6 +45,8 @@ _CUDA_TOTAL_GIB: dict[str, tuple[float, float]] = {
 }
 """Total memory by the driver library and as CUDA reports it: `nvidia-smi` against vLLM's start logs."""
 _SAME_CARD = 0.01
+_SAME_FIGURE = 0.0025
+"""A total this close to CUDA's own figure came from CUDA, or from a log."""
 _STACKED_SHARE = 0.994
 _GDDR_SHARE = 0.983
 """What CUDA reports of other cards, the lowest share of those above: H100 for stacked memory, RTX 3090 for GDDR."""
@@ -93,7 +95,7 @@ def cuda_total_bytes(device: Device) -> int:
     if device.backend != "cuda" or device.unified:
         return total
     for name, (driver, cuda) in _CUDA_TOTAL_GIB.items():
-        if name in device.name and total <= cuda * GIB * (1 + _SAME_CARD / 4):
+        if name in device.name and abs(total - cuda * GIB) <= _SAME_FIGURE * total:
             return total
         if name in device.name and abs(total - driver * GIB) <= _SAME_CARD * total:
             return int(cuda * GIB)
@@ -142,16 +144,16 @@ def activation_bytes(
         width = shape.expert_width / tensor_parallel
         experts = 2 * tokens * shape.experts_used * (max(2 * width, shape.hidden) + width)
     peak = max(ffn, logits, experts) if checkpoint.pads_experts else max(ffn, logits) + experts
-    return round(peak) + (encoder_bytes(tokens) if towers and spec.non_text_params else 0)
+    return round(peak) + (encoder_bytes(tokens, spec.hidden_size) if towers and spec.non_text_params else 0)
 
 
-def encoder_bytes(max_num_batched_tokens: int) -> int:
+def encoder_bytes(max_num_batched_tokens: int, hidden: int) -> int:
     """Estimate what profiling the vision encoder adds: its token budget is `max_num_batched_tokens`.
 
-    0.2 to 0.3 GiB up to 8192 tokens (Gemma 3, Mistral 3.1, Llama 4); beyond that about 170 kB a token (two
-    models on GB10 at 32768 and 65536).
+    0.2 to 0.3 GiB up to 8192 tokens (Gemma 3, Mistral 3.1, Llama 4); beyond that about 110 bytes a token and hidden
+    unit (two models on GB10 at 32768 and 65536 tokens, within 1.5 GiB).
     """
-    return GIB // 4 + 170_000 * max(0, max_num_batched_tokens - 8192)
+    return GIB // 4 + 110 * hidden * max(0, max_num_batched_tokens - 8192)
 
 
 def libraries_bytes(

@@ -21,6 +21,8 @@ from willitrun_estimator.vllm.formats import (
 )
 
 _LATENT = ("attn_q_a.", "attn_kv_a_mqa.", "indexer")
+_LOOKUPS = frozenset({"per_layer_token_embd.weight"})
+"""Tables beside the vocabulary of which a token reads one row (Gemma 3n and 4)."""
 _ROPE_STRETCH = {"gemma3": 8}
 """Linear rope scaling multiplies the rows of the table of full-attention layers (`rope_scaling` in `config.json` of
 google/gemma-3-4b-it and larger, which reach 128k tokens)."""
@@ -37,7 +39,7 @@ class RankWeights(Struct, frozen=True, kw_only=True):
     expert_active_bytes: int
     """Of the experts, what one token reads."""
     embedding_bytes: int
-    """The token table (first stage; last stage too where it is tied): one row a token is read."""
+    """The token tables (first stage; the vocabulary on the last too where it is tied): one row a token is read."""
     output_bytes: int
     """The head (last stage). Where it is the tied table it is read here and stored in `embedding_bytes`."""
     tower_bytes: int
@@ -113,7 +115,12 @@ def stage_weights(
     beyond = sum(
         _part_bytes(part, spec.layers[0], checkpoint, tensor_parallel, checkpoint.linear_bits, expert_tile)
         for part in plan.outside
-        if part.role not in {"embedding", "output"}
+        if part.role not in {"embedding", "output"} and part.name not in _LOOKUPS
+    )
+    lookups = sum(
+        round(_part_bytes(part, spec.layers[0], checkpoint, tensor_parallel, checkpoint.linear_bits, expert_tile))
+        for part in plan.outside
+        if part.name in _LOOKUPS
     )
     buffers = rope_cache_bytes(spec)
     stages = []
@@ -123,6 +130,7 @@ def stage_weights(
         expert = round(sum(layer[1] for layer in held))
         holds_head = last == spec.block_count
         embedding = vocab if first == 0 or (spec.tied_embeddings and holds_head) else 0
+        embedding += lookups if first == 0 else 0
         tower = spec.non_text_params * checkpoint.other_bytes // tensor_parallel if towers and first == 0 else 0
         stored_output = vocab if holds_head and not spec.tied_embeddings else 0
         rank = RankWeights(
