@@ -20,11 +20,14 @@ BASE_TYPES: dict[str, str] = {
     "F16": "F16",
     "BF16": "BF16",
     "Q8_0": "Q8_0",
+    "Q6_K_L": "Q6_K",
     "Q6_K": "Q6_K",
+    "Q5_K_L": "Q5_K",
     "Q5_K_M": "Q5_K",
     "Q5_K_S": "Q5_K",
     "Q5_1": "Q5_1",
     "Q5_0": "Q5_0",
+    "Q4_K_L": "Q4_K",
     "Q4_K_M": "Q4_K",
     "Q4_K_S": "Q4_K",
     "Q4_1": "Q4_1",
@@ -32,6 +35,7 @@ BASE_TYPES: dict[str, str] = {
     "IQ4_NL": "IQ4_NL",
     "IQ4_XS": "IQ4_XS",
     "MXFP4_MOE": "MXFP4",
+    "Q3_K_XL": "Q3_K",
     "Q3_K_L": "Q3_K",
     "Q3_K_M": "Q3_K",
     "Q3_K_S": "Q3_K",
@@ -39,6 +43,7 @@ BASE_TYPES: dict[str, str] = {
     "IQ3_S": "IQ3_S",
     "IQ3_XS": "IQ3_S",
     "IQ3_XXS": "IQ3_XXS",
+    "Q2_K_L": "Q2_K",
     "Q2_K": "Q2_K",
     "Q2_K_S": "Q2_K",
     "IQ2_M": "IQ2_S",
@@ -53,6 +58,13 @@ BASE_TYPES: dict[str, str] = {
     "Q1_0": "Q1_0",
 }
 """Mix name to base type. Note IQ2_S -> IQ2_XS and IQ2_M -> IQ2_S: the names are one step off."""
+
+LARGE_TABLES = {"Q2_K_L": "Q2_K", "Q3_K_XL": "Q3_K_L", "Q4_K_L": "Q4_K_M", "Q5_K_L": "Q5_K_M", "Q6_K_L": "Q6_K"}
+"""Publishers' variants: the mix with token table and head in Q8_0 (`--token-embedding-type`, `--output-tensor-type`).
+
+Source: the cards of https://huggingface.co/bartowski (`Uses Q8_0 for embed and output weights`). Other publishers use
+some of these names for other recipes, which nobody documents.
+"""
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 _TINY = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"})
@@ -153,6 +165,10 @@ def chosen_type(
     base = BASE_TYPES[mix]
     if mix in _FLOATS:
         return base
+    if mix in LARGE_TABLES:
+        if tensor_category in {"embedding", "output"}:
+            return fitting_type("Q8_0", row_elements)
+        mix = LARGE_TABLES[mix]
     return fitting_type(
         _preferred(mix, base, tensor_category, place, facts, name, row_elements, matrices), row_elements
     )

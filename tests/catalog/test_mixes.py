@@ -61,6 +61,10 @@ def test_running_count_and_block_number_are_told_apart():
         ("Q3_K_L", "attn_output.weight", LLAMA_8B, NOWHERE, "Q5_K"),
         ("Q5_K_S", "ffn_down.weight", LLAMA_8B, MORE, "Q5_K"),
         ("BF16", "attn_v.weight", MIXTRAL, MORE, "BF16"),
+        ("Q4_K_L", "token_embd.weight", LLAMA_8B, NOWHERE, "Q8_0"),
+        ("Q4_K_L", "output.weight", LLAMA_8B, NOWHERE, "Q8_0"),
+        ("Q4_K_L", "attn_v.weight", LLAMA_8B, MORE, "Q6_K"),
+        ("Q3_K_XL", "attn_output.weight", LLAMA_8B, NOWHERE, "Q5_K"),
     ],
 )
 def test_rules_of_llama_quantize(mix, name, facts, place, wanted):
