@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -30,6 +31,8 @@ FILE_TYPES = {
 """`enum llama_ftype` of include/llama.h in https://github.com/ggml-org/llama.cpp."""
 
 MAX_PARTS = 1024
+_TOWERS = ("v.", "mm.", "a.", "mmproj.", "resampler.")
+"""Vision and audio towers that ollama keeps in the model's own file (names of tools/mtmd/clip-impl.h in llama.cpp)."""
 _BLOCK = re.compile(r"^(?:(?:enc|dec)\.)?blk\.(\d{1,5})\.(.+)$")
 _NOT_MODELS = {
     "adapter": "a LoRA adapter, which changes another model",
@@ -111,6 +114,7 @@ def model_from_headers(headers: list[GgufHeader], *, source: str, file_name: str
     mtp_layers = _mtp_layers(hyper, headers)
     trunk = hyper.blocks - mtp_layers
     tensors = tuple(_tensors(headers, trunk))
+    towers = [info for header in headers for info in header.tensors if info.name.startswith(_TOWERS)]
     blocks = _blocks(hyper, tensors, trunk)
     by_name = {tensor.name: tensor for tensor in tensors}
     table = by_name.get("token_embd.weight")
@@ -139,7 +143,9 @@ def model_from_headers(headers: list[GgufHeader], *, source: str, file_name: str
         quant=_quant(first, tensors),
         hf_id=_hub_id(first),
         params=sum(tensor.elements for tensor in tensors if tensor.layer is None or tensor.layer < trunk),
-        capabilities=_capabilities(first),
+        projector_bytes=sum(info.bytes for info in towers),
+        non_text_params=sum(math.prod(info.shape) for info in towers),
+        capabilities=_capabilities(first, towers=bool(towers)),
         license=_text(first, "general.license"),
         sources=(source,),
         findings=tuple(_findings(hyper)),
@@ -197,6 +203,8 @@ def _tensors(headers: list[GgufHeader], trunk: int) -> Iterable[Tensor]:
     seen: set[str] = set()
     for header in headers:
         for info in header.tensors:
+            if info.name.startswith(_TOWERS):
+                continue
             if info.name in seen:
                 raise FileFormatError(header.path, f"repeats tensor {info.name} of an earlier part", field=info.name)
             seen.add(info.name)
@@ -268,9 +276,9 @@ def _hub_id(header: GgufHeader) -> str | None:
     return match[1] if match else None
 
 
-def _capabilities(header: GgufHeader) -> tuple[str, ...]:
+def _capabilities(header: GgufHeader, *, towers: bool) -> tuple[str, ...]:
     tags = header.metadata.get("general.tags")
-    found = set()
+    found = {"vision"} if towers else set()
     if isinstance(tags, tuple) and not hasattr(tags, "_fields"):
         words = {str(tag).lower() for tag in tags}
         if words & {"image-text-to-text", "vision", "any-to-any"}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def find_places(environment: Mapping[str, str] | None = None, home: Path | None 
     hub_home = Path(env.get("HF_HOME") or cache / "huggingface")
     hub = env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE")
     own_data, own_cache = data / NAME, cache / NAME
-    if environment is None:
-        from platformdirs import user_cache_path, user_data_path  # noqa: PLC0415 - knows other systems' folders too
+    if environment is None and sys.platform != "linux":
+        from platformdirs import user_cache_path, user_data_path  # noqa: PLC0415 - on Linux it says the same as above
 
         own_data = user_data_path(NAME, appauthor=False)
         own_cache = user_cache_path(NAME, appauthor=False)

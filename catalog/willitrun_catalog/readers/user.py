@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +45,8 @@ def write_entry(folder: Path, entry: Entry) -> Path:
         raise CatalogError(f"{entry.model.name!r} is not a name for a model", f"use {entry_name(entry.model.name)}")
     data = readable(entry)
     decode_entry(data, str(path))
+    import tempfile  # noqa: PLC0415 - slow to import, and most runs only read
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")

@@ -278,6 +278,16 @@ def test_a_projector_beside_it_is_found_and_is_no_model_itself(tmp_path):
     assert open_model(str(named)).projector is not None
 
 
+def test_a_tower_inside_the_file_is_counted_apart(tmp_path):
+    head, listed = small("gemma3", DENSE, HEADS)
+    plain = model_from_file(w.write(tmp_path / "a.gguf", head, listed))
+    tower = [("v.blk.0.attn_q.weight", (64, 64), "F16"), ("mm.input_projection.weight", (64, 256), "F16")]
+    whole = model_from_file(w.write(tmp_path / "b.gguf", head, [*listed, *tower]))
+    assert (whole.layers, whole.params, whole.tensors) == (plain.layers, plain.params, plain.tensors)
+    assert (whole.non_text_params, whole.projector_bytes) == (64 * 64 + 64 * 256, 2 * (64 * 64 + 64 * 256))
+    assert whole.capabilities == ("vision",)
+
+
 def test_blocks_that_run_in_loops_have_a_cache_each_time(tmp_path):
     head, listed = small("nanbeige", DENSE, {**HEADS, "num_loops": 3})
     assert model_from_file(w.write(tmp_path / "a.gguf", head, listed)).block_count == 6
