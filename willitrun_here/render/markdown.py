@@ -26,7 +26,8 @@ from willitrun_here.render.wording import (
 )
 from willitrun_probe.units import format_bytes
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$])")
+# An underscore inside a word (Q4_K_M) emphasises nothing; elsewhere it does.
+_SPECIAL = re.compile(r"([\\`*{}\[\]<>#|~$]|(?<![^\W_])_|_(?![^\W_]))")
 
 
 def escape(text: str) -> str:
