@@ -114,7 +114,12 @@ def open_ollama(name: str, stores: tuple[Path, ...]) -> ModelSpec:
         if manifest.is_file():
             return model_from_manifest(Pulled(name, manifest, store))
     known = tuple(pulled.name for store in stores for pulled in _readable(store))
-    raise UnknownModel(f"ollama:{name}", _nearest(name, known))
+    unknown = UnknownModel(f"ollama:{name}", _nearest(name, known))
+    if not known:
+        unknown.advice = (
+            f"nothing is pulled in {', '.join(map(str, stores))}: `ollama pull {name}`, or set OLLAMA_MODELS"
+        )
+    raise unknown
 
 
 def _readable(store: Path) -> Iterator[Pulled]:

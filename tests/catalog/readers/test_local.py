@@ -189,6 +189,9 @@ def test_ollama_names_with_and_without_their_defaults(places, tmp_path):
     with pytest.raises(UnknownModel) as caught:
         open_model("ollama:pulld", places=places)
     assert "ollama:pulled:1b" in caught.value.nearest
+    with pytest.raises(UnknownModel) as caught:
+        open_model("ollama:any", places=Places(ollama=(tmp_path / "nothing",)))
+    assert "nothing is pulled" in caught.value.advice
     for name in ("../../etc/passwd", "a/b/c/d/e", "", "a:b/../c"):
         with pytest.raises(CatalogError):
             open_model(f"ollama:{name}", places=places)
