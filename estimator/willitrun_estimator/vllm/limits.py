@@ -9,14 +9,13 @@ from willitrun_estimator.vllm import cache
 from willitrun_estimator.vllm.batching import FAST_LINK_FROM
 from willitrun_estimator.vllm.kernels import Kernel, capability
 from willitrun_estimator.vllm.settings import SEQUENCE_STEP, Setup
-from willitrun_estimator.vllm.versions import Rules
 from willitrun_estimator.vllm.weights import is_latent
 
 BFLOAT16_FROM = 8.0
 
 
 def limits_of(
-    spec: ModelSpec, setup: Setup, how: Kernel, gpus: tuple[Device, ...], serving: Serving | None, rules: Rules
+    spec: ModelSpec, setup: Setup, how: Kernel, gpus: tuple[Device, ...], serving: Serving | None
 ) -> tuple[Limit, ...]:
     """List what a reader should know before starting this setup."""
     found = []
@@ -66,7 +65,7 @@ def limits_of(
                 ),
             )
         )
-    if any(cache.has_state(layout) for layout in setup.layouts) and rules.caps_sequences:
+    if any(cache.has_state(layout) for layout in setup.layouts):
         found.append(
             Limit(
                 code="state-blocks",

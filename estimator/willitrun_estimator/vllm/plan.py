@@ -208,7 +208,7 @@ def _assembled(spec: ModelSpec, devices: Devices, request: Request, ruled: Rules
         context=Context(safe_tokens=setup.context_tokens, max_tokens=setup.longest_tokens),
         speed=pace(spec, setup, gpus[0], request),
         serving=best.serving,
-        limits=limits_of(spec, setup, best.how, gpus, best.serving, ruled),
+        limits=limits_of(spec, setup, best.how, gpus, best.serving),
         findings=(driver_floor(ruled.version),) if gpus[0].backend == "cuda" else (),
         value=best.value,
         version=ruled.version,

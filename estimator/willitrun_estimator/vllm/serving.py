@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from willitrun_catalog.model import ModelSpec
 from willitrun_estimator.device import Device
 from willitrun_estimator.plan import Interval, Serving, Speed
@@ -47,33 +49,48 @@ def running_limit(setup: Setup, rules: Rules, tokens: int) -> float:
     return max(1.0, min(float(setup.max_num_seqs), cache.concurrency(setup.blocks, per_request)))
 
 
-def point(
-    spec: ModelSpec,
-    shape: StepShape,
-    setup: Setup,
-    device: Device,
-    *,
-    users: float,
-    limit: float,
-    prompt: int,
-    output: int,
-) -> Terms:
-    """Describe one operating point of a setup."""
+class Load(Struct, frozen=True, kw_only=True):
+    """What every user asks of a setup; `at` gives the operating point of a number of users."""
+
+    setup: Setup
+    shape: StepShape
+    device: Device
+    limit: float
+    prompt: int
+    output: int
+    held_bytes: float
+    """Cache of one sequence at its mean length, per rank."""
+
+    def at(self, users: float) -> Terms:
+        """Describe one operating point."""
+        return batching.terms(
+            self.shape,
+            self.device,
+            concurrency=users,
+            running_limit=self.limit,
+            cache_bytes_per_sequence=self.held_bytes,
+            input_tokens=self.prompt,
+            output_tokens=self.output,
+            data_parallel=self.setup.split.data_parallel,
+        )
+
+
+def load_of(spec: ModelSpec, setup: Setup, device: Device, *, limit: float, prompt: int, output: int) -> Load:
+    """Prepare the operating points of one kind of request."""
     held = batching.cache_bytes(
         spec,
         tensor_parallel=setup.split.tensor_parallel,
         kv_type=setup.kv_type,
         context_tokens=prompt + output / 2,
     )
-    return batching.terms(
-        shape,
-        device,
-        concurrency=users,
-        running_limit=limit,
-        cache_bytes_per_sequence=held,
-        input_tokens=prompt,
-        output_tokens=output,
-        data_parallel=setup.split.data_parallel,
+    return Load(
+        setup=setup,
+        shape=shape_of(spec, setup),
+        device=device,
+        limit=limit,
+        prompt=prompt,
+        output=output,
+        held_bytes=held,
     )
 
 
@@ -86,13 +103,11 @@ def serving_curve(spec: ModelSpec, setup: Setup, device: Device, request: Reques
     """Give the speed at 1, 2, 4 … 512 users; None where the device's rates are unknown."""
     if not known(device):
         return None
-    constants, shape = rates(device), shape_of(spec, setup)
+    constants = rates(device)
     prompt, output = lengths(request)
     limit = running_limit(setup, rules, prompt + output // 2)
-    points = [
-        point(spec, shape, setup, device, users=users, limit=limit, prompt=prompt, output=output)
-        for users in CONCURRENCY
-    ]
+    load = load_of(spec, setup, device, limit=limit, prompt=prompt, output=output)
+    points = [load.at(users) for users in CONCURRENCY]
     rate = [batching.output_tokens_per_s(one, constants) for one in points]
     return Serving(
         concurrency=CONCURRENCY,
@@ -103,25 +118,16 @@ def serving_curve(spec: ModelSpec, setup: Setup, device: Device, request: Reques
         time_per_token_s=tuple(batching.time_per_token_s(one, constants) for one in points),
         low_tokens_per_s=tuple(value * constants.low for value in rate),
         high_tokens_per_s=tuple(value * constants.high for value in rate),
-        max_concurrency=_largest(spec, shape, setup, device, request, constants, limit),
+        max_concurrency=_largest(load, request, constants),
     )
 
 
-def _largest(
-    spec: ModelSpec,
-    shape: StepShape,
-    setup: Setup,
-    device: Device,
-    request: Request,
-    constants: Rates,
-    limit: float,
-) -> int:
+def _largest(load: Load, request: Request, constants: Rates) -> int:
     """Find the most users who all run at once and get the asked speed and time to first token; 0 when none."""
-    prompt, output = lengths(request)
-    most = min(CONCURRENCY[-1], int(limit * setup.split.data_parallel))
+    most = max(1, min(CONCURRENCY[-1], int(load.limit * load.setup.split.data_parallel)))
 
     def kept(users: int) -> bool:
-        one = point(spec, shape, setup, device, users=users, limit=limit, prompt=prompt, output=output)
+        one = load.at(users)
         each = batching.output_tokens_per_s(one, constants) / users
         wait = batching.ttft_s(one, constants, concurrency=users)
         slow = request.min_decode is not None and each < request.min_decode
@@ -129,19 +135,18 @@ def _largest(
         return not slow and not late
 
     if request.min_decode is None and request.max_ttft is None:
-        return max(1, most)
-    return max((users for users in range(1, max(1, most) + 1) if kept(users)), default=0)
+        return most
+    return max((users for users in range(1, most + 1) if kept(users)), default=0)
 
 
 def pace(spec: ModelSpec, setup: Setup, device: Device, request: Request) -> Speed | None:
     """Give one user's speed; None where the device's rates are unknown."""
     if not known(device):
         return None
-    constants, shape = rates(device), shape_of(spec, setup)
+    constants = rates(device)
     prompt, _ = lengths(request)
-    depth = request.depth_tokens or 0
-    alone = point(spec, shape, setup, device, users=1, limit=1, prompt=depth, output=1)
-    full = point(spec, shape, setup, device, users=1, limit=1, prompt=prompt, output=1)
+    alone = load_of(spec, setup, device, limit=1, prompt=request.depth_tokens or 0, output=1).at(1)
+    full = load_of(spec, setup, device, limit=1, prompt=prompt, output=1).at(1)
     decode = 1 / batching.step_s(alone, constants)
     seconds = batching.request_s(full, constants)
     first = seconds + batching.step_s(full, constants)

@@ -288,7 +288,7 @@ def _fitted(
             available_bytes=one.requested_bytes,
             reason=f"on each of {split.ranks} GPUs" if split.ranks > 1 else "on the GPU",
         )
-    if rules.caps_sequences and any(cache.has_state(layout) for layout in layouts) and seqs > safe:
+    if any(cache.has_state(layout) for layout in layouts) and seqs > safe:
         if fixed_seqs:
             return Shortage(
                 needed_bytes=seqs * layouts[0].block_bytes,

@@ -33,8 +33,6 @@ class Rules(Struct, frozen=True, kw_only=True):
     """Batches whose tokens a window may still hold: 2 with asynchronous scheduling from 0.26 on, else 1."""
     prints_capacity: bool
     """From 0.21 the log's "GPU KV cache size" is concurrency x length; before, blocks of one group x block size."""
-    caps_sequences: bool
-    """From 0.20 a start fails where `--max-num-seqs` exceeds the blocks of a model with recurrent state."""
     sampler_bytes_per_logit: float
     """Peak bytes per logit while sampling; 0.12 to 0.16 sorted every row."""
 
@@ -74,7 +72,6 @@ def rules(version: Version = LATEST) -> Rules:
         subtracts_graphs=version >= (0, 20),
         in_flight_batches=2 if version >= (0, 26) else 1,
         prints_capacity=version >= (0, 21),
-        caps_sequences=version >= (0, 20),
         sampler_bytes_per_logit=38.7 if (0, 12) <= version <= (0, 16) else 14.1,
     )
 

@@ -7,6 +7,7 @@ from msgspec import structs
 from willitrun_catalog.find import find_model
 from willitrun_catalog.model import Attention, Dense, Layer, Moe, NoFfn, Recurrent
 from willitrun_catalog.shipped import model_names
+from willitrun_estimator.device import Device
 from willitrun_estimator.vllm.formats import FORMATS, format_of
 from willitrun_estimator.vllm.parallel import alike, indivisible, needs_expert_parallel, splits
 
@@ -98,8 +99,6 @@ def test_uneven_experts_without_whole_shares_are_not_offered(model, machine):
 @settings(max_examples=40, deadline=None)
 @given(name=st.sampled_from(sorted(model_names())), quant=st.sampled_from(sorted(FORMATS)), count=st.integers(1, 8))
 def test_no_offered_split_can_fail_on_divisibility(name, quant, count):
-    from willitrun_estimator.device import Device
-
     spec, checkpoint = find_model(name).spec, FORMATS[quant]
     gpus = tuple(
         Device(
