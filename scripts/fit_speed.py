@@ -27,7 +27,8 @@ from speed_host import fit_host, host_residuals
 
 from benchmarks.speed_cases import ROOT, Case, cases
 from willitrun_estimator.families import FAMILIES
-from willitrun_estimator.throughput.constants import Constants, DecodeCosts, Family, PrefillCosts, Shared, Spread, shipped
+from willitrun_estimator.interval import Spread
+from willitrun_estimator.throughput.constants import Constants, DecodeCosts, Family, PrefillCosts, Shared, shipped
 
 OUT = ROOT / "estimator/willitrun_estimator/data/speed_constants.json"
 SOURCE = "scripts/fit_speed.py on data/measured_speeds.csv"

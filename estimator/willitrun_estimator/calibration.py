@@ -1,8 +1,8 @@
 """Corrections from what one machine really did, applied to predictions. Pure: the agent measures and stores.
 
 A run of the same model, quantization, engine and placement is the answer itself (`measured-here`). Any other run of
-this machine tells how far the model is off for this kind of placement (`calibrated`): its ratio is believed by n / (n + 1)
-of its logarithm, because one run also carries its own model's error.
+this machine tells how far the model is off for this kind of placement (`calibrated`): its ratio is believed by
+n / (n + 1) of its logarithm, because one run also carries its own model's error.
 """
 
 from __future__ import annotations

@@ -44,12 +44,7 @@ _GFX = (
     ("gfx12", "rdna4"),
 )
 
-FAMILIES = tuple(dict.fromkeys([name for _, name in _CUDA] + [name for _, name in _GFX])) + (
-    "apple",
-    "apple5",
-    "xe",
-    "xe2",
-)
+FAMILIES = (*dict.fromkeys(found for _, found in (*_CUDA, *_GFX)), "apple", "apple5", "xe", "xe2")
 """Every family that has a name; `unknown` is none of them."""
 
 _APPLE = re.compile(r"\bm(\d+)\b")

@@ -1,7 +1,7 @@
 """Published measurements of the same GPU, model, quantization and engine, shown beside the estimate.
 
-The rows are `data/measured_speeds.csv`: what the speed model was fitted to, each with its source. Rows that carry a reason
-in `skip` are not shown: their conditions were not those of a plan. An accuracy check must not pass through here.
+The rows are `data/measured_speeds.csv`: what the speed model was fitted to, each with its source. Rows that carry a
+reason in `skip` are not shown: their conditions were not those of a plan. An accuracy check must not pass through here.
 """
 
 from __future__ import annotations

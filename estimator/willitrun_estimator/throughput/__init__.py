@@ -7,10 +7,10 @@ kernels: its measured rows lie within 1 % of llama.cpp's around the same fit, so
 from __future__ import annotations
 
 from willitrun_estimator.device import Devices
-from willitrun_estimator.interval import interval, spread, time_interval, widest
+from willitrun_estimator.interval import Spread, interval, spread, time_interval, widest
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.plan import Interval
-from willitrun_estimator.throughput.constants import Constants, Spread, shipped
+from willitrun_estimator.throughput.constants import Constants, shipped
 from willitrun_estimator.throughput.groups import decode_groups, prefill_groups
 from willitrun_estimator.throughput.model import SpeedModel
 from willitrun_estimator.weights import WeightProfile

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from willitrun_estimator.device import Device
 from willitrun_estimator.throughput.constants import Constants
-from willitrun_estimator.throughput.rates import rates, type_class
+from willitrun_estimator.throughput.rates import Rates, rates, type_class
 from willitrun_estimator.throughput.work import Work
 
 
 class GpuCost:
     """Seconds per unit of work on one GPU, and sums of them over spans of blocks."""
 
-    def __init__(self, work: Work, device: Device, constants: Constants, *, before_2025: bool) -> None:
+    def __init__(self, work: Work, device: Device, constants: Constants, speed: Rates, *, before_2025: bool) -> None:
         family, shared = constants.family(device.family), constants.shared
-        speed = rates(device, family)
-        assert speed is not None  # noqa: S101 `of` asked
         decode, prefill = family.decode, family.prefill
         self.work = work
         kind = type_class(work.weights.matmul_type)
@@ -49,9 +47,8 @@ class GpuCost:
     @classmethod
     def of(cls, device: Device, work: Work, constants: Constants, *, before_2025: bool = False) -> GpuCost | None:
         """Return the costs on a device, None where its bandwidth is unknown."""
-        if rates(device, constants.family(device.family)) is None:
-            return None
-        return cls(work, device, constants, before_2025=before_2025)
+        speed = rates(device, constants.family(device.family))
+        return None if speed is None else cls(work, device, constants, speed, before_2025=before_2025)
 
     def cache_s(self, first: int, last: int, depth_tokens: float) -> float:
         """Return what attention over the context costs one token."""
@@ -84,7 +81,7 @@ class GpuCost:
         )
 
     def batch_s(self, first: int, last: int, *, head: bool) -> float:
-        """Return what each further token of a step costs: its multiply-adds, its state; the weights are read already."""
+        """Return what each further token of a step costs: multiply-adds and state; the weights are read already."""
         work = self.work
         resident = work.resident_bytes[last] - work.resident_bytes[first]
         if head:

@@ -1,4 +1,4 @@
-"""What a span of blocks costs on the host: bytes over memory bandwidth or over what the cores unpack, whichever is slower.
+"""What a span of blocks costs on the host: bytes over memory bandwidth, or over what the cores unpack if that is less.
 
 With few cores decode is not bound by memory alone: each core takes a rate that depends on the weight type (measured
 with llama-bench on AVX-512 cores: F16 23 GB/s of weights, K-quants 15, i-quants 9).

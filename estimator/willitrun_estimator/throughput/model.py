@@ -11,8 +11,9 @@ once, and each block is a chain of small kernels (ggml/src/ggml-cuda/mmvq.cu).
 
 from __future__ import annotations
 
-from willitrun_estimator.device import Device, Devices
-from willitrun_estimator.families import UNKNOWN
+from typing import NamedTuple
+
+from willitrun_estimator.device import Devices
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.throughput.constants import Constants, shipped
 from willitrun_estimator.throughput.gpu import GpuCost
@@ -22,6 +23,16 @@ from willitrun_estimator.weights import WeightProfile
 
 MIN_OFFLOAD_TOKENS = 32
 """llama.cpp computes a host tensor's product on the GPU from this many tokens on (ggml-cuda.cu, `min_batch_size`)."""
+
+
+class Stage(NamedTuple):
+    """A GPU's part of a placement: blocks first..last-1, perhaps the head; experts of blocks before `moved` elsewhere."""
+
+    cost: GpuCost
+    first: int
+    last: int
+    head: bool
+    moved: int
 
 
 class Spans:
@@ -75,32 +86,37 @@ class SpeedModel:
         """Return who computes which blocks."""
         return Spans(placement, self.work.blocks, len(self.gpus))
 
-    def decode_s(self, placement: Placement, depth_tokens: float = 0) -> float | None:
-        """Return the seconds of one token of one stream at a depth."""
-        spans = self.spans(placement)
-        host = self.host
-        total = self.token_s + self.device_s * max(0, len(spans.gpus) - 1)
+    def _costs(self, placement: Placement, spans: Spans) -> tuple[list[Stage], HostCost | None] | None:
+        """Return the stages on GPUs and the host's costs; None when the rate of a device that takes part is unknown."""
+        stages: list[Stage] = []
+        moved_any = False
         for gpu, first, last, head in spans.gpus:
             cost = self.gpus[gpu]
             if cost is None:
                 return None
             moved = min(max(spans.expert_blocks, first), last)
+            moved_any = moved_any or moved > first
+            stages.append(Stage(cost, first, last, head, moved))
+        wanted = moved_any or spans.host_blocks > 0 or spans.head_on_host or placement.kv_on_host
+        return None if wanted and self.host is None else (stages, self.host if wanted else None)
+
+    def decode_s(self, placement: Placement, depth_tokens: float = 0) -> float | None:
+        """Return the seconds of one token of one stream at a depth."""
+        spans = self.spans(placement)
+        found = self._costs(placement, spans)
+        if found is None:
+            return None
+        stages, host = found
+        total = self.token_s + self.device_s * max(0, len(stages) - 1)
+        for cost, first, last, head, moved in stages:
             total += cost.decode_s(first, last, depth_tokens, head=head, experts_from=moved)
-            if self.settings.flash_attention is False:
-                total += cost.cache_s(first, last, depth_tokens)
-            if placement.kv_on_host:
-                if host is None:
-                    return None
-                total += host.cache_s(first, last, depth_tokens) - cost.cache_s(first, last, depth_tokens)
-            if moved > first:
-                if host is None:
-                    return None
+            if host is not None:
                 total += host.experts_s(first, moved)
-        if spans.host_blocks or spans.head_on_host:
-            if host is None:
-                return None
+                if placement.kv_on_host:
+                    total += host.cache_s(first, last, depth_tokens) - cost.cache_s(first, last, depth_tokens)
+        if host is not None and (spans.host_blocks or spans.head_on_host):
             total += host.blocks_s(spans.host_blocks, depth_tokens, head=spans.head_on_host)
-            if spans.gpus:
+            if stages:
                 total += self.constants.host.split_s
         return total
 
@@ -111,70 +127,51 @@ class SpeedModel:
 
     def prefill_s(self, placement: Placement, *, prompt_tokens: int = 512, depth_tokens: float = 0) -> float | None:
         """Return the seconds a prompt takes: whole micro-batches and a rest, each reading its weights once."""
+        spans = self.spans(placement)
+        found = self._costs(placement, spans)
+        if found is None:
+            return None
+        stages, host = found
         whole, rest = divmod(max(1, prompt_tokens), self.settings.ubatch)
-        total = 0.0
+        middle = depth_tokens + prompt_tokens / 2
+        total = sum(cost.attention_s(first, last, middle) for cost, first, last, _, _ in stages) * prompt_tokens
+        if host is not None:
+            total += host.attention_s(0, spans.host_blocks, middle) * prompt_tokens
         for count, tokens in ((whole, self.settings.ubatch), (1, rest)):
             if count and tokens:
-                stages = self._stages_s(placement, tokens)
-                if stages is None:
-                    return None
-                total += self._pipelined(stages, count)
-        attention = self._attention_s(placement, prompt_tokens, depth_tokens)
-        return None if attention is None else total + attention
+                total += self._pipelined(self._batch_s(spans, stages, host, tokens), count)
+        return total
 
-    def _pipelined(self, stages: list[float], count: int) -> float:
-        """Return the time of so many micro-batches through the stages, which overlap in part on several GPUs."""
-        alone = count * sum(stages)
-        overlapped = sum(stages) + (count - 1) * max(stages)
+    def _pipelined(self, parts: list[float], count: int) -> float:
+        """Return the time of so many micro-batches through the devices, which overlap in part on several GPUs."""
+        alone = count * sum(parts)
+        overlapped = sum(parts) + (count - 1) * max(parts)
         share = self.constants.shared.pipeline if self.settings.batch > self.settings.ubatch else 0.0
         return alone + share * (overlapped - alone)
 
-    def _stages_s(self, placement: Placement, tokens: int) -> list[float] | None:
-        """Return the seconds of one micro-batch per device, attention over the context apart."""
-        spans = self.spans(placement)
-        lead = self.gpus[spans.gpus[0][0] if spans.gpus else 0] if self.gpus else None
-        offload = lead is not None and self.settings.op_offload and tokens >= MIN_OFFLOAD_TOKENS
-        stages = []
-        for gpu, first, last, head in spans.gpus:
-            cost = self.gpus[gpu]
-            if cost is None:
-                return None
-            moved = min(max(spans.expert_blocks, first), last)
-            if moved > first and not offload:
-                if self.host is None:
-                    return None
-                stage = cost.prefill_s(first, last, tokens, head=head, experts_from=moved)
-                stage += self.host.prefill_experts_s(first, moved, tokens)
-            else:
-                stage = cost.prefill_s(first, last, tokens, head=head, experts_from=first)
-                stage += cost.copy_experts_s(first, moved, tokens)
-            stages.append(stage)
-        if spans.host_blocks or spans.head_on_host:
-            if offload and lead is not None:
-                last = spans.host_blocks
-                front = lead.prefill_s(0, last, tokens, head=False, experts_from=0)
-                stages.append(front + lead.copy_blocks_s(0, last, tokens))
-            elif self.host is None:
-                return None
-            else:
-                stages.append(self.host.prefill_s(spans.host_blocks, tokens, head=spans.head_on_host))
-        return stages
+    def _batch_s(self, spans: Spans, stages: list[Stage], host: HostCost | None, tokens: int) -> list[float]:
+        """Return the seconds of one micro-batch per device, attention over the context apart.
 
-    def _attention_s(self, placement: Placement, prompt_tokens: int, depth_tokens: float) -> float | None:
-        """Return the seconds of attention of a whole prompt, on whoever has the blocks."""
-        spans = self.spans(placement)
-        middle = depth_tokens + prompt_tokens / 2
-        total = 0.0
-        for gpu, first, last, _ in spans.gpus:
-            cost = self.gpus[gpu]
-            if cost is None:
-                return None
-            total += cost.attention_s(first, last, middle) * prompt_tokens
-        if spans.host_blocks:
-            if self.host is None:
-                return None
-            total += self.host.attention_s(0, spans.host_blocks, middle) * prompt_tokens
-        return total
+        From `MIN_OFFLOAD_TOKENS` on, weights of the host are copied to the first GPU and multiplied there.
+        """
+        lead = stages[0].cost if stages else next(iter(self.gpus), None)
+        offload = lead is not None and self.settings.op_offload and tokens >= MIN_OFFLOAD_TOKENS
+        parts = []
+        for cost, first, last, head, moved in stages:
+            if host is not None and moved > first and not offload:
+                part = cost.prefill_s(first, last, tokens, head=head, experts_from=moved)
+                part += host.prefill_experts_s(first, moved, tokens)
+            else:
+                part = cost.prefill_s(first, last, tokens, head=head, experts_from=first)
+                part += cost.copy_experts_s(first, moved, tokens)
+            parts.append(part)
+        if host is not None and (spans.host_blocks or spans.head_on_host):
+            if offload and lead is not None:
+                front = lead.prefill_s(0, spans.host_blocks, tokens, head=False, experts_from=0)
+                parts.append(front + lead.copy_blocks_s(0, spans.host_blocks, tokens))
+            else:
+                parts.append(host.prefill_s(spans.host_blocks, tokens, head=spans.head_on_host))
+        return parts
 
     def prefill_rate(self, placement: Placement, *, prompt_tokens: int = 512, depth_tokens: float = 0) -> float | None:
         """Return prompt tokens per second."""
@@ -190,15 +187,12 @@ class SpeedModel:
     def load_s(self, placement: Placement) -> float | None:
         """Return the seconds to load the model: its file from disk, then what belongs on GPUs over their links."""
         disk = self.devices.host.disk_read_bytes_per_s
-        if not disk:
+        spans = self.spans(placement)
+        found = self._costs(placement, spans)
+        if not disk or found is None:
             return None
         total = self.weights.file_bytes / (disk * self.constants.host.disk)
-        for gpu, first, last, head in self.spans(placement).gpus:
-            cost = self.gpus[gpu]
-            if cost is None:
-                return None
-            total += cost.upload_s(first, last, head=head)
-        return total
+        return total + sum(cost.upload_s(first, last, head=head) for cost, first, last, head, _ in found[0])
 
     def aggregate(self, placement: Placement, concurrency: int, *, depth_tokens: float = 0) -> float | None:
         """Return output tokens per second of all slots together, each at the given depth.
@@ -211,24 +205,22 @@ class SpeedModel:
 
     def step_s(self, placement: Placement, concurrency: int, depth_tokens: float = 0) -> float | None:
         """Return the seconds of one step that gives every one of so many slots a token."""
-        single = self.decode_s(placement, depth_tokens)
-        if single is None or concurrency <= 1:
-            return single
-        bare = self.decode_s(placement, 0)
-        assert bare is not None  # noqa: S101 the same devices answered above
-        more = concurrency - 1
-        touched = self.work.touched_share(concurrency) / max(self.work.touched_share(1), 1e-9)
-        extra = (single - bare) * more
-        for gpu, first, last, head in self.spans(placement).gpus:
-            cost = self.gpus[gpu]
-            assert cost is not None  # noqa: S101 likewise
-            extra += cost.batch_s(first, last, head=head) * more
-            extra += cost.experts_s(first, last) * (touched - 1)
+        single, bare = self.decode_s(placement, depth_tokens), self.decode_s(placement, 0)
         spans = self.spans(placement)
-        if self.host is not None:
-            extra += self.host.batch_s(spans.host_blocks, head=spans.head_on_host) * more
-            moved = max(spans.expert_blocks - spans.host_blocks, 0)
-            extra += self.host.experts_s(spans.host_blocks, spans.host_blocks + moved) * (touched - 1)
+        found = self._costs(placement, spans)
+        if single is None or bare is None or found is None or concurrency <= 1:
+            return single
+        stages, host = found
+        more = concurrency - 1
+        again = self.work.touched_share(concurrency) / max(self.work.touched_share(1), 1e-9) - 1
+        extra = (single - bare) * more
+        for cost, first, last, head, moved in stages:
+            extra += cost.batch_s(first, last, head=head) * more + cost.experts_s(moved, last) * again
+            if host is not None:
+                extra += host.experts_s(first, moved) * again
+        if host is not None:
+            extra += host.batch_s(spans.host_blocks, head=spans.head_on_host) * more
+            extra += host.experts_s(0, spans.host_blocks) * again
         return single + extra
 
     def paged_decode_rate(self, placement: Placement, *, short_bytes: int, depth_tokens: float = 0) -> float | None:
@@ -260,8 +252,3 @@ class SpeedModel:
         best = missing * (dense + active) / rate
         worst = (dense * (missing > 0) + missing * active) / rate
         return token + best, token + max(best, worst)
-
-
-def is_known(device: Device, constants: Constants) -> bool:
-    """Tell whether the device's family has constants of its own."""
-    return device.family != UNKNOWN and device.family in constants.families
