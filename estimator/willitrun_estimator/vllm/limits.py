@@ -10,6 +10,7 @@ from willitrun_estimator.vllm.batching import FAST_LINK_FROM
 from willitrun_estimator.vllm.kernels import Kernel, capability
 from willitrun_estimator.vllm.settings import SEQUENCE_STEP, Setup
 from willitrun_estimator.vllm.weights import is_latent
+from willitrun_probe.units import format_bytes
 
 BFLOAT16_FROM = 8.0
 
@@ -70,8 +71,7 @@ def limits_of(
             Limit(
                 code="state-blocks",
                 message=(
-                    "every sequence holds recurrent state in blocks of "
-                    f"{setup.layouts[0].attention_block_tokens} tokens: "
+                    f"every sequence holds {format_bytes(setup.layouts[0].state_bytes)} of recurrent state a layer: "
                     f"--max-num-seqs may not exceed the pool's {setup.blocks} blocks"
                 ),
             )

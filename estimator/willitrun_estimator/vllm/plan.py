@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec import Struct, structs
 
-from willitrun_catalog.model import ModelSpec
+from willitrun_catalog.model import ModelSpec, Moe
 from willitrun_estimator.device import Device, Devices
 from willitrun_estimator.plan import Context, DeviceUse, Fit, Limit, Plan, Serving, Speed, Status
 from willitrun_estimator.request import Request
@@ -117,6 +117,8 @@ def _refusal(spec: ModelSpec, devices: Devices, formats: tuple[Format, ...], rul
         return reasons[0]
     if spec.source.endswith(".gguf"):
         return "vLLM loads safetensors checkpoints; a GGUF file belongs to llama.cpp"
+    if formats[0].pads_experts and not any(isinstance(layer.ffn, Moe) for layer in set(spec.layers)):
+        return f"{formats[0].name} quantizes routed experts, and {spec.title} has none"
     hows = [kernel(checkpoint, gpu, ruled.version) for checkpoint in formats for gpu in devices.gpus]
     return hows[0].reason if all(how.how is None for how in hows) else None
 

@@ -91,7 +91,7 @@ def settle(
         return Shortage(
             needed_bytes=round(utilization * total),
             available_bytes=free,
-            reason=f"a utilization of {utilization:g} asks for more than is free",
+            reason=f"of free memory for a utilization of {utilization:g}",
         )
     stages = stage_weights(
         spec,
@@ -229,8 +229,10 @@ def margin_bytes(spec: ModelSpec, split: Split, rules: Rules) -> int:
 
 
 def caches_prefixes(layouts: tuple[CacheLayout, ...], rules: Rules) -> bool:
-    """Tell whether prefix caching is on by default: always, but with recurrent state only from 0.26 on."""
-    return rules.version >= (0, 26) or not any(cache.has_state(layout) for layout in layouts)
+    """Tell whether prefix caching is on by default: with recurrent state from 0.26 on, without any attention never."""
+    if not any(cache.has_state(layout) for layout in layouts):
+        return True
+    return rules.version >= (0, 26) and all(layout.attention_block_tokens for layout in layouts)
 
 
 def _ladder(request: Request, sequences: int, tokens: int) -> list[tuple[int, int]]:
@@ -274,10 +276,7 @@ def _fitted(
             for layout in layouts
         )
 
-    caches = any(layout.block_bytes for layout in layouts)
-    longest = spec.max_context_tokens
-    if caches:
-        longest = _longest(per_request, safe - 1, spec.max_context_tokens)
+    longest = _longest(per_request, safe - 1, spec.max_context_tokens)
     length = context if fixed else min(context, longest)
     if min(pools) < margin or length > longest or length < min(least, context):
         worst = min(range(len(budgets)), key=lambda i: budgets[i].pool_bytes)
@@ -293,9 +292,9 @@ def _fitted(
             return Shortage(
                 needed_bytes=seqs * layouts[0].block_bytes,
                 available_bytes=max(0, safe) * layouts[0].block_bytes,
-                reason=f"--max-num-seqs {seqs} is more than the {safe} blocks of recurrent state",
+                reason=f"of cache for --max-num-seqs {seqs} ({safe} blocks of recurrent state fit)",
             )
-        seqs = max(SEQUENCE_STEP, SEQUENCE_STEP * (safe // SEQUENCE_STEP)) if safe >= SEQUENCE_STEP else max(1, safe)
+        seqs = SEQUENCE_STEP * (safe // SEQUENCE_STEP) or safe
     return length, seqs, blocks, per_request(length), longest
 
 

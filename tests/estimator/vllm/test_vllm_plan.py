@@ -109,6 +109,7 @@ def test_what_cannot_be_planned_says_why(model, machine):
     gguf = structs.replace(spec, source="/models/x.gguf")
     assert "llama.cpp" in vllm_plan(gguf, machine(RTX4090), Request()).fit.message
     assert "Blackwell" in vllm_plan(spec, machine("NVIDIA B200 SXM"), Request(quant="w8a8")).fit.message
+    assert "experts" in vllm_plan(spec, machine(H100), Request(quant="mxfp4")).fit.message
 
 
 def test_a_format_no_card_computes_leaves_the_others(model, machine, gpu):
@@ -211,13 +212,15 @@ def test_limits_name_what_holds_back(model, machine):
 
 
 def test_sequences_are_capped_by_the_blocks_of_state(model, machine):
-    spec, tight = model("qwen3.5-9b"), machine("NVIDIA GeForce RTX 3090")
-    asked = Request(quant="fp8", mode="scale-out", context=4096)
-    plan = vllm_plan(spec, tight, asked).plan
-    layout = cache.cache_layout(spec, rules())
-    assert plan.max_num_seqs <= plan.devices[0].kv_cache_bytes // layout.block_bytes
-    fixed = vllm_plan(spec, tight, structs.replace(asked, max_num_seqs=4096, max_num_batched_tokens=4096))
+    tight = machine(RTX4090)
+    free = vllm_plan(model("falcon-mamba-7b"), tight, Request(quant="bf16", mode="scale-out"))
+    assert free.plan.max_num_seqs == 248
+    assert free.plan.max_num_seqs <= free.concurrency_at_context
+    spec = model("qwen3.5-9b")
+    fixed = vllm_plan(spec, tight, Request(quant="fp8", context=4096, max_num_seqs=512))
     assert fixed.plan is None
+    assert "512" in fixed.fit.message
+    assert vllm_plan(spec, tight, Request(quant="fp8", context=4096, max_num_seqs=256)).plan.max_num_seqs == 256
 
 
 def test_lengths_are_kept_lowered_or_refused(model, machine):
