@@ -24,6 +24,8 @@ from willitrun_probe.vendors import Task, gpu_memory_nodes, interpret, start_rea
 TIMEOUT_S = 20.0
 """Without persistence mode a driver needs one to three seconds per GPU at the first access
 (NVIDIA driver-persistence documentation)."""
+STORAGE_S = 2.0
+"""A local file system answers in microseconds, a network one in milliseconds."""
 _T = TypeVar("_T")
 
 
@@ -85,9 +87,12 @@ def collect(
         roots, libraries, environment, devices, deadline, isolated=isolated, record=transcript is not None
     )
     installed = _start_engines(roots, environment, engine_cache, deadline) if engines else None
+    storage = Task(partial(_timed_disks, roots, environment), _no_disks)
     cpu = guard("cpu", lambda: read_cpu(roots), Cpu())
     memory = guard("memory", lambda: read_memory(roots), Memory())
-    disks: tuple[Disk, ...] = guard("storage", lambda: read_disks(roots, environment), ())
+    disks, source, stuck = storage.result(min(deadline, time.monotonic() + STORAGE_S))
+    sources.append(source)
+    found += stuck
     replies = {vendor: child.result() for vendor, child in children.items()}
     if transcript is not None:
         transcript.update(replies)
@@ -130,6 +135,19 @@ def collect(
         findings=_unique(found),
     )
     return _with_hash(machine)
+
+
+def _timed_disks(roots: Roots, environment: Mapping[str, str]) -> tuple[tuple[Disk, ...], Source, list[Finding]]:
+    start = time.monotonic()
+    disks = read_disks(roots, environment)
+    return disks, _source("storage", "answered" if disks else "absent", start), []
+
+
+def _no_disks(reason: str) -> tuple[tuple[Disk, ...], Source, list[Finding]]:
+    """Describe folders whose file system does not answer: statvfs of a dead network mount blocks for ever."""
+    late = "in time" in reason
+    told = finding("model-folder-hangs" if late else "reader-failed", "storage", f"reading the model folders: {reason}")
+    return (), Source(name="storage", outcome="failed", seconds=STORAGE_S if late else 0.0, reason=reason), [told]
 
 
 class _Guard:

@@ -77,6 +77,10 @@ CODES: dict[str, Code] = {
         'Install them: `pip install "willitrun-here[amd]"`.',
     ),
     "library-chatter": Code("The vendor's library printed messages while it was asked.", ""),
+    "driver-without-compute": Code(
+        "A GPU has a driver that only shows pictures, or none where none is needed.",
+        "",
+    ),
     "passed-through": Code(
         "A GPU is bound to a pass-through driver (vfio-pci, xen-pciback) and belongs to a virtual machine.",
         "Nothing to do, unless this machine should use it.",
@@ -88,8 +92,8 @@ CODES: dict[str, Code] = {
         broken=True,
     ),
     "gpu-forbidden": Code(
-        "A GPU is counted but this process may not use it (device control group).",
-        "Ask for the device when the container or job is started.",
+        "A GPU is there and this process may not use it (device control group, container without the device).",
+        "Pass the device to the container or job: `docker run --gpus all`, or `--device /dev/kfd --device /dev/dri`.",
     ),
     "gpu-failed": Code(
         "A GPU answers an error instead of a handle.",
@@ -221,6 +225,10 @@ CODES: dict[str, Code] = {
     ),
     "host-memory-unknown": Code("The host's memory could not be read.", ""),
     "cpu-unknown": Code("The processor could not be read.", ""),
+    "model-folder-hangs": Code(
+        "The file system of a model folder did not answer in time (a dead network mount, say).",
+        "Check the mount (`findmnt`); unmount it with `umount -l` if its server is gone.",
+    ),
     "model-folder-remote": Code(
         "A model folder is on a network or virtual file system; loading is slow.",
         "Keep models on a local disk.",

@@ -40,10 +40,10 @@ class Task(threading.Thread):
         except Exception as error:  # noqa: BLE001 - told by the caller as a failed source
             self._value = self._default(f"{type(error).__name__}: {error}"[:300])
 
-    def result(self) -> Any:
-        """Wait for the work and return what came of it."""
-        self.join()
-        return self._value
+    def result(self, deadline: float | None = None) -> Any:
+        """Wait for the work, until a time on the monotonic clock, and return what came of it or its default."""
+        self.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return self._default("gave no answer in time") if self.is_alive() else self._value
 
 
 def start_readers(

@@ -60,9 +60,17 @@ def test_probe_in_text_names_the_sources():
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("rtx3090-shared", 0), ("driver-mismatch", 3), ("nouveau", 3), ("desktop-cpu-only", 0),
-     ("vfio-passthrough", 0), ("nothing", 0)],
-)  # fmt: skip
+    [
+        ("rtx3090-shared", 0),
+        ("driver-mismatch", 3),
+        ("nouveau", 3),
+        ("desktop-cpu-only", 0),
+        ("container-without-gpus", 0),
+        ("container-without-utility", 3),
+        ("vfio-passthrough", 0),
+        ("nothing", 0),
+    ],
+)
 def test_exit_code_of_replayed_machines(name, code):
     done = run("probe", "--json", "--machine", str(MACHINES / name))
     assert done.returncode == code, done.stderr

@@ -17,6 +17,7 @@ from willitrun_probe.record import read_recording
 MACHINES = Path(__file__).parents[1] / "machines"
 NAMES = sorted(path.parent.name for path in MACHINES.glob("*/recording.json"))
 BROKEN = {
+    "container-without-utility",
     "container-unknown-error",
     "driver-mismatch",
     "nouveau",

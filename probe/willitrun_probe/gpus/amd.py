@@ -10,7 +10,7 @@ import msgspec
 from willitrun_probe.findings import finding
 from willitrun_probe.gpus.amd_memory import AmdMemory, read_memory_of
 from willitrun_probe.gpus.amd_smi import Enrichment, enrich, smi_state
-from willitrun_probe.gpus.processes import holder
+from willitrun_probe.gpus.processes import holder, in_container
 from willitrun_probe.host.links import read_pcie
 from willitrun_probe.host.pci import numa_node, pci_name
 from willitrun_probe.interpretation import Host, Interpretation
@@ -84,6 +84,7 @@ def _device(
         found.append(finding("power-capped", address, f"{limit:g} W of {usual:g} W"))
     if extra.uncorrectable:
         found.append(finding("gpu-unhealthy", address, f"{extra.uncorrectable} uncorrected memory errors"))
+    usable = _given(line, host, address, found)
     kind: GpuKind = "integrated" if memory.unified and len(nodes) < 2 else "gpu"  # noqa: PLR2004 - partitions
     card = Gpu(
         vendor="amd",
@@ -98,6 +99,7 @@ def _device(
         memory_bus_bits=memory.bus_bits,
         memory_clock_hz=memory.clock_hz,
         unified=memory.unified,
+        usable=usable,
         gfx_target=gfx_target(first.get("gfx_target_version", 0)) or extra.gfx_target,
         multiprocessors=_compute_units(first) or extra.compute_units,
         driver_version=host.roots.line("/sys/module/amdgpu/version") or host.roots.line("/proc/sys/kernel/osrelease"),
@@ -114,6 +116,18 @@ def _device(
     if len(nodes) < 2:  # noqa: PLR2004 - one node is the whole card
         return [card]
     return _partitions(card, line, nodes, memory, kfd, host, found)
+
+
+def _given(line: Mapping[str, Any], host: Host, address: str, found: list[Finding]) -> bool:
+    """Say whether the card's render node is here: a container sees all cards in sysfs, whatever it was given."""
+    nodes = [name for name in line.get("render") or () if isinstance(name, str)]
+    if not nodes or not in_container(host.roots):
+        return True
+    if any(host.roots.accessible(f"/dev/dri/{name}") is not None for name in nodes):
+        return True
+    reason = f"/dev/dri/{nodes[0]} was not given to this container"
+    found.append(finding("gpu-forbidden", address, reason, "Pass `--device /dev/kfd --device /dev/dri`."))
+    return False
 
 
 def _partitions(

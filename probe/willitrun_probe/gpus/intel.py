@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from willitrun_probe.findings import finding
+from willitrun_probe.gpus.undriven import INTEL_INTEGRATED
 from willitrun_probe.host.links import read_pcie
 from willitrun_probe.host.pci import numa_node, pci_name
 from willitrun_probe.interpretation import Host, Interpretation
 from willitrun_probe.isolate import Reply
 from willitrun_probe.machine import Finding, Gpu, Outcome, Source
 
-_INTEGRATED_ADDRESS = "0000:00:02.0"
-"""Integrated graphics are device 2 of the root bus on every Intel processor (Intel processor data sheets)."""
 _LARGEST_BYTES = 2**50
 
 
@@ -39,7 +38,7 @@ def _device(line: Mapping[str, Any], host: Host, found: list[Finding]) -> Gpu:
     sizes = [s for s in line.get("tiles") or line.get("local") or () if isinstance(s, int) and 0 < s < _LARGEST_BYTES]
     total: int | None = sum(sizes) or None
     free = None
-    integrated = total is None and address == _INTEGRATED_ADDRESS
+    integrated = total is None and address == INTEL_INTEGRATED
     sources: dict[str, str] = {"name": "sysfs"}
     if integrated:
         total, free = host.memory.total_bytes, host.memory.available_bytes

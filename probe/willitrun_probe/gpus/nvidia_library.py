@@ -7,6 +7,7 @@ from typing import Any
 
 from willitrun_probe.findings import finding
 from willitrun_probe.gpus.nvml import BINDINGS_MISSING, LIBRARY_MISSING
+from willitrun_probe.gpus.processes import in_container
 from willitrun_probe.interpretation import Host
 from willitrun_probe.isolate import Reply
 from willitrun_probe.machine import Finding, Gpu, Outcome, Source
@@ -81,8 +82,8 @@ def _start_failure(
         reason += _module_version(host.roots)
     if (code == "driver-not-loaded" and not bound) or (code == "library-missing" and "nvidia" not in bound):
         return "absent", reason, []
-    if code == "library-missing" and host.environment.get("NVIDIA_VISIBLE_DEVICES") in {"", "none", "void"}:
-        return "absent", reason, [finding(code, "nvidia", f"{reason}; NVIDIA_VISIBLE_DEVICES asks for no GPU")]
+    if code == "library-missing" and in_container(host.roots) and not host.roots.exists("/dev/nvidiactl"):
+        return "absent", f"{reason}; this container was started without GPUs", []
     return "failed", reason, [finding(code, "nvidia", reason)]
 
 

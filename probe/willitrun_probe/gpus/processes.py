@@ -14,6 +14,13 @@ _CONTAINER = re.compile(r"(?:docker|containerd|crio|libpod|cri)[-/:a-z]*([0-9a-f
 _POD = re.compile(r"/([0-9a-f]{64})(?:\.scope)?$", re.ASCII | re.MULTILINE)
 
 
+def in_container(roots: Roots) -> bool:
+    """Say whether this process sees a container's part of the machine, not all of it."""
+    namespace = roots.link("/proc/self/ns/pid")
+    marked = roots.exists("/.dockerenv") or roots.exists("/run/.containerenv")
+    return marked or (namespace is not None and namespace != INITIAL_PID_NAMESPACE)
+
+
 def holder(roots: Roots, pid: int, size: int | None) -> Holder:
     """Name a process and its container as far as this process may see them."""
     namespace = roots.link("/proc/self/ns/pid")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from willitrun_probe.findings import CODES, finding
+from willitrun_probe.gpus.processes import in_container
 from willitrun_probe.host.links import read_pcie
 from willitrun_probe.host.pci import PciDevice, pci_name
 from willitrun_probe.machine import Finding, Gpu
@@ -10,6 +11,10 @@ from willitrun_probe.roots import Roots
 
 _DRIVERS = {"nvidia": {"nvidia"}, "amd": {"amdgpu"}, "intel": {"i915", "xe"}}
 _PASS_THROUGH = {"vfio-pci", "pci-stub", "xen-pciback"}
+_WITHOUT_COMPUTE = {"radeon", "gma500", "simple-framebuffer"}
+INTEL_INTEGRATED = "0000:00:02.0"
+"""Integrated graphics are device 2 of the root bus on every Intel processor (Intel processor data sheets). Servers
+leave them without a driver."""
 _TITLES = {"nvidia": "NVIDIA", "amd": "AMD", "intel": "Intel"}
 
 
@@ -29,14 +34,24 @@ def describe(
         pcie=read_pcie(roots, device.address),
         sources={"name": "sysfs", "pci_id": "sysfs"},
     )
-    if device.driver in _PASS_THROUGH:
-        return gpu, finding("passed-through", device.address, f"{name} is bound to {device.driver}")
-    if device.driver is None:
-        return gpu, finding("driver-missing", device.address, f"no kernel driver is bound to {name}")
-    if device.driver not in _DRIVERS[device.vendor]:
-        return gpu, finding("driver-missing", device.address, f"{name} is bound to {device.driver}")
+    code, reason = _state(device, roots, name)
     told = any(CODES[f.code].broken for f in findings if f.subject in {device.vendor, device.address})
-    if asked and told:
+    if asked and told and code in {"gpu-forbidden", "gpu-half-removed"}:
         return gpu, None
-    reason = f"{name} has its driver {device.driver}, and no interface describes it"
-    return gpu, finding("gpu-half-removed", device.address, reason)
+    return gpu, finding(code, device.address, reason)
+
+
+def _state(device: PciDevice, roots: Roots, name: str) -> tuple[str, str]:
+    """Return the code for a device that nobody described, and the reason."""
+    driver = device.driver
+    if driver in _PASS_THROUGH:
+        return "passed-through", f"{name} is bound to {driver}"
+    if driver in _WITHOUT_COMPUTE or (driver is None and device.address == INTEL_INTEGRATED):
+        return "driver-without-compute", f"{name} is bound to {driver or 'no driver'}, which has no compute support"
+    if driver is None:
+        return "driver-missing", f"no kernel driver is bound to {name}"
+    if driver not in _DRIVERS[device.vendor]:
+        return "driver-missing", f"{name} is bound to {driver}"
+    if in_container(roots):
+        return "gpu-forbidden", f"{name} is on the bus and was not given to this container"
+    return "gpu-half-removed", f"{name} has its driver {driver}, and no interface describes it"

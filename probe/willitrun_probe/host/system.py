@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from willitrun_probe.findings import finding
+from willitrun_probe.gpus.processes import in_container
 from willitrun_probe.machine import Cpu, Disk, Finding, Memory
 from willitrun_probe.roots import Roots
 
@@ -58,7 +59,7 @@ def system_facts(roots: Roots) -> SystemFacts:
     kernel = roots.line("/proc/sys/kernel/osrelease")
     if roots.exists("/dev/dxg"):
         return SystemFacts(pretty, kernel, "wsl2")
-    if roots.exists("/.dockerenv") or roots.exists("/run/.containerenv"):
+    if in_container(roots):
         return SystemFacts(pretty, kernel, "container")
     product = f"{roots.line('/sys/class/dmi/id/sys_vendor') or ''} {roots.line('/sys/class/dmi/id/product_name') or ''}"
     for mark, kind in _VIRTUAL_MACHINES:
