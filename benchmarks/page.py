@@ -3,7 +3,8 @@
     python benchmarks/page.py
 
 Each page is rendered by three fresh processes, so that importing the template engine and compiling the templates
-counts; the best of the three is held against the bar, because other work on the machine only ever adds.
+counts. The best of the three is held against the bar, in processor time, because other work on the machine only ever
+adds; the time by the clock stands beside it.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ QUESTIONS = (
 
 
 def render_once(file: Path) -> None:
-    """Render the answer of a file in this fresh process; prints seconds of the first and a later time, and bytes."""
+    """Render the answer of a file in this fresh process; prints processor and clock time, a later time, and bytes."""
     answer = msgspec.json.decode(file.read_bytes(), type=Answer)
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     from willitrun_here.render import page  # noqa: PLC0415 - importing it is part of what is measured
 
     html = page.render(answer)
-    first_s = time.perf_counter() - start
+    first_s, first_cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
     start = time.perf_counter()
     page.render(answer)
-    print(first_s, time.perf_counter() - start, len(html.encode()))
+    print(first_cpu_s, first_s, time.perf_counter() - start, len(html.encode()))
 
 
 def measure(model: str, machine: str, folder: Path) -> bool:
@@ -49,13 +50,14 @@ def measure(model: str, machine: str, folder: Path) -> bool:
     file.write_bytes(msgspec.json.encode(ask(open_machine(machine), open_model(model), Request())))
     command = [sys.executable, __file__, str(file)]
     runs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() for _ in range(3)]
-    first_s, again_s = min(float(run[0]) for run in runs), min(float(run[1]) for run in runs)
-    size = int(runs[0][2])
+    first_cpu_s, first_s, again_s = (min(float(run[index]) for run in runs) for index in range(3))
+    size = int(runs[0][3])
     print(f"{model} on {machine}")
     print(f"  page          {size / 1000:6.0f} kB  {size / MOST_BYTES:5.2f} of the bar")
-    print(f"  first render  {first_s * 1000:6.0f} ms  {first_s / MOST_S:5.2f} of the bar")
+    clock = f"by the clock {first_s * 1000:.0f} ms"
+    print(f"  first render  {first_cpu_s * 1000:6.0f} ms  {first_cpu_s / MOST_S:5.2f} of the bar, {clock}")
     print(f"  again         {again_s * 1000:6.1f} ms  {again_s / MOST_S:5.2f} of the bar")
-    return size <= MOST_BYTES and first_s <= MOST_S
+    return size <= MOST_BYTES and first_cpu_s <= MOST_S
 
 
 def main() -> int:
