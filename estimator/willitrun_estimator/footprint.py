@@ -74,7 +74,7 @@ class MemoryModel:
         """Give the first and last-plus-one unit of each GPU; unit `block_count` is the output head."""
         units = len(self._resident)
         first = units - placement.gpu_layers
-        split = placement.split or (placement.gpu_layers,)
+        split = placement.split or ((placement.gpu_layers,) if self.devices.gpus else ())
         spans = []
         for count in split:
             spans.append((first, first + count))
@@ -97,8 +97,9 @@ class MemoryModel:
             out.append(held)
         first = min(blocks + 1 - placement.gpu_layers, blocks)
         host = self._host_weights + resident[first] + experts[max(first, min(moved, blocks))]
-        if not placement.gpu_layers and not self.weights.spec.tied_embeddings:
-            host += self.weights.output_bytes
+        if not placement.gpu_layers:
+            shared = self.weights.embedding_bytes if self.weights.spec.tied_embeddings else 0
+            host += self.weights.output_bytes - shared
         return (*out, host)
 
     def _paddings(self, context_tokens: int) -> tuple[int, ...]:

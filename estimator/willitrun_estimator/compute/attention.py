@@ -69,7 +69,8 @@ def attention(  # noqa: C901, PLR0912, PLR0915
         fused = b.matmul("attn_qkv", homes, queries + keys + values, normed)
         q = query(g.part(fused, shape, queries + keys + values))
         v = value(g.part(fused, value_shape, queries + keys + values))
-        strided = form((queries + keys + values, U))
+        row = queries + keys + values
+        strided = plus(form((row, U)), form((values - row,)))
         k = key(g.part(fused, kv_shape, queries + keys + values))
     else:
         if b.style.gated_query:

@@ -67,7 +67,7 @@ class Builder:
         self.factors = next((name for name in outside if name.startswith("rope_")), None)
         self._factors: dict[int, Node] = {}
         self._inputs: dict[str, Node] = {}
-        self._upcoming: list[tuple[Mixer, Homes]] = []
+        self._events: list[tuple[Mixer | None, Homes]] = []
         self._fetched: tuple[Node, Node] | None = None
 
     def _input(self, name: str, dims: tuple[Dim, ...], element_bytes: int) -> Node:
@@ -173,13 +173,15 @@ class Builder:
         return None if self.has(homes, "post_ffw_norm") else "attn_norm"
 
     def fetch_next(self) -> None:
-        """Fetch the next Mamba block's convolution state: it is asked for before this block's tail is computed."""
-        if self._upcoming:
-            self._upcoming.pop(0)
-        if self._upcoming and self._fetched is None:
-            following, homes = self._upcoming[0]
-            if isinstance(following, Recurrent) and following.kind in {"mamba1", "mamba2"}:
-                self._fetched = recurrent.load_state(self, "cache_r", following.conv_elements, homes)
+        """Fetch the next Mamba block's convolution state where nothing else is asked for before it.
+
+        llama.cpp adds a token mixer and a sum of experts to the graph at once, and everything after them only when it
+        is read: the state's rows come before the tail of the block that precedes them.
+        """
+        self._events.pop(0)
+        following = self._events[0] if self._events else None
+        if following is not None and isinstance(following[0], Recurrent) and following[0].kind in {"mamba1", "mamba2"}:
+            self._fetched = recurrent.load_state(self, "cache_r", following[0].conv_elements, following[1])
 
     def fetched(self) -> tuple[Node, Node] | None:
         """Hand over the state that was fetched ahead."""
@@ -196,7 +198,10 @@ class Builder:
         self._normed = normed
         first = mixers[0]
         if isinstance(first, Recurrent):
-            return recurrent.recurrent(self, first, normed, homes)
+            mixed = recurrent.recurrent(self, first, normed, homes)
+            if first.kind not in {"mamba1", "mamba2"}:
+                self.fetch_next()
+            return mixed
         if isinstance(first, Mla):
             latent = attention.latent_attention(self, first, normed, homes)
             self.fetch_next()
@@ -254,6 +259,7 @@ class Builder:
         normed = self.norm(source, "attn_norm", homes)
         first = next(mixer for mixer in layer.mixers if isinstance(mixer, Attention))
         finish = attention.attention(self, first, normed, homes)
+        self.fetch_next()
 
         def rows(node: Node) -> Node:
             return self.out_rows(node) if last else node
@@ -300,11 +306,11 @@ class Builder:
         if self.backend == "vulkan" and self.style.gated_query:
             self._gate_copies(layers)
         x = self.graph.add("embedded", (hidden, U), self.graph.weight("token_embd", self.host), tokens, rows=0)
-        self._upcoming = [
-            (layer.mixers[0], homes)
-            for layer, homes in layers
-            if layer.mixers and not isinstance(layer.mixers[0], NoMixer)
-        ]
+        for layer, homes in layers:
+            if layer.mixers and not isinstance(layer.mixers[0], NoMixer):
+                self._events.append((layer.mixers[0], homes))
+            if isinstance(layer.ffn, Moe):
+                self._events.append((None, homes))
         for index, (layer, homes) in enumerate(layers):
             x = self.block(layer, x, homes, last=index == len(layers) - 1)
         if self.style.rows == "block-end":

@@ -83,6 +83,7 @@ def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
         out = g.add("cont", (hidden_size, tokens), out)
     for part in parts[1:]:
         out = g.add("sum", (hidden_size, tokens), out, part, inplace=True)
+    b.fetch_next()
     if ffn.shared_width:
         shared = dense(b, Dense(width=ffn.shared_width, gated=ffn.gated), normed, homes, "_shexp")
         if "ffn_gate_inp_shexp.weight" in homes.parts:

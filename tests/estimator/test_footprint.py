@@ -1,0 +1,148 @@
+"""The memory model: parts add up, splits lose nothing, and the largest context is found, not stepped to."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from willitrun_catalog.shipped import model
+from willitrun_estimator.device import Backend, Device, Devices, Host
+from willitrun_estimator.footprint import MemoryModel, footprint
+from willitrun_estimator.placement import Placement, Settings
+from willitrun_estimator.weights import weight_profile
+
+GIB = 1 << 30
+LLAMA = weight_profile(model("llama-3.1-8b-instruct"), "Q4_K_M")
+GEMMA = weight_profile(model("gemma-3-270m-it"), "Q4_K_M")
+MOE = weight_profile(model("gpt-oss-20b"), "MXFP4_MOE")
+HYBRID = weight_profile(model("granite-4.0-h-1b"), "Q4_K_M")
+
+
+def machine(*backends: Backend) -> Devices:
+    gpus = tuple(
+        Device(
+            name=f"GPU {number}",
+            backend=backend,
+            family="ampere",
+            memory_total_bytes=24 * GIB,
+            memory_free_bytes=23 * GIB,
+            bandwidth_bytes_per_s=None,
+            multiprocessors=82,
+        )
+        for number, backend in enumerate(backends)
+    )
+    host = Host(ram_total_bytes=64 * GIB, ram_available_bytes=60 * GIB, bandwidth_bytes_per_s=None, threads=8)
+    return Devices(name="m", gpus=gpus, host=host)
+
+
+def test_llama_on_one_gpu_is_what_llama_cpp_plans() -> None:
+    gpu, host = footprint(
+        LLAMA, machine("cuda"), Placement(gpu_layers=33, split=(33,)), Settings(context_tokens=32768)
+    )
+    assert gpu.weights_bytes == pytest.approx(4617396480, rel=1e-5)
+    assert gpu.kv_cache_bytes == 4294967296
+    assert gpu.compute_bytes == 146811008
+    assert gpu.recurrent_bytes == gpu.output_bytes == 0
+    assert host.weights_bytes == 295501824
+    assert host.compute_bytes == 50343968
+    assert host.output_bytes == 128256 * 4
+    assert gpu.total_bytes == gpu.weights_bytes + 4294967296 + 146811008 + gpu.runtime_bytes
+    assert (gpu.kind, host.kind, gpu.free_bytes) == ("gpu", "host", 23 * GIB)
+
+
+def test_a_tied_head_is_loaded_beside_the_table_only_with_a_gpu() -> None:
+    wanted = Settings(context_tokens=1024)
+    alone = footprint(GEMMA, machine(), Placement(gpu_layers=0), wanted)[0]
+    with_gpu = footprint(GEMMA, machine("cuda"), Placement(gpu_layers=19, split=(19,)), wanted)
+    assert with_gpu[1].weights_bytes == GEMMA.embedding_bytes
+    assert sum(use.weights_bytes for use in with_gpu) - alone.weights_bytes == GEMMA.embedding_bytes
+
+
+def test_quantized_caches_are_padded_on_cuda_alone() -> None:
+    wanted = Settings(context_tokens=4096, kv_type_k="q8_0", kv_type_v="q8_0")
+    placement = Placement(gpu_layers=19, split=(19,))
+    cuda = footprint(GEMMA, machine("cuda"), placement, wanted)[0]
+    metal = footprint(GEMMA, machine("metal"), placement, wanted)[0]
+    assert cuda.kv_cache_bytes - metal.kv_cache_bytes == 18 * 2 * 384
+    model_ = MemoryModel(GEMMA, machine("cuda"), wanted)
+    assert model_.cache_bytes(placement, 4096) == model_.cache_bytes(placement, 4096)
+
+
+def test_a_cache_on_the_host_is_counted_there() -> None:
+    placement = Placement(gpu_layers=33, split=(33,), kv_on_host=True)
+    gpu, host = footprint(LLAMA, machine("cuda"), placement, Settings(context_tokens=4096))
+    assert gpu.kv_cache_bytes == 0
+    assert host.kv_cache_bytes == 536870912
+
+
+def test_experts_move_to_the_host() -> None:
+    placement = Placement(gpu_layers=25, split=(25,), cpu_moe_layers=10)
+    gpu, host = footprint(MOE, machine("cuda"), placement, Settings(context_tokens=4096))
+    moved = MOE.cumulative_expert_bytes[10]
+    assert host.weights_bytes == MOE.embedding_bytes + moved
+    assert gpu.weights_bytes == MOE.cumulative_resident_bytes[-1] + MOE.cumulative_expert_bytes[-1] - moved + MOE.output_bytes
+
+
+@settings(deadline=None, max_examples=40)
+@given(first=st.integers(0, 25), second=st.integers(0, 25), moved=st.integers(0, 24), context=st.integers(1, 128))
+def test_a_split_never_loses_anything(first: int, second: int, moved: int, context: int) -> None:
+    second = min(second, 25 - first)
+    placement = Placement(gpu_layers=first + second, split=(first, second), cpu_moe_layers=moved)
+    memory = MemoryModel(MOE, machine("cuda", "cuda"), Settings(context_tokens=4096))
+    everything = MOE.tensor_bytes - MOE.unloaded_bytes
+    assert sum(memory.weights_bytes(placement)) == everything
+    caches = memory.cache_bytes(placement, context * 256)
+    alone = MemoryModel(MOE, machine(), Settings(context_tokens=4096))
+    assert sum(kv for kv, _ in caches) == alone.cache_bytes(Placement(gpu_layers=0), context * 256)[-1][0]
+
+
+def test_fewer_gpus_than_devices_leave_the_rest_empty() -> None:
+    memory = MemoryModel(LLAMA, machine("cuda", "cuda"), Settings(context_tokens=4096))
+    first, second, _ = memory.uses(Placement(gpu_layers=33), 4096)
+    assert first.weights_bytes > 4 * GIB
+    assert second.weights_bytes == second.compute_bytes == 0
+
+
+def test_states_follow_their_blocks() -> None:
+    memory = MemoryModel(HYBRID, machine("cuda"), Settings(context_tokens=4096))
+    whole = memory.cache_bytes(Placement(gpu_layers=41, split=(41,)), 4096)
+    half = memory.cache_bytes(Placement(gpu_layers=20, split=(20,)), 4096)
+    assert whole[1] == (0, 0)
+    assert half[0][1] + half[1][1] == whole[0][1] > 0
+
+
+@pytest.mark.parametrize(("weights", "units"), [(LLAMA, 33), (MOE, 25), (HYBRID, 41)])
+@pytest.mark.parametrize("limit", [GIB, 2 * GIB, 5 * GIB, 8 * GIB, 13 * GIB, 40 * GIB])
+def test_the_largest_context_fits_and_the_next_does_not(weights: object, units: int, limit: int) -> None:
+    memory = MemoryModel(weights, machine("cuda"), Settings(context_tokens=4096))  # type: ignore[arg-type]
+    placement = Placement(gpu_layers=units, split=(units,))
+    limits = (limit, 60 * GIB)
+    found = memory.safe_tokens(placement, limits)
+    assert found % 256 == 0
+    if found:
+        assert all(used <= most for used, most in zip(memory.per_device_bytes(placement, found), limits, strict=True))
+    top = memory.weights.spec.max_context_tokens
+    if found < top:
+        following = memory.per_device_bytes(placement, found + 256)
+        assert any(used > most for used, most in zip(following, limits, strict=True))
+    else:
+        assert found == top
+
+
+def test_a_lower_ceiling_is_kept() -> None:
+    memory = MemoryModel(LLAMA, machine("cuda"), Settings(context_tokens=4096))
+    assert memory.safe_tokens(Placement(gpu_layers=33, split=(33,)), (90 * GIB, 90 * GIB), 5000) == 4864
+
+
+def test_thousands_of_placements_are_looked_up() -> None:
+    memory = MemoryModel(LLAMA, machine("cuda"), Settings(context_tokens=8192))
+    placements = [Placement(gpu_layers=n, split=(n,)) for n in range(28, 34)]
+    for placement in placements:
+        memory.per_device_bytes(placement, 8192)
+    start = time.perf_counter()
+    for _ in range(400):
+        for placement in placements:
+            memory.per_device_bytes(placement, 8192)
+    assert 2400 / (time.perf_counter() - start) > 4000
