@@ -62,7 +62,13 @@ class Case(Struct, frozen=True, kw_only=True):
 
 def backend_of(row: dict[str, str], sheet: Datasheet | None) -> Backend:
     """Return the back end of a row; ollama does not say, then it is the vendor's own."""
-    names: dict[str, Backend] = {"CUDA": "cuda", "ROCm": "rocm", "Vulkan": "vulkan", "Metal": "metal", "CUDA+CPU": "cuda"}
+    names: dict[str, Backend] = {
+        "CUDA": "cuda",
+        "ROCm": "rocm",
+        "Vulkan": "vulkan",
+        "Metal": "metal",
+        "CUDA+CPU": "cuda",
+    }
     if row["backend"] in names:
         return names[row["backend"]]
     own: dict[str, Backend] = {"nvidia": "cuda", "amd": "rocm", "intel": "vulkan", "apple": "metal"}
@@ -78,7 +84,11 @@ def sheets() -> dict[str, Datasheet]:
 def device_of(sheet: Datasheet, backend: Backend) -> Device:
     """Return the device a data sheet describes."""
     memory = sheet.memory_bytes or 0
-    lanes = PCIE_BYTES_PER_S[sheet.pcie_generation] * sheet.pcie_lanes if sheet.pcie_generation and sheet.pcie_lanes else None
+    lanes = (
+        PCIE_BYTES_PER_S[sheet.pcie_generation] * sheet.pcie_lanes
+        if sheet.pcie_generation and sheet.pcie_lanes
+        else None
+    )
     return Device(
         name=sheet.name,
         backend=backend,
@@ -191,5 +201,3 @@ def cases(path: Path = ROWS) -> list[Case]:
 def gpu_depth(one: Case) -> float:
     """Return the mean depth while the row was measured: `tg 128` averages over the contexts 0..128."""
     return one.depth + one.tokens / 2
-
-

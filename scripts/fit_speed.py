@@ -36,6 +36,9 @@ FIT_DATE = "2026-11-22"
 CROWD = 0.3
 """A GPU with n rows weighs n^0.7: a card measured a hundred times must not be the whole family."""
 SMALL_GROUP = 20
+LONELY = 3
+"""Families with fewer GPU models: leaving one out asks for another family's constants, which the product never does, so
+only the scatter of their residuals counts and not the bias."""
 COVERED = 0.8
 
 
@@ -150,6 +153,16 @@ def fit_gpus(rows: list[Case]) -> tuple[Fitted, Fitted, dict[str, Family], Share
     return decode, prefill, found, shared
 
 
+def centred(rows: list[Case], errors: Array, families: dict[str, Family]) -> Array:
+    """Return the residuals without the bias of families that have too few GPU models to be left out."""
+    found = errors.copy()
+    for name in {one.family for one in rows if families[one.family].gpus < LONELY}:
+        index = [at for at, one in enumerate(rows) if one.family == name]
+        if len(index) >= SMALL_GROUP:
+            found[index] -= np.median(errors[index])
+    return found
+
+
 def spread_of(errors: Array) -> Spread:
     """Return the ratios of measured to predicted speed between which 80 % of the rows lie."""
     low, high = np.quantile(errors, [(1 - COVERED) / 2, (1 + COVERED) / 2])
@@ -194,7 +207,7 @@ def main() -> None:
     constants = structs.replace(constants, host=fit_host(mixed, constants))
     tables: dict[str, dict[str, Spread]] = {}
     for fitted, test in ((decode, "tg"), (prefill, "pp")):
-        found = spreads(fitted.rows, fitted.left_out())
+        found = spreads(fitted.rows, centred(fitted.rows, fitted.left_out(), families))
         part = [one for one in mixed if one.test == test]
         tables[test] = found | spreads(part, host_residuals(part, constants), where="mixed")
     constants = structs.replace(constants, decode_spread=tables["tg"], prefill_spread=tables["pp"])

@@ -185,7 +185,9 @@ OWN_MODELS = (
     (r"olmoe", "olmoe-1b-7b-0924-instruct"),
     (r"granite", "granite-4.0-h-tiny"),
 )
-OWN_SOURCE = "llama-bench 0c1e57098 (ggml 0.25.3) on two AVX-512 cores of a shared AMD EPYC machine, best of the repeats"
+OWN_SOURCE = (
+    "llama-bench 0c1e57098 (ggml 0.25.3) on two AVX-512 cores of a shared AMD EPYC machine, best of the repeats"
+)
 
 
 def own_row(one: dict[str, object]) -> dict[str, str] | None:

@@ -34,9 +34,7 @@ START = HostCosts(
 
 def predicted_s(one: Case, constants: Constants) -> float:
     """Return the predicted seconds of a token or of the prompt."""
-    model = SpeedModel(
-        one.weights, one.devices, one.settings, constants=constants, before_2025=one.before_2025
-    )
+    model = SpeedModel(one.weights, one.devices, one.settings, constants=constants, before_2025=one.before_2025)
     if one.test == "tg":
         return model.decode_s(one.placement, gpu_depth(one)) or np.nan
     return model.prefill_s(one.placement, prompt_tokens=max(1, round(one.tokens)), depth_tokens=one.depth) or np.nan

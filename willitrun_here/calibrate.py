@@ -135,7 +135,7 @@ def memory_bandwidth(threads: int, *, window_s: float = WINDOW_S, block_bytes: i
 
 
 def disk_read(folder: Path, *, limit_bytes: int = DISK_BYTES, limit_s: float = DISK_S) -> float | None:
-    """Return bytes per second read from the largest model file below a folder, not from the page cache; None without."""
+    """Return bytes per second read from the largest model file below a folder, uncached; None without such a file."""
     largest = max(
         (
             path

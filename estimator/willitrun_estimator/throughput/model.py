@@ -26,7 +26,7 @@ MIN_OFFLOAD_TOKENS = 32
 
 
 class Stage(NamedTuple):
-    """A GPU's part of a placement: blocks first..last-1, perhaps the head; experts of blocks before `moved` elsewhere."""
+    """A GPU's part of a placement: blocks first..last-1, perhaps the head; blocks before `moved` without experts."""
 
     cost: GpuCost
     first: int
