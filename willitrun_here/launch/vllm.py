@@ -6,6 +6,7 @@ Flags are those of https://docs.vllm.ai/en/latest/cli/serve/ and, by version, of
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from willitrun_estimator.vllm.parallel import needs_expert_parallel
 from willitrun_estimator.vllm.versions import LATEST, Version
 from willitrun_here.launch.systemd import quoted
 from willitrun_here.launch.target import Target, command, everything_planned
-from willitrun_here.launch.vllm_installed import Installed
+from willitrun_here.launch.vllm_installed import Installed, find
 from willitrun_here.launch.yaml import to_yaml
 
 IMAGES = {"cuda": "vllm/vllm-openai", "rocm": "vllm/vllm-openai-rocm"}
@@ -32,7 +33,11 @@ _HALF_ONLY_BELOW = 8.0
 
 
 def commands(target: Target, *, installed: Installed | None = None) -> Iterator[tuple[str, Command]]:
-    """Yield the command for this machine's shell, for docker, and SGLang's for the same plan where it holds."""
+    """Yield the command for this machine's shell, for docker, and SGLang's for the same plan where it holds.
+
+    Without `installed` the `vllm` on PATH counts, where there is one.
+    """
+    installed = installed or find(shutil.which("vllm"))
     yield "vllm", render(target, installed=installed)
     if target.plan.backend in IMAGES:
         yield "docker", docker(target, installed=installed)
@@ -210,6 +215,7 @@ def docker(target: Target, *, installed: Installed | None = None) -> Command:
 
 def document(target: Target, shape: str, *, installed: Installed | None = None) -> str:
     """Give a compose file, a systemd unit or a Kubernetes manifest; raises ValueError for other shapes."""
+    installed = installed or find(shutil.which("vllm"))
     if shape == "compose":
         return compose(target, installed=installed)
     if shape == "systemd":

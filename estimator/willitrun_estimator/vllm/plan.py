@@ -26,6 +26,8 @@ from willitrun_probe.units import format_bytes
 
 SMALLER_ONLY_FOR = 0.15
 """A checkpoint of fewer bits is taken over the model's own only for this much more of the objective."""
+FP8_STREAMED_FROM: Version = (0, 14)
+"""Weights are made FP8 one by one while loading (`vllm/model_executor/layers/quantization/fp8.py`)."""
 COMFORTABLE_REQUESTS = 4.0
 TIGHT_REQUESTS = 1.25
 """Requests of full length the pool holds: above the first `comfortable`, below the second `tight`."""
@@ -65,7 +67,7 @@ def vllm_plan(spec: ModelSpec, devices: Devices, request: Request, *, version: s
     """
     asked = version if version is not None else request.engine_version
     ruled = rules(asked if isinstance(asked, tuple) else parse_version(asked) if asked else LATEST)
-    formats = checkpoints(spec, request)
+    formats = checkpoints(spec, request, ruled.version)
     kv_type = kv_type_of(request.kv_type)
     reason = _refusal(spec, devices, formats, ruled)
     if reason is not None:
@@ -86,17 +88,20 @@ def vllm_plan(spec: ModelSpec, devices: Devices, request: Request, *, version: s
     return _assembled(spec, devices, request, ruled, best)
 
 
-def checkpoints(spec: ModelSpec, request: Request) -> tuple[Format, ...]:
+def checkpoints(spec: ModelSpec, request: Request, version: Version = LATEST) -> tuple[Format, ...]:
     """List the checkpoints worth trying: the asked one, or the model's own and what vLLM makes of it while loading.
 
-    AWQ, GPTQ and NVFP4 need a repository of their own and are only planned when asked for.
+    AWQ, GPTQ and NVFP4 need a repository of their own and are only planned when asked for. Releases before 0.14
+    load all 16-bit weights before they make FP8 of them, which would not save what the plan counts on.
     """
     fixed = request.quant or spec.quant
     if fixed is not None:
         return (format_of(fixed),)
     native = format_of(spec.native_type) if is_format(spec.native_type) else FORMATS["bf16"]
-    smaller = [FORMATS["fp8"], FORMATS["bitsandbytes"]] if native.method == "none" else []
-    return (native, *smaller)
+    if native.method != "none":
+        return (native,)
+    streamed = (FORMATS["fp8"],) if version >= FP8_STREAMED_FROM else ()
+    return (native, *streamed, FORMATS["bitsandbytes"])
 
 
 def kv_type_of(asked: str | None) -> str:

@@ -57,6 +57,7 @@ def test_the_models_own_format_stays_unless_it_does_not_fit(model, machine):
 def test_checkpoints_worth_trying():
     spec = find_model("llama-3.1-8b").spec
     assert [f.name for f in checkpoints(spec, Request())] == ["BF16", "FP8", "BNB-NF4"]
+    assert [f.name for f in checkpoints(spec, Request(), (0, 12))] == ["BF16", "BNB-NF4"]
     assert [f.name for f in checkpoints(find_model("deepseek-v3").spec, Request())] == ["FP8"]
     assert [f.name for f in checkpoints(structs.replace(spec, quant="AWQ"), Request())] == ["AWQ"]
     assert checkpoints(structs.replace(spec, native_type="strange"), Request())[0].name == "BF16"

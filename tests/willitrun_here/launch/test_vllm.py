@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import json
+import shlex
+
+import msgspec
+import pytest
+from msgspec import structs
+
+from willitrun_catalog.find import find_datasheet, find_model
+from willitrun_estimator.device import Device, Devices, Host
+from willitrun_estimator.errors import EstimatorError
+from willitrun_estimator.families import family
+from willitrun_estimator.request import Request
+from willitrun_estimator.vllm.flags import unknown_flags
+from willitrun_estimator.vllm.plan import vllm_plan
+from willitrun_here.launch import sglang, vllm, vllm_installed, vllm_nodes
+from willitrun_here.launch.flags import NEWEST
+from willitrun_here.launch.target import Target
+from willitrun_here.launch.vllm_installed import Installed
+from willitrun_probe.machine import Cpu, Gpu, Machine, Memory
+from willitrun_probe.units import GIB
+
+H100, T4, MI300X = "NVIDIA H100 SXM5 80 GB", "NVIDIA Tesla T4", "AMD Instinct MI300X"
+
+
+def target(name="llama-3.1-8b", card=H100, count=1, *, spare=0, version="0.33", uuid="GPU-{}", source=None, **asked):
+    sheet = find_datasheet(card)
+    total = sheet.memory_usable_bytes or sheet.memory_bytes
+    amd = sheet.vendor == "amd"
+    gpus = tuple(
+        Device(
+            name=sheet.name, backend="rocm" if amd else "cuda",
+            family=family(vendor=sheet.vendor, compute_capability=sheet.compute_capability,
+                          gfx_target=sheet.gfx_target, name=sheet.name),
+            memory_total_bytes=total, memory_free_bytes=total - GIB, bandwidth_bytes_per_s=sheet.bandwidth_bytes_per_s,
+            flops_per_s=sheet.fp16_flops_per_s, compute_capability=sheet.compute_capability,
+            gfx_target=sheet.gfx_target, uuid=uuid.format(i) if uuid else None, index=i,
+        )
+        for i in range(count)
+    )  # fmt: skip
+    host = Host(ram_total_bytes=GIB, ram_available_bytes=GIB, bandwidth_bytes_per_s=None, threads=8)
+    spec = find_model(name).spec
+    if source is not None:
+        spec = structs.replace(spec, source=source)
+    found = vllm_plan(spec, Devices(name="m", gpus=gpus, host=host), Request(**asked), version=version)
+    machine = Machine(
+        name="m",
+        observed_at="2026-01-01T00:00:00Z",
+        shape_hash="",
+        gpus=tuple(
+            Gpu(vendor=sheet.vendor, name=sheet.name, uuid=uuid.format(i) if uuid else None, index=i,
+                compute_capability=sheet.compute_capability)
+            for i in range(count + spare)
+        ),
+        cpu=Cpu(),
+        memory=Memory(total_bytes=GIB, available_bytes=GIB),
+    )  # fmt: skip
+    assert found.plan is not None, found.fit.message
+    return Target(plan=found.plan, spec=spec, machine=machine, flags=NEWEST, port=8000)
+
+
+def option(argv, name):
+    return argv[argv.index(name) + 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "card", "count", "asked"),
+    [
+        ("llama-3.1-8b", H100, 1, {"quant": "bf16"}),
+        ("llama-3.3-70b", H100, 4, {"tensor_parallel": 4}),
+        ("llama-3.3-70b", "NVIDIA GeForce RTX 3090", 4, {"quant": "awq", "pipeline_parallel": 2, "tensor_parallel": 2}),
+        ("qwen3-30b-a3b", H100, 4, {"quant": "fp8", "tensor_parallel": 4}),
+        ("llama-3.1-8b", MI300X, 1, {"kv_type": "q8_0", "enforce_eager": True}),
+        ("qwen3.5-9b", H100, 2, {"mode": "scale-out"}),
+    ],
+)
+@pytest.mark.parametrize("version", [(0, 10), (0, 19), (0, 33)])
+def test_every_flag_exists_in_the_version_it_is_written_for(name, card, count, asked, version):
+    built = target(name, card, count, version=f"{version[0]}.{version[1]}", **asked)
+    installed = Installed(program="vllm", version=version, release="x")
+    for made in dict(vllm.commands(built, installed=installed)).values():
+        assert shlex.split(made.shell)[-len(made.argv) :] == list(made.argv)
+    without_docker = structs.replace(built, plan=structs.replace(built.plan, backend="xpu"))
+    assert "docker" not in dict(vllm.commands(without_docker, installed=installed))
+    assert unknown_flags(list(vllm.render(built, installed=installed).argv), version) == []
+
+
+def test_the_command_says_everything_the_plan_says():
+    built = target("llama-3.3-70b", count=4, quant="fp8", tensor_parallel=4, kv_type="fp8")
+    made = vllm.render(built)
+    plan = built.plan
+    assert made.argv[:3] == ("vllm", "serve", "meta-llama/Llama-3.3-70B-Instruct")
+    assert option(made.argv, "--tensor-parallel-size") == "4"
+    assert option(made.argv, "--max-model-len") == str(plan.context_tokens)
+    assert option(made.argv, "--gpu-memory-utilization") == f"{plan.gpu_memory_utilization:g}"
+    assert int(option(made.argv, "--max-num-seqs")) % 8 == 0
+    assert option(made.argv, "--kv-cache-dtype") == "fp8"
+    assert option(made.argv, "--quantization") == "fp8"
+    assert "--pipeline-parallel-size" not in made.argv
+    assert made.env == {}
+    assert "0.33" in made.notes[0]
+
+
+def test_formats_of_their_own_are_named_and_native_ones_are_not_quantized_again():
+    awq = vllm.render(target(quant="awq"))
+    assert any("AWQ" in note for note in awq.notes)
+    assert "--quantization" not in awq.argv
+    for name in ("gpt-oss-20b", "deepseek-v2-lite"):
+        native = vllm.render(target(name, quant=None))
+        assert not any("of its own" in note for note in native.notes)
+    ready = vllm.render(target("deepseek-v3", "NVIDIA H200 SXM 141 GB", 8))
+    assert "--quantization" not in ready.argv
+
+
+def test_models_come_from_a_repository_a_folder_or_the_catalog():
+    assert vllm.render(target(source="hf:Qwen/Qwen3-8B")).argv[2] == "Qwen/Qwen3-8B"
+    folder = target(source="/models/llama")
+    assert vllm.render(folder).argv[2] == "/models/llama"
+    inside = vllm.docker(folder).argv
+    assert "/models/llama:/model:ro" in inside
+    assert option(inside, "--model") == "/model"
+    nameless = target()
+    nameless = structs.replace(nameless, spec=structs.replace(nameless.spec, hf_id=None))
+    assert vllm.model(nameless) == nameless.spec.name
+
+
+def test_cards_without_bfloat16_run_in_half_precision():
+    assert option(vllm.render(target("qwen2.5-7b", T4, quant="awq")).argv, "--dtype") == "half"
+    assert "--dtype" not in vllm.render(target()).argv
+
+
+def test_only_the_planned_gpus_are_visible():
+    spared = target(spare=1)
+    assert vllm.render(spared).env == {"CUDA_VISIBLE_DEVICES": "GPU-0"}
+    old = Installed(program="vllm", version=(0, 19), release="0.19.0")
+    assert vllm.render(spared, installed=old).env == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "0"}
+    slice_of = target(spare=1, uuid="MIG-{}")
+    assert vllm.render(slice_of, installed=old).env == {"CUDA_VISIBLE_DEVICES": "MIG-0"}
+    assert vllm.render(target(spare=1, uuid=None)).env["CUDA_VISIBLE_DEVICES"] == "0"
+    assert vllm.render(target(card=MI300X, spare=1)).env == {"HIP_VISIBLE_DEVICES": "0"}
+
+
+def test_docker_hands_over_uuids_shared_memory_and_the_cache():
+    made = vllm.docker(target("llama-3.3-70b", count=2, quant="fp8", tensor_parallel=2))
+    assert option(made.argv, "--gpus") == '"device=GPU-0,GPU-1"'
+    assert option(made.argv, "--shm-size") == "3g"
+    assert "vllm/vllm-openai:v0.33.0" in made.argv
+    assert option(made.argv, "-p") == "127.0.0.1:8000:8000"
+    assert option(made.argv, "--host") == "0.0.0.0"  # noqa: S104
+    amd = vllm.docker(target(card=MI300X, spare=1)).argv
+    assert "/dev/kfd" in amd
+    assert "HIP_VISIBLE_DEVICES=0" in amd
+    assert any(word.startswith("vllm/vllm-openai-rocm:") for word in amd)
+
+
+def test_documents_of_every_shape():
+    built = target("llama-3.3-70b", count=2, quant="fp8", tensor_parallel=2)
+    compose = vllm.document(built, "compose")
+    assert '"GPU-1"' in compose
+    assert '"3gb"' in compose
+    amd = vllm.document(target(card=MI300X, spare=1), "compose")
+    assert "/dev/kfd" in amd
+    assert "HIP_VISIBLE_DEVICES" in amd
+    unit = vllm.document(
+        structs.replace(built, plan=structs.replace(built.plan, gpu_uuids=("GPU-0",), gpu_indexes=(0,))), "systemd"
+    )
+    assert "ExecStart=vllm serve" in unit
+    assert "Environment=" in unit
+    manifest = vllm.document(built, "kubernetes")
+    assert "nvidia.com/gpu" in manifest
+    assert '"3Gi"' in manifest
+    with pytest.raises(ValueError, match="modelfile"):
+        vllm.document(built, "modelfile")
+
+
+def test_several_nodes_share_one_command_line():
+    built = target("llama-3.3-70b", count=2, quant="bf16", tensor_parallel=2)
+    hosts = ("10.0.0.1", "10.0.0.2")
+    head, worker = vllm_nodes.built_in(built, hosts)
+    assert option(head.argv, "--pipeline-parallel-size") == "2"
+    assert option(worker.argv, "--node-rank") == "1"
+    assert "--headless" in worker.argv
+    assert "--headless" not in head.argv
+    assert option(worker.argv, "--master-addr") == "10.0.0.1"
+    assert unknown_flags(list(worker.argv), (0, 12)) == []
+    with pytest.raises(EstimatorError, match=r"0\.11"):
+        vllm_nodes.built_in(built, hosts, version=(0, 11))
+    with pytest.raises(EstimatorError, match="80 layers"):
+        vllm_nodes.built_in(built, tuple(f"h{i}" for i in range(81)))
+    start, join, serve = vllm_nodes.ray(built, hosts)
+    assert start.argv[:3] == ("ray", "start", "--head")
+    assert "--address=10.0.0.1:6379" in join.argv
+    assert option(serve.argv, "--distributed-executor-backend") == "ray"
+
+
+def test_sglang_says_what_was_not_modelled():
+    made = sglang.render(target("llama-3.3-70b", count=2, quant="fp8", tensor_parallel=2, kv_type="fp8"))
+    assert option(made.argv, "--tp-size") == "2"
+    assert option(made.argv, "--kv-cache-dtype") == "fp8_e4m3"
+    assert option(made.argv, "--quantization") == "fp8"
+    assert "not modelled" in made.notes[0]
+    plain = sglang.render(target(quant="bf16"))
+    assert "--quantization" not in plain.argv
+    bare = target(quant="bf16")
+    plan = structs.replace(bare.plan, max_num_seqs=None, max_num_batched_tokens=None, gpu_memory_utilization=None)
+    bare = structs.replace(bare, plan=plan)
+    assert "--max-running-requests" not in sglang.render(bare).argv
+    assert "--max-num-seqs" not in vllm.render(bare).argv
+
+
+def environment(tmp_path, release, *, script="#!{python}\n"):
+    root = tmp_path / "env"
+    (root / "bin").mkdir(parents=True)
+    site = root / "lib" / "python3.12" / "site-packages"
+    site.mkdir(parents=True)
+    (site / "vllm-.dist-info").mkdir()
+    if release:
+        (site / f"vllm-{release}.dist-info").mkdir()
+    program = root / "bin" / "vllm"
+    program.write_text(script.format(python=root / "bin" / "python3"))
+    return program
+
+
+def test_the_installed_version_is_read_without_importing_it(tmp_path):
+    found = vllm_installed.find(str(environment(tmp_path, "0.19.1")))
+    assert (found.version, found.release) == ((0, 19), "0.19.1")
+    assert found.unknown(["--max-model-len", "1", "--made-up"]) == ["--made-up"]
+
+
+@pytest.mark.parametrize("release", [None, "0.8.5", "nonsense"])
+def test_an_installation_that_cannot_be_told_counts_as_none(tmp_path, release):
+    assert vllm_installed.find(str(environment(tmp_path, release))) is None
+    assert vllm_installed.find(None) is None
+    assert vllm_installed.find(str(tmp_path / "missing")) is None
+
+
+def test_a_script_without_interpreter_line_is_looked_up_beside_itself(tmp_path):
+    assert vllm_installed.find(str(environment(tmp_path, "0.26.0", script="binary"))).version == (0, 26)
+
+
+PARSER = """#!/usr/bin/env python3
+import sys
+print("usage: vllm serve" if "--help=all" in sys.argv else "")
+print("  --max-model-len N\\n  --port N\\n")
+"""
+
+
+def test_the_parser_of_the_installation_wins_over_the_list(tmp_path):
+    program = tmp_path / "vllm"
+    program.write_text(PARSER)
+    program.chmod(0o755)
+    asked = vllm_installed.ask_parser(Installed(program=str(program), version=(0, 33), release="0.33.0"))
+    assert asked.flags == {"--max-model-len", "--port"}
+    assert asked.unknown(["serve", "--port=1", "--max-num-seqs", "8"]) == ["--max-num-seqs"]
+    made = vllm.render(target(), installed=asked)
+    assert any("--max-num-seqs" in note for note in made.notes)
+
+
+def test_a_parser_that_does_not_answer_changes_nothing(tmp_path):
+    silent = tmp_path / "vllm"
+    silent.write_text("#!/bin/sh\nexit 0\n")
+    silent.chmod(0o755)
+    known = Installed(program=str(silent), version=(0, 33), release="0.33.0")
+    assert vllm_installed.ask_parser(known) == known
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nsleep 5\n")
+    slow.chmod(0o755)
+    waiting = structs.replace(known, program=str(slow))
+    assert vllm_installed.ask_parser(waiting, timeout_s=0.05) == waiting
+    gone = structs.replace(known, program=str(tmp_path / "none"))
+    assert vllm_installed.ask_parser(gone) == gone
+
+
+def test_plans_survive_json():
+    assert json.loads(msgspec.json.encode(target().plan))["engine"] == "vllm"
