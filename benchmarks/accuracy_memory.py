@@ -209,12 +209,16 @@ def plot(found: list[Difference]) -> str:
         return HEIGHT - EDGE - place(value, HEIGHT - 2 * EDGE)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        'font-family="sans-serif" font-size="12">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+            'font-family="sans-serif" font-size="12">'
+        ),
         f"<title>Predicted against measured memory, {len(found)} terms</title>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<line x1="{across(low):.1f}" y1="{upwards(low):.1f}" '
-        f'x2="{across(high):.1f}" y2="{upwards(high):.1f}" stroke="#999"/>',
+        (
+            f'<line x1="{across(low):.1f}" y1="{upwards(low):.1f}" '
+            f'x2="{across(high):.1f}" y2="{upwards(high):.1f}" stroke="#999"/>'
+        ),
     ]
     for power in range(math.ceil(low), math.floor(high) + 1):
         name = {6: "1 MB", 7: "10 MB", 8: "100 MB", 9: "1 GB", 10: "10 GB", 11: "100 GB", 12: "1 TB"}[power]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from willitrun_catalog.model import Attention, Dense, Layer, Mla, ModelSpec, Moe, NoFfn, NoMixer, Recurrent
 from willitrun_catalog.shipped import model
 from willitrun_estimator import cache
@@ -150,4 +151,9 @@ def test_more_context_never_needs_a_smaller_cache(
     assert cells % 256 == 0
     assert streams in {1, parallel}
     assert cache.kv_bytes(two, settings) <= cache.kv_bytes(two, settings, tokens + more)
-    assert cache.kv_bytes(two, settings) <= cache.kv_bytes(two, Settings(context_tokens=tokens + 256 * parallel, swa_full=True, parallel=parallel, kv_unified=unified, ubatch=ubatch))
+    assert cache.kv_bytes(two, settings) <= cache.kv_bytes(
+        two,
+        Settings(
+            context_tokens=tokens + 256 * parallel, swa_full=True, parallel=parallel, kv_unified=unified, ubatch=ubatch
+        ),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from willitrun_catalog.model import Attention, Dense, Layer, ModelSpec, Moe, Recurrent
 from willitrun_catalog.shipped import model, models
 from willitrun_estimator.compute import ComputeModel

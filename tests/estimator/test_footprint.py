@@ -7,6 +7,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from willitrun_catalog.shipped import model
 from willitrun_estimator.device import Backend, Device, Devices, Host
 from willitrun_estimator.footprint import MemoryModel, footprint
@@ -38,9 +39,7 @@ def machine(*backends: Backend) -> Devices:
 
 
 def test_llama_on_one_gpu_is_what_llama_cpp_plans() -> None:
-    gpu, host = footprint(
-        LLAMA, machine("cuda"), Placement(gpu_layers=33, split=(33,)), Settings(context_tokens=32768)
-    )
+    gpu, host = footprint(LLAMA, machine("cuda"), Placement(gpu_layers=33, split=(33,)), Settings(context_tokens=32768))
     assert gpu.weights_bytes == pytest.approx(4617396480, rel=1e-5)
     assert gpu.kv_cache_bytes == 4294967296
     assert gpu.compute_bytes == 146811008
@@ -82,7 +81,10 @@ def test_experts_move_to_the_host() -> None:
     gpu, host = footprint(MOE, machine("cuda"), placement, Settings(context_tokens=4096))
     moved = MOE.cumulative_expert_bytes[10]
     assert host.weights_bytes == MOE.embedding_bytes + moved
-    assert gpu.weights_bytes == MOE.cumulative_resident_bytes[-1] + MOE.cumulative_expert_bytes[-1] - moved + MOE.output_bytes
+    assert (
+        gpu.weights_bytes
+        == MOE.cumulative_resident_bytes[-1] + MOE.cumulative_expert_bytes[-1] - moved + MOE.output_bytes
+    )
 
 
 @settings(deadline=None, max_examples=40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from willitrun_catalog.shipped import model
 from willitrun_estimator.device import Device, Devices, Host
 from willitrun_estimator.ollama import default_context, ollama

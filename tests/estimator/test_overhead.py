@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+
 from willitrun_catalog.shipped import model
 from willitrun_estimator import overhead
 from willitrun_estimator.device import Backend, Device

@@ -52,9 +52,6 @@ class Arena:
             if end == start:
                 starts[index] = offset
                 lengths[index] = length + size
-                if index and starts[index - 1] + lengths[index - 1] == offset:
-                    lengths[index - 1] += lengths[index]
-                    del starts[index], lengths[index]
                 return
         index = bisect_left(starts, offset)
         starts.insert(index, offset)

@@ -208,7 +208,7 @@ def sparse_keys(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> None:
 def sparse_mask(b: Builder, mixer: Mla, low: Node, normed: Node, homes: Homes) -> Node:
     """Score all cells, keep the best, and mask the others; a block without an indexer keeps the last choice."""
     g = b.graph
-    ones = g.leaf("ones", (1, TOP_K, U), homes.block)
+    ones = g.leaf("ones", (1, TOP_K, U), homes.block if homes.block != b.host else 0)
     fill = g.add("fill", (1, TOP_K, U), ones, inplace=True)
     heads, width = mixer.indexer_heads or 0, mixer.indexer_dim or 0
     if heads or b.chosen is None:

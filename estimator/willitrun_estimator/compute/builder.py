@@ -222,6 +222,12 @@ class Builder:
             return self.graph.add("mixers", state.dims, held[0], state, inplace=True)
         return self.matmul("attn_output", homes, hidden, finish())
 
+    def feed(self, ffn: Dense | Moe, normed: Node, homes: Homes) -> Node:
+        """Add a feed-forward network of either kind."""
+        if isinstance(ffn, Dense):
+            return feed_forward.dense(self, ffn, normed, homes)
+        return feed_forward.experts(self, ffn, normed, homes)
+
     def block(self, layer: Layer, source: Node, homes: Homes, *, last: bool) -> Node:
         """Add one block; in the last one only the rows with logits go through the feed-forward network."""
         if self.style.parallel:
@@ -242,10 +248,7 @@ class Builder:
         if isinstance(ffn, Dense | Moe):
             name = self.ffn_norm(homes)
             normed = source if name is None else self.norm(source, name, homes)
-            if isinstance(ffn, Dense):
-                out = feed_forward.dense(self, ffn, normed, homes)
-            else:
-                out = feed_forward.experts(self, ffn, normed, homes)
+            out = self.feed(ffn, normed, homes)
             if self.has(homes, "post_ffw_norm"):
                 out = self.norm(out, "post_ffw_norm", homes)
             parts = (source, out) if self.style.residual_first else (out, source)
@@ -270,12 +273,7 @@ class Builder:
         attended = projected() if order == "phi" else None
         ffn = layer.ffn
         read = rows(normed)
-        if isinstance(ffn, Moe):
-            out = feed_forward.experts(self, ffn, read, homes)
-        elif isinstance(ffn, Dense):
-            out = feed_forward.dense(self, ffn, read, homes)
-        else:
-            out = read
+        out = self.feed(ffn, read, homes) if isinstance(ffn, Dense | Moe) else read
         if order == "cohere":
             source = rows(source)
             partial = self.graph.add("sum", source.dims, out, source, inplace=True)

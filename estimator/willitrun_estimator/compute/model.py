@@ -93,9 +93,9 @@ class ComputeModel:
         described = list(zip(homes, self._shapes, strict=True))
         chosen = representative(described)
         kept = tuple(described[index] for index in chosen)
+        places = [0 if home.block == self.host else home.block for home in homes]
         omitted = tuple(
-            sum(home.block == device for home in homes) - sum(home.block == device for home, _ in kept)
-            for device in range(self.host + 1)
+            places.count(gpu) - sum(places[index] == gpu for index in chosen) for gpu in range(self.host + 1)
         )
         head = self._head(placement)
         settings = self.settings

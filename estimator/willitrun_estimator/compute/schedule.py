@@ -87,12 +87,8 @@ class Schedule:
 
     def _own_device(self, node: Node) -> int:
         """Choose the device that a node's own memory or weights ask for, -1 where they ask for none."""
-        if node.fixed is not None:
-            return node.fixed
         if node.view_of is not None and node.view_of.fixed is not None:
             return node.view_of.fixed
-        if node.is_input:
-            return self.host
         if node.picks_device:
             for source in node.sources:
                 if source.is_weight and source.fixed is not None:
@@ -106,7 +102,7 @@ class Schedule:
                     return source.fixed
         return -1
 
-    def _assign(self) -> None:  # noqa: C901, PLR0912
+    def _assign(self) -> None:  # noqa: C901
         host = self.host
         nodes = self.graph.nodes
         for node in self.graph.inputs:
@@ -126,12 +122,7 @@ class Schedule:
                 node.device = node.view_of.device
             for source in node.sources:
                 if source.device == -1:
-                    if source.fixed is not None:
-                        source.device = source.fixed
-                    elif source.view_of is not None:
-                        source.device = source.view_of.device if source.view_of.fixed is None else source.view_of.fixed
-                    else:
-                        source.device = node.device
+                    source.device = node.device if source.fixed is None else source.fixed
             if node.device == -1:
                 node.device = 0 if node.gpu_supported else host
             if node.gpu_extra is not ZERO and node.device != host:
