@@ -37,10 +37,10 @@ def write(line: dict[str, Any]) -> None:
 def read(arguments: dict[str, Any], emit: Callable[[dict[str, Any]], None], *, roots: Roots | None = None) -> None:
     """Run the reader the arguments name: `nvidia`, `amd`, `intel` or `apple`."""
     vendor = arguments["vendor"]
+    done, avoid = (frozenset(arguments.get(name, ())) for name in ("done", "avoid"))
     if vendor == "nvidia":
         from willitrun_probe.gpus import nvml  # noqa: PLC0415 - each child loads its own vendor only
 
-        done, avoid = (frozenset(arguments.get(name, ())) for name in ("done", "avoid"))
         nvml.read(arguments.get("library"), emit, done=done, avoid=avoid)
         return
     if roots is None:
@@ -50,12 +50,12 @@ def read(arguments: dict[str, Any], emit: Callable[[dict[str, Any]], None], *, r
     if vendor == "amd":
         from willitrun_probe.gpus import amd_sysfs, smi  # noqa: PLC0415
 
-        amd_sysfs.read(roots, emit)
+        amd_sysfs.read(roots, emit, leave=done | avoid)
         smi.read(arguments.get("library"), emit)
     elif vendor == "intel":
         from willitrun_probe.gpus import intel_sysfs  # noqa: PLC0415
 
-        intel_sysfs.read(roots, emit)
+        intel_sysfs.read(roots, emit, leave=done | avoid)
     elif vendor == "apple":
         from willitrun_probe.gpus import apple_metal  # noqa: PLC0415
 

@@ -6,9 +6,13 @@ import machines
 import pytest
 
 from willitrun_probe.collect import collect
+from willitrun_probe.gpus import amd, amd_sysfs, apple, intel
 from willitrun_probe.gpus.amd import gfx_target
 from willitrun_probe.gpus.apple import default_budget
 from willitrun_probe.gpus.smi import fits
+from willitrun_probe.host.pci import read_pci
+from willitrun_probe.interpretation import Host
+from willitrun_probe.isolate import Reply
 
 GIB, MIB = 1024**3, 1024**2
 
@@ -163,3 +167,33 @@ def test_apple_budget_and_who_said_it(name, source, total_gib):
     assert gpu.sources["memory_total_bytes"] == source
     assert gpu.memory_total_bytes == pytest.approx(total_gib * GIB, rel=1e-6)
     assert gpu.memory_free_bytes <= gpu.memory_total_bytes
+
+
+def replied(*lines: dict[str, object], ending: str = "complete", reason: str = "", **lost: str) -> Reply:
+    return Reply(list(lines), ending, reason, 0.1, "", {int(key[1:]): text for key, text in lost.items()}, ())  # type: ignore[arg-type]
+
+
+def surroundings(name: str) -> Host:
+    found = machines.recording(name)
+    return Host(found.roots, {}, machines.machine(name).memory, read_pci(found.roots))
+
+
+@pytest.mark.parametrize(("vendor", "name"), [(amd, "mi100"), (intel, "arc-a770")])
+def test_card_whose_files_hang_is_named(vendor, name):
+    late = "gave no answer in time"
+    told = vendor.interpret(replied(ending="timeout", reason=late, _0=late), surroundings(name))
+    address = surroundings(name).devices[0].address
+    assert [(f.code, f.subject) for f in told.findings if f.code == "gpu-hangs"] == [("gpu-hangs", address)]
+    assert told.sources[0].outcome == "failed"
+
+
+def test_devices_left_alone_keep_the_numbers_of_the_others():
+    lines: list[dict[str, object]] = []
+    amd_sysfs.read(machines.recording("mi250x-two-dies").roots, lines.append, leave=frozenset({0}))
+    assert [line["device"] for line in lines if line["kind"] == "device"] == [1]
+    assert [line["kind"] for line in lines] == ["at", "device", "kfd"]
+
+
+def test_apple_reader_that_does_not_answer():
+    told = apple.interpret(replied(ending="timeout", reason="gave no answer in time"), surroundings("apple-m1"))
+    assert [(f.code, f.subject) for f in told.findings] == [("driver-failed", "apple")]

@@ -20,14 +20,13 @@ _WORDS = ("mem_info_vram_vendor", "current_compute_partition", "current_memory_p
           "product_name")  # fmt: skip
 
 
-def read(roots: Roots, emit: Emit) -> None:
-    """Emit one line per AMD display device, then KFD's nodes and processes."""
-    index = 0
-    for address in roots.listing(_BUS):
-        folder = f"{_BUS}/{address}"
-        kind = roots.integer(f"{folder}/class") or 0
-        if roots.integer(f"{folder}/vendor") != 0x1002 or kind >> 16 not in {0x03, 0x12}:  # noqa: PLR2004
+def read(roots: Roots, emit: Emit, *, leave: frozenset[int] = frozenset()) -> None:
+    """Emit one line per AMD display device, then KFD's nodes and processes; devices in `leave` are not touched."""
+    addresses = [address for address in roots.listing(_BUS) if _is_gpu(roots, f"{_BUS}/{address}")]
+    for index, address in enumerate(addresses):
+        if index in leave:
             continue
+        folder = f"{_BUS}/{address}"
         emit({"kind": "at", "device": index})
         driver = roots.link(f"{folder}/driver")
         line: dict[str, Any] = {"kind": "device", "device": index, "address": address.lower()}
@@ -38,10 +37,14 @@ def read(roots: Roots, emit: Emit) -> None:
         line |= _power(roots, folder)
         line["render"] = [name for name in roots.listing(f"{folder}/drm") if name.startswith("renderD")]
         emit(line)
-        index += 1
     emit(
         {"kind": "kfd", "nodes": [_node(roots, name) for name in roots.listing(_NODES)], "processes": _processes(roots)}
     )
+
+
+def _is_gpu(roots: Roots, folder: str) -> bool:
+    kind = roots.integer(f"{folder}/class") or 0
+    return roots.integer(f"{folder}/vendor") == 0x1002 and kind >> 16 in {0x03, 0x12}  # noqa: PLR2004 - AMD, displays
 
 
 def _power(roots: Roots, folder: str) -> dict[str, int | None]:

@@ -15,14 +15,13 @@ Emit = Callable[[dict[str, Any]], None]
 _BUS = "/sys/bus/pci/devices"
 
 
-def read(roots: Roots, emit: Emit) -> None:
-    """Emit one line per Intel display device."""
-    index = 0
-    for address in roots.listing(_BUS):
-        folder = f"{_BUS}/{address}"
-        kind = roots.integer(f"{folder}/class") or 0
-        if roots.integer(f"{folder}/vendor") != 0x8086 or kind >> 16 != 0x03:  # noqa: PLR2004
+def read(roots: Roots, emit: Emit, *, leave: frozenset[int] = frozenset()) -> None:
+    """Emit one line per Intel display device; devices in `leave` are not touched."""
+    addresses = [address for address in roots.listing(_BUS) if _is_gpu(roots, f"{_BUS}/{address}")]
+    for index, address in enumerate(addresses):
+        if index in leave:
             continue
+        folder = f"{_BUS}/{address}"
         emit({"kind": "at", "device": index})
         driver = roots.link(f"{folder}/driver")
         tiles = [
@@ -41,4 +40,8 @@ def read(roots: Roots, emit: Emit) -> None:
                 "render": [n for n in roots.listing(f"{folder}/drm") if n.startswith("renderD")],
             }
         )
-        index += 1
+
+
+def _is_gpu(roots: Roots, folder: str) -> bool:
+    kind = roots.integer(f"{folder}/class") or 0
+    return roots.integer(f"{folder}/vendor") == 0x8086 and kind >> 16 == 0x03  # noqa: PLR2004 - Intel, displays
