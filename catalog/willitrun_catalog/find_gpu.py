@@ -19,6 +19,8 @@ _SAME_MEMORY = 0.1
 """A size that is off by more than a tenth is another variant."""
 _VARIANTS = {"sxm2": -1, "sxm3": -1, "sxm4": -1, "sxm5": -1, "sxm": -1, "pcie": 0, "nvl": 1, "gb10": -2}
 """What a bare chip name means first: the module, then the card."""
+_UNCOUNTED = frozenset({*_VARIANTS, "core", "cores"})
+"""Words that make a name no less plain: a variant, and a number of cores."""
 
 
 def find_datasheet(query: str, memory_bytes: int | None = None) -> Datasheet:
@@ -40,7 +42,7 @@ def find_datasheet(query: str, memory_bytes: int | None = None) -> Datasheet:
         if not known <= name_words:
             continue
         sheet = shipped.datasheet_at(at)
-        extra = [word for word in name_words - known if not word[0].isdigit() and word not in _VARIANTS]
+        extra = [word for word in name_words - known if not word[0].isdigit() and word not in _UNCOUNTED]
         gap = _gap(sheet, size)
         rank = (
             key(name) != key(query),

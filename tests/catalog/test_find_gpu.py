@@ -29,6 +29,8 @@ GIB = 1 << 30
         ("7900 XTX", "AMD Radeon RX 7900 XTX"),
         ("AMD Radeon RX 7900 XTX", "AMD Radeon RX 7900 XTX"),
         ("M4 Max", "Apple M4 Max (40-core GPU)"),
+        ("M4 Max 32-core", "Apple M4 Max (32-core GPU)"),
+        ("M5", "Apple M5 (10-core GPU)"),
         ("Apple M1", "Apple M1"),
         ("Intel(R) Arc(TM) A770 Graphics", "Intel Arc A770"),
         ("RTX 3060 8GB", "NVIDIA GeForce RTX 3060 8 GB"),
