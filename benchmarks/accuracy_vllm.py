@@ -20,6 +20,7 @@ import vllm_cases
 from vllm_cases import MemoryCase, SpeedCase
 
 from willitrun_estimator.vllm import batching, cache, memory
+from willitrun_estimator.vllm.formats import expert_tile
 from willitrun_estimator.vllm.parallel import Split
 from willitrun_estimator.vllm.rates import RATES, Rates, gpu_class
 from willitrun_estimator.vllm.settings import stage_budgets
@@ -42,8 +43,6 @@ def defaults(case: MemoryCase | SpeedCase) -> BatchDefaults:
 
 def weights_of(case: MemoryCase | SpeedCase, *, towers: bool) -> tuple[StageWeights, ...]:
     """Weigh the stages of a case."""
-    from willitrun_estimator.vllm.formats import expert_tile
-
     return stage_weights(
         case.spec,
         case.checkpoint,

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 
 from msgspec import Struct
+
 from willitrun_catalog.errors import CatalogError
 from willitrun_catalog.find import find_datasheet, find_model
 from willitrun_catalog.model import ModelSpec
-
 from willitrun_estimator.device import Device
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.families import family

@@ -86,7 +86,7 @@ def queue_share(cases: list[SpeedCase], points: list[Terms], constants: Rates) -
     for one, terms in zip(cases, points, strict=True):
         others = (terms.sequences - 1) * batching.request_s(terms, constants)
         queued = one.concurrency / terms.engines > terms.sequences * 1.05
-        if one.ttft_s is not None and one.stated and terms.sequences >= 2 and not queued:  # noqa: PLR2004
+        if one.ttft_s is not None and one.stated and terms.sequences >= 2 and not queued:
             own = batching.request_s(terms, constants) + batching.step_s(terms, constants)
             shares.append(min(1.0, max(0.0, (one.ttft_s - own) / others)))
     return float(np.median(shares)) if shares else 0.3

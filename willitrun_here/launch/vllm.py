@@ -23,6 +23,8 @@ from willitrun_here.launch.yaml import to_yaml
 IMAGES = {"cuda": "vllm/vllm-openai", "rocm": "vllm/vllm-openai-rocm"}
 PORT = 8000
 CACHE = "/root/.cache/huggingface"
+VOLUME = "huggingface"
+"""Named volume of downloaded checkpoints; a `~` would not survive quoting."""
 UUIDS_FROM: Version = (0, 24)
 """Older releases read CUDA_VISIBLE_DEVICES as numbers and fail on UUIDs (`vllm/platforms/interface.py`)."""
 MASTER_PORT = 29501
@@ -179,7 +181,7 @@ def shm_gib(target: Target) -> int:
 def mounts(target: Target) -> list[str]:
     """Give the volumes: a local folder read-only, else the download cache."""
     name = model(target)
-    return [f"{name}:/model:ro"] if name.startswith(("/", ".", "~")) else [f"~/.cache/huggingface:{CACHE}"]
+    return [f"{name}:/model:ro"] if name.startswith(("/", ".", "~")) else [f"{VOLUME}:{CACHE}"]
 
 
 def inner(target: Target) -> list[str]:
@@ -251,7 +253,10 @@ def compose(target: Target, *, installed: Installed | None = None) -> str:
     else:
         device = {"driver": "nvidia", "device_ids": gpu_ids(target), "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
-    return to_yaml({"services": {"vllm": service}})
+    document: dict[str, Any] = {"services": {"vllm": service}}
+    if service["volumes"][0].startswith(f"{VOLUME}:"):
+        document["volumes"] = {VOLUME: {}}
+    return to_yaml(document)
 
 
 def unit(target: Target, *, installed: Installed | None = None) -> str:

@@ -212,7 +212,7 @@ def _assembled(spec: ModelSpec, devices: Devices, request: Request, ruled: Rules
     return VllmPlan(
         plan=plan,
         fit=fit,
-        context=Context(safe_tokens=setup.context_tokens, max_tokens=setup.longest_tokens),
+        context=Context(safe_tokens=setup.safe_tokens, max_tokens=setup.longest_tokens),
         speed=pace(spec, setup, gpus[0], request),
         serving=best.serving,
         limits=limits_of(spec, setup, best.how, gpus, best.serving),

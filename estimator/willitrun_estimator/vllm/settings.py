@@ -56,8 +56,10 @@ class Setup(Struct, frozen=True, kw_only=True):
     """Of the pool, as expected."""
     blocks_per_request: int
     """Of full length."""
+    safe_tokens: int
+    """The longest `--max-model-len` that is sure to start with the other settings."""
     longest_tokens: int
-    """The longest `--max-model-len` that starts with the other settings."""
+    """The longest that starts if every estimate is right."""
 
 
 class Shortage(Struct, frozen=True, kw_only=True):
@@ -136,7 +138,7 @@ def settle(
         if isinstance(found, Shortage):
             shortage = found if shortage is None or found.available_bytes > shortage.available_bytes else shortage
             continue
-        length, allowed, blocks, per_request, longest = found
+        length, allowed, blocks, per_request, safe, longest = found
         return Setup(
             split=split,
             checkpoint=checkpoint,
@@ -153,6 +155,7 @@ def settle(
             towers=towers,
             blocks=blocks,
             blocks_per_request=per_request,
+            safe_tokens=safe,
             longest_tokens=longest,
         )
     assert shortage is not None  # noqa: S101 - the ladder has at least one step
@@ -261,8 +264,8 @@ def _fitted(
     batched: int,
     fixed_seqs: bool,
     margin: int,
-) -> tuple[int, int, int, int, int] | Shortage:
-    """Give length, sequences, blocks, blocks per request and the longest length of settings that start."""
+) -> tuple[int, int, int, int, int, int] | Shortage:
+    """Give length, sequences, blocks, blocks per request, and the longest safe and possible length of settings."""
     prefix = caches_prefixes(layouts, rules)
     pools = tuple(one.pool_bytes for one in budgets)
     blocks = cache.pool_blocks(layouts, pools)
@@ -295,7 +298,8 @@ def _fitted(
                 reason=f"of cache for --max-num-seqs {seqs} ({safe} blocks of recurrent state fit)",
             )
         seqs = SEQUENCE_STEP * (safe // SEQUENCE_STEP) or safe
-    return length, seqs, blocks, per_request(length), longest
+    possible = _longest(per_request, blocks - 1, spec.max_context_tokens)
+    return length, seqs, blocks, per_request(length), longest, possible
 
 
 def _longest(per_request: Callable[[int], int], blocks: int, limit: int) -> int:

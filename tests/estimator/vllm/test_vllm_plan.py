@@ -227,7 +227,8 @@ def test_sequences_are_capped_by_the_blocks_of_state(model, machine):
 def test_lengths_are_kept_lowered_or_refused(model, machine):
     spec = model("qwen2.5-32b")
     lowered = vllm_plan(spec, machine(RTX3090), Request(quant="awq", workload="rag"))
-    assert lowered.plan.context_tokens == lowered.context.max_tokens < 16384
+    assert lowered.plan.context_tokens == lowered.context.safe_tokens < lowered.context.max_tokens
+    assert lowered.context.safe_tokens < 16384
     asked = vllm_plan(spec, machine(RTX3090), Request(quant="awq", context=32768))
     assert asked.plan is None
     wanted = vllm_plan(spec, machine(RTX3090), Request(quant="awq", workload="rag", min_context=16000))

@@ -159,6 +159,8 @@ def test_documents_of_every_shape():
     compose = vllm.document(built, "compose")
     assert '"GPU-1"' in compose
     assert '"3gb"' in compose
+    assert "huggingface" in compose
+    assert "huggingface:" not in vllm.document(target(source="/models/llama"), "compose")
     amd = vllm.document(target(card=MI300X, spare=1), "compose")
     assert "/dev/kfd" in amd
     assert "HIP_VISIBLE_DEVICES" in amd
