@@ -17,6 +17,7 @@ from willitrun_estimator.request import Request
 from willitrun_probe.machine import Gpu, Machine
 
 if TYPE_CHECKING:
+    from willitrun_estimator.calibration import Corrections
     from willitrun_here.launch.target import Target
 
 
@@ -46,6 +47,15 @@ def open_model(text: str) -> ModelSpec:
     return open_any(text)
 
 
+def corrections_of(machine: Machine) -> Corrections | None:
+    """Return what `calibrate` and earlier launches taught about this machine; nothing for a described one."""
+    if not machine.shape_hash:
+        return None
+    from willitrun_here.calibrate import read  # noqa: PLC0415 - only for probed machines
+
+    return read(machine.shape_hash)
+
+
 def ask(
     machine: Machine,
     spec: ModelSpec,
@@ -55,7 +65,7 @@ def ask(
     commands: bool = True,
 ) -> Answer:
     """Answer one question; the machine's own doubts join the answer's."""
-    result = answer(machine, spec, request, sheet_of, sections=sections)
+    result = answer(machine, spec, request, sheet_of, sections=sections, corrections=corrections_of(machine))
     notes = tuple(f"{one.subject}: {one.reason}" for one in machine.findings)
     result = structs.replace(result, findings=(*result.findings, *notes))
     if commands and result.plan is not None and result.fit.status != "too-large":

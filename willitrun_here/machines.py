@@ -71,9 +71,11 @@ def open_machine(spec: str, *, timeout_s: float = 20.0) -> Machine:
 
 def here(*, timeout_s: float = 20.0) -> Machine:
     """Probe this machine and add what `calibrate` has measured on it."""
+    from willitrun_here.calibrate import read, with_measurements  # noqa: PLC0415
     from willitrun_probe.collect import here as collect_here  # noqa: PLC0415
 
-    return collect_here(timeout_s=timeout_s)
+    machine = collect_here(timeout_s=timeout_s)
+    return with_measurements(machine, read(machine.shape_hash))
 
 
 def saved(path: Any) -> Machine:

@@ -9,7 +9,8 @@ from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quant import ladder, quant_name
-from willitrun_estimator import explain, hardware, pace, vllm_answer
+from willitrun_estimator import evidence, explain, hardware, pace, vllm_answer
+from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.device import Devices
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.improve import improvements
@@ -55,20 +56,27 @@ def answer(
     find: hardware.FindDatasheet,
     *,
     sections: frozenset[Section] = SECTIONS,
+    corrections: Corrections | None = None,
 ) -> Answer:
     """Answer one question about one model on one machine. Raises EstimatorError for questions without an answer.
 
     `find` looks a GPU's data sheet up. `sections` leaves out what is not wanted: "plan" and "speed" alone cost a
-    small part of the whole.
+    small part of the whole. `corrections` is what was measured on this very machine.
     """
-    return answer_on(hardware.devices(machine, request, find), spec, request, sections=sections)
+    plan_on = hardware.devices(machine, request, find)
+    return answer_on(plan_on, spec, request, sections=sections, corrections=corrections)
 
 
 def answer_on(
-    devices: Devices, spec: ModelSpec, request: Request, *, sections: frozenset[Section] = SECTIONS
+    devices: Devices,
+    spec: ModelSpec,
+    request: Request,
+    *,
+    sections: frozenset[Section] = SECTIONS,
+    corrections: Corrections | None = None,
 ) -> Answer:
     """Answer for devices that were already merged with their data sheets; many models share them."""
-    question = Question(spec, devices, request)
+    question = Question(spec, devices, request, corrections=corrections)
     if request.engine == "vllm":
         return with_vllm(question)
     quants = quants_to_try(spec, request, devices)
@@ -206,15 +214,27 @@ def plan_of(question: Question, found: Found, *, exact: bool = False) -> Plan:
     )
 
 
-def speed_of(question: Question, found: Found) -> Speed:
-    """Return how fast a plan is, with intervals."""
-    return pace.speed(
-        setup_of(question, found).speed,
+def speed_of(question: Question, found: Found, plan: Plan | None = None) -> Speed:
+    """Return how fast a plan is, with intervals; with `plan`, moved towards what was measured here or published."""
+    setup = setup_of(question, found)
+    estimated = pace.speed(
+        setup.speed,
         found.placement,
         prompt_tokens=question.purpose.prompt_tokens,
         depth_tokens=question.request.depth_tokens or 0,
         short_bytes=found.short_bytes,
     )
+    if plan is None or found.short_bytes:
+        return estimated
+    known = evidence.Known(
+        plan=plan,
+        model=question.spec.name,
+        gpus=setup.devices.gpus,
+        corrections=question.corrections,
+        prompt_tokens=question.purpose.prompt_tokens,
+        depth_tokens=question.request.depth_tokens or 0,
+    )
+    return evidence.informed(estimated, known)
 
 
 def serving_of(question: Question, found: Found) -> Serving | None:
@@ -241,7 +261,7 @@ def assembled(
     """Put the answer together, section by section."""
     spec, devices = question.spec, question.devices
     plan = plan_of(question, best, exact=bool(sections & EXACT_SECTIONS))
-    speed = speed_of(question, best) if sections & {"speed", "tags", "limits"} else None
+    speed = speed_of(question, best, plan) if sections & {"speed", "tags", "limits"} else None
     fit = explain.fit(plan, best, spec.title)
     setup = setup_of(question, best)
     return Answer(

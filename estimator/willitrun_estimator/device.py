@@ -37,6 +37,8 @@ class Device(Struct, frozen=True, kw_only=True):
     compute_capability: str | None = None
     gfx_target: str | None = None
     display_active: bool = False
+    sheet: str | None = None
+    """Name of its data sheet in the catalog, under which published measurements are kept."""
     peer_bytes_per_s: float | None = None
     """To the fastest other GPU of the machine, one direction."""
 

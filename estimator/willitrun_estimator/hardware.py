@@ -91,7 +91,7 @@ def device(gpu: Gpu, backend: Backend, sheet: Datasheet | None, request: Request
         bandwidth_bytes_per_s=bandwidth(gpu, sheet),
         flops_per_s=sheet.fp16_flops_per_s if sheet else None,
         int8_ops_per_s=sheet.int8_ops_per_s if sheet else None,
-        multiprocessors=gpu.multiprocessors or (sheet.multiprocessors if sheet else None),
+        multiprocessors=gpu.multiprocessors if gpu.multiprocessors is not None else multiprocessors(sheet),
         link_bytes_per_s=link(gpu, sheet),
         unified=gpu.unified,
         uuid=gpu.uuid,
@@ -101,8 +101,31 @@ def device(gpu: Gpu, backend: Backend, sheet: Datasheet | None, request: Request
         compute_capability=gpu.compute_capability or (sheet.compute_capability if sheet else None),
         gfx_target=gpu.gfx_target or (sheet.gfx_target if sheet else None),
         display_active=bool(gpu.display_active),
+        sheet=sheet.name if sheet else None,
         peer_bytes_per_s=max(peers, default=None),
     )
+
+
+TYPICAL_CLOCK_HZ = {"nvidia": 1.7e9, "amd": 2.0e9}
+"""Boost clocks of the last generations: they tell the number of multiprocessors from a sheet's rate within a fifth."""
+
+
+def multiprocessors(sheet: Datasheet | None) -> int | None:
+    """Return the number of SMs or CUs: the sheet's, else from its FP32 rate at a typical clock.
+
+    An SM of compute capability 6.0, 7.x or 8.0 has 64 FP32 lanes, others 128; a CU has 64, two per clock from RDNA 3
+    on (CUDA C++ Programming Guide, arithmetic instructions; AMD RDNA 3 ISA guide).
+    """
+    if sheet is None:
+        return None
+    if sheet.multiprocessors is not None or sheet.fp32_flops_per_s is None or sheet.vendor not in TYPICAL_CLOCK_HZ:
+        return sheet.multiprocessors
+    lanes = 128
+    if sheet.vendor == "nvidia" and sheet.compute_capability is not None:
+        lanes = 64 if sheet.compute_capability in {"6.0", "7.0", "7.2", "7.5", "8.0"} else 128
+    elif sheet.vendor == "amd":
+        lanes = 128 if sheet.family in {"rdna3", "rdna35", "rdna4"} else 64
+    return max(1, round(sheet.fp32_flops_per_s / (2 * lanes * TYPICAL_CLOCK_HZ[sheet.vendor])))
 
 
 def bandwidth(gpu: Gpu, sheet: Datasheet | None) -> float | None:

@@ -9,6 +9,7 @@ from msgspec import structs
 from willitrun_catalog.model import Mla, ModelSpec
 from willitrun_catalog.quality import UNKNOWN_DIVERGENCE, QuantQuality, quality
 from willitrun_estimator import overhead, throughput
+from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.device import Device, Devices
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.footprint import MemoryModel
@@ -134,9 +135,16 @@ class Question:
     """A model, devices and a request, with everything that is computed once and used by many searches."""
 
     def __init__(
-        self, spec: ModelSpec, devices: Devices, request: Request, profiles: dict[str, WeightProfile] | None = None
+        self,
+        spec: ModelSpec,
+        devices: Devices,
+        request: Request,
+        profiles: dict[str, WeightProfile] | None = None,
+        corrections: Corrections | None = None,
     ) -> None:
         self.spec, self.devices, self.request = spec, devices, request
+        self.corrections = corrections
+        """What runs of this very machine taught, None for any other."""
         self.purpose = purpose_of(request)
         self.lens = LENSES[request.mode]
         self.profiles = {} if profiles is None else profiles

@@ -49,7 +49,7 @@ ROOT = click.option(
 @TIMEOUT
 @ROOT
 @click.option("--machine", metavar="DIR|FILE", help="Replay a recording, or show a saved probe.")
-@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", help="What to print.")
+@click.option("--format", "form", type=click.Choice(("text", "json", "html")), default="text", help="What to print.")
 def probe(
     *, as_json: bool, save: str | None, timeout_s: float, root: str | None, machine: str | None, form: str
 ) -> int:
@@ -72,6 +72,11 @@ def probe(
         from willitrun_here.cli.output import print_json  # noqa: PLC0415
 
         print_json(seen)
+    elif form == "html":
+        from willitrun_here.cli.output import print_text  # noqa: PLC0415
+        from willitrun_here.render import machine_page  # noqa: PLC0415
+
+        print_text(machine_page.render(seen))
     else:
         from willitrun_here.cli.output import console  # noqa: PLC0415
         from willitrun_here.render.machine import show  # noqa: PLC0415

@@ -48,12 +48,12 @@ def show_machine_and_best() -> int:
     from willitrun_estimator.request import Request  # noqa: PLC0415
     from willitrun_here.machines import here  # noqa: PLC0415
     from willitrun_here.rank import rank  # noqa: PLC0415
-    from willitrun_here.render.machine import render_machine  # noqa: PLC0415
+    from willitrun_here.render.machine import show as show_machine  # noqa: PLC0415
     from willitrun_here.render.text import render_recommendations  # noqa: PLC0415
 
     machine = here()
     screen = console()
-    render_machine(machine, screen)
+    show_machine(machine, screen)
     rows = rank(machine, Request(), limit=10)
     screen.print()
     render_recommendations(rows, screen)
