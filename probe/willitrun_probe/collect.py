@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from willitrun_probe.findings import finding
-from willitrun_probe.gpus.spec import Libraries
+from willitrun_probe.gpus.spec import ABSENT, Libraries
 from willitrun_probe.host.cpu import read_cpu
 from willitrun_probe.host.memory import read_memory
 from willitrun_probe.host.pci import PciDevice, read_pci
@@ -36,9 +36,12 @@ def here(*, timeout_s: float = TIMEOUT_S, engines: bool = True, root: str = "/")
     """Collect this machine, or the tree below `root`, with the process's environment, clock and cache folder."""
     import os  # noqa: PLC0415 - the only place that looks at the process itself
 
+    libraries = libraries_from(os.environ)
+    if root.rstrip("/"):  # the libraries of this system say nothing about another one's files
+        libraries = Libraries(libraries.nvml or ABSENT, libraries.amdsmi or ABSENT)
     return collect(
         roots=Roots(root),
-        libraries=libraries_from(os.environ),
+        libraries=libraries,
         environment=os.environ,
         timeout_s=timeout_s,
         now=time.time(),

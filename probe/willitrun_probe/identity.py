@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from willitrun_probe.machine import Gpu, Machine
+from willitrun_probe.machine import Engine, Gpu, Machine
 from willitrun_probe.roots import Roots
 
 _ROUNDING_BYTES = 256 * 1024**2
@@ -31,10 +31,15 @@ def shape_hash(machine: Machine) -> str:
         "gpus": sorted(json.dumps(_gpu_facts(gpu), sort_keys=True) for gpu in machine.gpus),
         "cpu": [cpu.name, cpu.architecture, cpu.physical_cores, cpu.usable_threads, cpu.performance_cores, cpu.flags],
         "memory": [_rounded(memory.total_bytes), _rounded(memory.limit_bytes), memory.bandwidth_bytes_per_s],
-        "engines": sorted([engine.name, engine.version or ""] for engine in machine.engines),
+        "engines": sorted([engine.name, _plan_version(engine)] for engine in machine.engines),
     }
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plan_version(engine: Engine) -> str:
+    """Return the version where plans depend on it: Docker only starts what the others are."""
+    return "" if engine.name == "docker" else engine.version or ""
 
 
 def _gpu_facts(gpu: Gpu) -> list[object]:

@@ -48,8 +48,8 @@ def _cuda(gpus: list[Gpu], environment: Mapping[str, str], found: list[Finding])
     text = environment.get("CUDA_VISIBLE_DEVICES")
     if text is None:
         return ordered
-    wholes = [gpu for gpu in ordered if gpu.kind != "mig"]
-    by_index = wholes or ordered
+    # an index names a physical GPU; of one in MIG mode it gives the first instance (NVIDIA MIG user guide)
+    by_index = list({gpu.pci_address or gpu.uuid or id(gpu): gpu for gpu in reversed(ordered)}.values())[::-1]
     if not certain and any(token.strip().isdecimal() for token in text.split(",")):
         reason = f"CUDA_VISIBLE_DEVICES={text} counts in CUDA's order, which only CUDA knows exactly"
         found.append(finding("device-order-uncertain", "CUDA_VISIBLE_DEVICES", reason))
@@ -63,7 +63,7 @@ def _cuda_order(gpus: list[Gpu], environment: Mapping[str, str]) -> tuple[list[G
     where all GPUs are alike. The guess is by compute capability, multiprocessors and memory.
     """
     by_bus = sorted(gpus, key=lambda gpu: (gpu.pci_address or "~", gpu.index or 0))
-    alike = len({(gpu.pci_id, gpu.name) for gpu in gpus if gpu.kind != "mig"}) <= 1
+    alike = len({gpu.pci_id or gpu.name for gpu in gpus}) <= 1
     if environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or alike:
         return by_bus, True
     return sorted(by_bus, key=_speed, reverse=True), False

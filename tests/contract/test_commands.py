@@ -115,6 +115,21 @@ def test_another_root_is_read_instead(tmp_path):
     assert machine["cpu"]["name"] is None
 
 
+def test_libraries_of_this_system_are_not_asked_about_another_root(tmp_path):
+    device = tmp_path / "sys" / "bus" / "pci" / "devices" / "0000:01:00.0"
+    device.mkdir(parents=True)
+    for name, text in (("vendor", "0x10de"), ("device", "0x2204"), ("class", "0x030000")):
+        (device / name).write_text(f"{text}\n")
+    (device / "driver").symlink_to("../../../bus/pci/drivers/nvidia")
+    done = run("probe", "--json", "--root", str(tmp_path))
+    assert done.returncode == 3
+    assert [gpu["pci_id"] for gpu in json.loads(done.stdout)["gpus"]] == ["10de:2204"]
+    assert "library-missing" in done.stdout
+    spec = str(MACHINES / "rtx3090-shared" / "nvml.spec")
+    injected = json.loads(run("probe", "--json", "--root", str(tmp_path), WILLITRUN_NVML=spec).stdout)
+    assert [gpu["name"] for gpu in injected["gpus"]] == ["NVIDIA GeForce RTX 3090"]
+
+
 @pytest.mark.parametrize("home", [None, "", "/proc/nowhere", "relative"])
 def test_home_does_not_matter(home):
     environment = {} if home is None else {"HOME": home}

@@ -74,6 +74,23 @@ def test_mig_instances_by_uuid_and_by_the_old_form(token):
     assert shown((SLICE, *TWINS), CUDA_VISIBLE_DEVICES=token) == ["MIG-dd"]
 
 
+def test_index_of_a_gpu_in_mig_mode_gives_its_first_instance():
+    parts = tuple(
+        Gpu(
+            vendor="nvidia",
+            name=f"MIG {n}",
+            uuid=f"MIG-{n}",
+            kind="mig",
+            pci_id="10de:26b9",
+            pci_address="0000:00:00.0",
+            index=0,
+        )
+        for n in range(3)
+    )
+    assert shown((*parts, *TWINS[1:]), CUDA_VISIBLE_DEVICES="0") == ["MIG-0"]
+    assert shown((*parts, *TWINS[1:]), CUDA_VISIBLE_DEVICES="1,0") == ["GPU-cc1", "MIG-0"]
+
+
 def test_rocm_variables_apply_in_two_stages():
     assert shown(CARDS, ROCR_VISIBLE_DEVICES="3,1", HIP_VISIBLE_DEVICES="1") == ["GPU-ff1"]
     assert shown(CARDS, ROCR_VISIBLE_DEVICES="GPU-ff2,0") == ["GPU-ff2", "GPU-ff0"]
