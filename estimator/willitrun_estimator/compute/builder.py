@@ -59,6 +59,7 @@ class Builder:
         self.backend = backend
         self.copies_cache = build.reserved_scratch and backend != "vulkan"
         """Whether flash attention's buffer has room for f16 copies of a quantized cache (Vulkan reads it in place)."""
+        self._states: dict[bool, Node] = {}
         self._masks: dict[str, Node] = {}
         self.window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
         self.sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
@@ -99,9 +100,13 @@ class Builder:
         """Where this batch's values go: per element when V is stored transposed."""
         return self._input("v_idxs" + cells, (U,) if self.flash else (width, U), 8)
 
-    def state_index(self) -> Node:
-        """Which slot's state each sequence continues."""
-        return self._input("s_copy", (self.slots,), 4)
+    def state_index(self, *, others: bool = False) -> Node:
+        """Which slots' states the batch continues, or which others there are: none."""
+        known = self._states.get(others)
+        if known is None:
+            slots = self._input("s_copy", (self.slots,), 4)
+            known = self._states[others] = self.graph.view(slots, (0 if others else self.slots,))
+        return known
 
     def out_rows(self, source: Node) -> Node:
         """Pick the rows that get logits."""
@@ -179,6 +184,9 @@ class Builder:
         is read: the state's rows come before the tail of the block that precedes them.
         """
         self._events.pop(0)
+        self._fetch()
+
+    def _fetch(self) -> None:
         following = self._events[0] if self._events else None
         if following is not None and isinstance(following[0], Recurrent) and following[0].kind in {"mamba1", "mamba2"}:
             self._fetched = recurrent.load_state(self, "cache_r", following[0].conv_elements, following[1])
@@ -309,6 +317,7 @@ class Builder:
                 self._events.append((layer.mixers[0], homes))
             if isinstance(layer.ffn, Moe):
                 self._events.append((None, homes))
+        self._fetch()
         for index, (layer, homes) in enumerate(layers):
             x = self.block(layer, x, homes, last=index == len(layers) - 1)
         if self.style.rows == "block-end":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from willitrun_catalog.model import Layer, Mla
+from willitrun_catalog.model import Layer, Mla, Recurrent
 from willitrun_estimator import cache
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.builder import Builder, Homes
@@ -45,6 +45,10 @@ class ComputeModel:
         self.blocks = len(spec.layers)
         self._parts = tuple(frozenset(part.name for part in kind) for kind in plan.kinds)
         self._sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
+        self._whole = any(
+            isinstance(m, Recurrent) and m.kind in {"mamba1", "mamba2"} for layer in spec.layers for m in layer.mixers
+        )
+        """Whether every block is replayed: in Mamba's graphs a block's holes depend on all blocks before it."""
         self._style = style_of(spec.architecture)
         self._outside = frozenset(part.name for part in plan.outside)
         shapes: dict[int, int] = {}
@@ -91,7 +95,7 @@ class ComputeModel:
     def _plan(self, placement: Placement) -> tuple[tuple[Program, tuple[int, ...]], ...]:
         homes = self._homes(placement)
         described = list(zip(homes, self._shapes, strict=True))
-        chosen = representative(described)
+        chosen = tuple(range(self.blocks)) if self._whole else representative(described)
         kept = tuple(described[index] for index in chosen)
         places = [0 if home.block == self.host else home.block for home in homes]
         omitted = tuple(

@@ -46,7 +46,7 @@ def load_state(b: Builder, name: str, elements: int, homes: Homes) -> tuple[Node
 def other_states(b: Builder, store: Node, rows: Node) -> None:
     """Move the states of sequences that are not in the batch: none, but an empty tensor still divides free blocks."""
     g = b.graph
-    g.store("move", store, g.add("other_rows", (0, b.slots), rows, b.state_index(), rows=0))
+    g.store("move", store, g.add("other_rows", (0, b.slots), rows, b.state_index(others=True), rows=0))
 
 
 def convolution_input(b: Builder, state: Node, fresh: Node, channels: int, kernel: int, store: Node) -> Node:
