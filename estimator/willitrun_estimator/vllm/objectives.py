@@ -63,6 +63,11 @@ def keeps(serving: Serving, position: int, wanted: Targets) -> bool:
     return each >= wanted.decode_tokens_per_s and serving.ttft_s[position] <= wanted.ttft_s
 
 
+def most_users(serving: Serving, wanted: Targets) -> int:
+    """Give the largest concurrency of a curve that keeps the targets, at least one."""
+    return max((c for i, c in enumerate(serving.concurrency) if keeps(serving, i, wanted)), default=1)
+
+
 def objective(mode: Mode, serving: Serving, wanted: Targets) -> float:
     """Value a serving curve under a mode."""
     single, ttft = at(serving, 1)
@@ -88,7 +93,9 @@ def choose_engine(mode: Mode, vllm: Serving | None, llama_cpp: Serving | None, w
     if vllm is None:
         return Choice(engine="llama.cpp", gain=1.0, reason="vLLM does not start with this model here")
     ours, theirs = objective(mode, vllm, wanted), objective(mode, llama_cpp, wanted)
-    users = {"interactive": 1, "balanced": BALANCED_USERS, "light-api": LIGHT_API_USERS}.get(mode, 512)
+    users = {"interactive": 1, "balanced": BALANCED_USERS, "light-api": LIGHT_API_USERS}.get(mode)
+    if users is None:
+        users = most_users(vllm if ours > theirs else llama_cpp, wanted)
     rates = f"at {users} users" if users > 1 else "for one user"
     if ours > theirs * (1 + TIE):
         return Choice(

@@ -26,7 +26,7 @@ from willitrun_estimator.vllm.weights import StageWeights, stage_weights
 from willitrun_probe.units import GIB
 
 FREE_MARGIN_BYTES = round(0.3 * GIB)
-"""Left beside the budget when the utilization is derived from free memory."""
+"""Left beside the budget when the utilization is derived from free memory; `--margin` takes its place."""
 SEQUENCE_STEP = 8
 """Batches run in captured sizes, which come in steps of 8."""
 LEAST_CONTEXT = 2048
@@ -85,10 +85,11 @@ def settle(
     """Find settings for a split that are sure to start, or say what is missing. `gpus` are those of the split."""
     smallest = min(gpus, key=memory.cuda_total_bytes)
     total = memory.cuda_total_bytes(smallest)
+    margin = FREE_MARGIN_BYTES if request.margin_bytes is None else request.margin_bytes
     free = min(gpu.memory_free_bytes for gpu in gpus)
     utilization = request.gpu_memory_utilization
     if utilization is None:
-        utilization = min(rules.gpu_memory_utilization, floor(100 * (free - FREE_MARGIN_BYTES) / total) / 100)
+        utilization = min(rules.gpu_memory_utilization, floor(100 * (free - margin) / total) / 100)
     elif utilization * total > free:
         return Shortage(
             needed_bytes=round(utilization * total),

@@ -54,6 +54,13 @@ def test_the_better_engine_is_named_with_its_gain():
     assert "one user" in one.reason
 
 
+def test_scale_out_is_compared_where_the_better_one_still_keeps_the_targets():
+    found = choose_engine("scale-out", curve(60, 0.02), curve(80, 0.5), Targets())
+    assert found.engine == "vllm"
+    assert "at 128 users" in found.reason
+    assert choose_engine("scale-out", curve(4, 0.5), curve(5, 0.9), Targets()).reason.count("one user") == 1
+
+
 def test_a_tie_stays_with_the_simpler_engine():
     found = choose_engine("balanced", curve(52, 0.1), curve(50, 0.1), Targets())
     assert (found.engine, found.gain) == ("llama.cpp", 0.0)

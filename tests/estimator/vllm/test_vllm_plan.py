@@ -81,6 +81,12 @@ def test_utilization_leaves_what_others_hold(model, machine):
     assert plan.gpu_memory_utilization == pytest.approx(0.5, abs=0.02)
 
 
+def test_a_margin_is_kept_free(model, machine):
+    spec, card = model("llama-3.1-8b"), machine(A100)
+    asked = vllm_plan(spec, card, Request(quant="bf16", margin_bytes=40 * GIB)).plan
+    assert asked.gpu_memory_utilization * cuda_total_bytes(card.gpus[0]) <= 40 * GIB
+
+
 def test_a_utilization_above_what_is_free_would_abort_and_is_refused(model, machine):
     crowded = machine(A100, memory_free_bytes=40 * GIB)
     found = vllm_plan(model("llama-3.1-8b"), crowded, Request(quant="bf16", gpu_memory_utilization=0.9))
