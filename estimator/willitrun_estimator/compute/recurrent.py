@@ -112,6 +112,7 @@ def mamba2(
         size=plus(form((inner, U)), form((mixer.state_elements, b.slots))),
         rows=1,
     )
+    other_states(b, store, old)
     g.store(
         "save_state", store, g.view(scanned, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False)
     )
@@ -223,6 +224,7 @@ def mamba1(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
         size=plus(form((inner, U)), form((mixer.state_elements, b.slots))),
         rows=1,
     )
+    other_states(b, store, old)
     g.store(
         "save_state", store, g.view(scanned, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False)
     )
