@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
-from willitrun_catalog.quant import ladder, quant_name
+from willitrun_catalog.quant import FORMATS, ladder, quant_name
 from willitrun_estimator import evidence, explain, hardware, pace, vllm_answer
 from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.device import Devices
@@ -77,7 +77,7 @@ def answer_on(
 ) -> Answer:
     """Answer for devices that were already merged with their data sheets; many models share them."""
     question = Question(spec, devices, request, corrections=corrections)
-    if request.engine == "vllm":
+    if request.engine == "vllm" or (request.engine is None and checkpoint_asked(spec, request)):
         return with_vllm(question)
     quants = quants_to_try(spec, request, devices)
     per_quant = searched(question, quants, every="quants" in sections)
@@ -120,11 +120,24 @@ def compared(question: Question, result: Answer) -> Answer:
     )
 
 
+def checkpoint_asked(spec: ModelSpec, request: Request) -> bool:
+    """Tell whether the weights asked for are a checkpoint format that only vLLM loads."""
+    quant = spec.quant if request.quant is None else quant_name(request.quant)
+    return quant in FORMATS and quant != "MXFP4"
+
+
 def quants_to_try(spec: ModelSpec, request: Request, devices: Devices) -> tuple[str, ...]:
     """Return the fixed quantization, or those worth offering; a file has the one it has."""
     if request.quant is None:
         return ladder(spec, cpu_only=not devices.gpus)
     name = quant_name(request.quant)
+    if name == "MXFP4":
+        name = "MXFP4_MOE"  # the same blocks under the name llama-quantize gives them
+    if name in FORMATS:
+        raise EstimatorError(
+            f"{name} is a checkpoint format that {request.engine} does not load",
+            "Take --engine vllm, or a GGUF quantization.",
+        )
     if spec.quant is not None and name != spec.quant:
         raise EstimatorError(f"{spec.title} is a {spec.quant} file and cannot be run as {name}", "Leave --quant out.")
     return (name,)

@@ -90,7 +90,7 @@ def device(name: str, free_bytes: int) -> Gpu:
     """An RPC device as the planner sees it: the vendor only chooses the rules of its buffers."""
     return Gpu(
         vendor="nvidia", name=name, memory_total_bytes=free_bytes, memory_free_bytes=free_bytes,
-        memory_bandwidth_bytes_per_s=20e9, compute_capability="8.6", multiprocessors=0,
+        memory_bandwidth_bytes_per_s=900e9, compute_capability="8.6", multiprocessors=0,
     )  # fmt: skip
 
 
