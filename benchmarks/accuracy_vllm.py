@@ -133,7 +133,7 @@ def cache_errors(case: MemoryCase) -> tuple[float | None, float | None]:
 
 def drafted(case: MemoryCase) -> bool:
     """Tell whether a draft model shares the cache: its layers are not in the row."""
-    return "DFlash" in case.notes or case.model.startswith("AEON")
+    return case.model.startswith("AEON") or any(word in case.notes for word in ("DFlash", "MTP", "draft", "speculat"))
 
 
 def _beyond(error: float, rounding: float) -> float:
