@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from willitrun_estimator.weights import WeightProfile
 
 
+LOADED_TWICE = frozenset({"gemma3n", "gemma4"})
+"""Architectures that ask for the tied head before the table: both are loaded, on a CPU as well (src/models/gemma4.cpp)."""
+
+
 class MemoryModel:
     """Bytes per device as a function of placement and context, for fixed weights, devices and settings.
 
@@ -98,7 +102,9 @@ class MemoryModel:
         first = min(blocks + 1 - placement.gpu_layers, blocks)
         host = self._host_weights + resident[first] + experts[max(first, min(moved, blocks))]
         if not placement.gpu_layers:
-            shared = self.weights.embedding_bytes if self.weights.spec.tied_embeddings else 0
+            spec = self.weights.spec
+            once = spec.tied_embeddings and spec.architecture not in LOADED_TWICE
+            shared = self.weights.embedding_bytes if once else 0
             host += self.weights.output_bytes - shared
         return (*out, host)
 

@@ -290,16 +290,37 @@ class Builder:
         partial = self.graph.add("sum", out.dims, *terms, inplace=True)
         return self.graph.add("sum", out.dims, partial, rows(source), inplace=True)
 
+    def _reserve_streams(self, layers: tuple[tuple[Layer, Homes], ...], head: int, copies: int) -> None:
+        """Keep room for what lives through all blocks: per-layer embeddings, and Gemma 3n's parallel streams.
+
+        A device holds the embeddings of every layer for the micro-batch; pipelined, also each copy of what comes in
+        from the device before. Gemma 3n carries four streams and works on two more.
+        """
+        width = dict(self.spec.sizes).get("per_layer_dim", 0) * self.spec.block_count
+        if "per_layer_token_embd.weight" not in self.outside or not width:
+            return
+        streams = 6 * self.spec.hidden_size if "altup_proj.weight" in self.outside else 0
+        rows = (1 if copies == 1 else 2 * copies) * width + copies * streams
+        for device in sorted({homes.block for _, homes in layers} | {head}):
+            self.graph.leaf("streams", (rows, U), device, kept=True)
+
     def _gate_copies(self, layers: tuple[tuple[Layer, Homes], ...]) -> None:
         """Keep room for the query gate that Vulkan's reordering computes early and holds through the block."""
         gates = {m.heads * m.value_dim for layer, _ in layers for m in layer.mixers if isinstance(m, Attention)}
         for device in sorted({homes.block for _, homes in layers} - {self.host}):
             self.graph.leaf("gate", (max(gates, default=0), U), device, kept=True)
 
-    def build(self, layers: tuple[tuple[Layer, Homes], ...], head: int, omitted: tuple[int, ...] = ()) -> Graph:
+    def build(  # noqa: C901
+        self,
+        layers: tuple[tuple[Layer, Homes], ...],
+        head: int,
+        omitted: tuple[int, ...] = (),
+        copies: int = 1,
+    ) -> Graph:
         """Build the graph of these blocks between the embedding table and the head on device `head`.
 
-        `omitted` is how many further blocks each device has, whose constants still take place.
+        `omitted` is how many further blocks each device has, whose constants still take place; `copies` how many of
+        every input are kept.
         """
         if self.sparse:
             for device, count in enumerate(omitted):
@@ -309,6 +330,7 @@ class Builder:
         tokens = self._input("tokens", (U,), 4)
         if self.rules.spare_embeddings:
             self._input("embeddings", (hidden, U), 4)
+        self._reserve_streams(layers, head, copies)
         if self.backend == "vulkan" and self.style.gated_query:
             self._gate_copies(layers)
         x = self.graph.add("embedded", (hidden, U), self.graph.weight("token_embd", self.host), tokens, rows=0)

@@ -11,7 +11,7 @@ from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.builder import Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
 from willitrun_estimator.compute.form import ROWS, Dim, Sizes, U
-from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, Program, Schedule
+from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, PIPELINE_COPIES, Program, Schedule
 from willitrun_estimator.compute.sequence import representative
 from willitrun_estimator.compute.style import style_of
 from willitrun_estimator.tensors import blueprint
@@ -136,7 +136,7 @@ class ComputeModel:
                 build=self.build,
                 backend=self.backend,
             )
-            graph = builder.build(tuple((self.spec.layers[i], homes[i]) for i in chosen), head, omitted)
+            graph = builder.build(tuple((self.spec.layers[i], homes[i]) for i in chosen), head, omitted, PIPELINE_COPIES if pipeline else 1)
             schedule = Schedule(
                 graph,
                 self.host + 1,
