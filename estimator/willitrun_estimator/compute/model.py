@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from willitrun_catalog.model import Layer, Mla, Recurrent
+from willitrun_catalog.model import Attention, Layer, Mla, Recurrent
 from willitrun_estimator import cache
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.builder import Builder, Homes
@@ -46,9 +46,12 @@ class ComputeModel:
         self._parts = tuple(frozenset(part.name for part in kind) for kind in plan.kinds)
         self._sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
         self._whole = any(
-            isinstance(m, Recurrent) and m.kind in {"mamba1", "mamba2"} for layer in spec.layers for m in layer.mixers
+            (isinstance(m, Recurrent) and m.kind in {"mamba1", "mamba2"}) or (isinstance(m, Attention) and m.shares_kv)
+            for layer in spec.layers
+            for m in layer.mixers
         )
-        """Whether every block is replayed: in Mamba's graphs a block's holes depend on all blocks before it."""
+        """Whether every block is replayed: Mamba's holes depend on all blocks before, shared caches may lie elsewhere."""
+        self._donors = self._find_donors()
         self._style = style_of(spec.architecture)
         self._outside = frozenset(part.name for part in plan.outside)
         shapes: dict[int, int] = {}
@@ -171,13 +174,24 @@ class ComputeModel:
                 Homes(
                     device,
                     experts,
-                    self.host if placement.kv_on_host else device,
+                    self.host if placement.kv_on_host else units[self._donors[index]],
                     self._groups[index] if self.host in {device, experts} else -1,
                     self._rotary(index),
                     self._parts[self._kinds[index]],
                 )
             )
         return homes
+
+    def _find_donors(self) -> tuple[int, ...]:
+        """Find the block whose cache each block reads: its own, or the last of its kind that has one (Gemma 3n and 4)."""
+        latest: dict[bool, int] = {}
+        donors = []
+        for index, layer in enumerate(self.spec.layers):
+            windowed = cache.layer_window(self.spec, layer) is not None
+            if not any(isinstance(m, Attention) and m.shares_kv for m in layer.mixers):
+                latest[windowed] = index
+            donors.append(latest.get(windowed, index))
+        return tuple(donors)
 
     def _rotary(self, index: int) -> bool:
         """Whether a block's attention rotates by position."""
