@@ -60,7 +60,7 @@ def serve(db: str, host: str, port: int, certificate: Path | None, key: Path | N
 
     inventory = Fleet(
         engine,
-        planner=planner.plan,
+        planner=planner.screen,
         find_model=planner.find_catalog_model,
         model_names=planner.model_names,
         catalog_version=planner.catalog_version(),
@@ -309,5 +309,5 @@ def questions(engine: Engine, model: str, asked: dict[str, Any]) -> Where:
         quant=asked["quant"],
         engine=asked["serving"],
     )
-    asking: Questions = Questions(engine, planner.plan, planner.catalog_version())
+    asking: Questions = Questions(engine, planner.screen, planner.catalog_version())
     return asking.where(open_model(model), request)

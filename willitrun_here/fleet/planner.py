@@ -10,6 +10,7 @@ from msgspec import structs
 from willitrun_catalog import shipped
 from willitrun_catalog.find import find_model
 from willitrun_catalog.model import ModelSpec
+from willitrun_catalog.quant import ladder
 from willitrun_estimator.answer import Section, answer
 from willitrun_estimator.plan import Answer
 from willitrun_estimator.request import Request
@@ -17,15 +18,76 @@ from willitrun_here import __version__
 from willitrun_here.ask import all_commands, sheet_of
 from willitrun_probe.machine import Machine
 
+ON_GPU = frozenset({"comfortable", "fits", "tight"})
+UNQUANTIZED = frozenset({"BF16", "F16", "F32"})
+WORTH = "Q4_K_M"
+"""Below this, more GPUs are tried before a smaller quantization, and it is the first one tried with host memory."""
 SECTIONS: frozenset[Section] = frozenset({"plan", "speed", "score"})
 
 
 def plan(machine: Machine, spec: ModelSpec, request: Request) -> Answer:
-    """Answer one question with the command of the winning plan, for the newest engine known here."""
+    """Answer one question by the whole search, with the command of the winning plan for the newest engine known."""
+    return _with_command(answer(machine, spec, request, sheet_of, sections=SECTIONS), machine, spec)
+
+
+def screen(machine: Machine, spec: ModelSpec, request: Request) -> Answer:
+    """Answer fast: the best quantization that fits on one GPU, else on all, else a plan with layers in host memory.
+
+    The whole search weighs every quantization, cache type and set of GPUs against each other, which is too slow for
+    tens of shapes at once; both agree on whether a model runs. Questions that fix a quantization or an engine, ask
+    for several users or for a machine without GPUs go through the whole search.
+    """
+    gpus = [gpu for gpu in machine.gpus if gpu.visible and gpu.usable]
+    if request.quant or spec.quant or request.engine or request.concurrency > 1 or not gpus:
+        return plan(machine, spec, request)
+    quants = [quant for quant in ladder(spec) if quant not in UNQUANTIZED] or list(ladder(spec))
+    found = None
+    if len(gpus) > 1 and len({(gpu.name, gpu.memory_total_bytes) for gpu in gpus}) == 1:
+        freest = max(gpus, key=lambda gpu: gpu.memory_free_bytes or 0)
+        alone = structs.replace(
+            machine, gpus=tuple(gpu if gpu is freest else structs.replace(gpu, visible=False) for gpu in machine.gpus)
+        )
+        good = [quant for quant in quants if quants.index(quant) <= _position(quants, WORTH)]
+        found = _largest(alone, spec, request, good)
+    found = found or _largest(machine, spec, request, quants)
+    for quant in (WORTH, quants[-1]) if found is None else ():
+        found = _answer(machine, spec, request, quant if quant in quants else quants[-1])
+        if found.fit.status != "too-large":
+            break
+    assert found is not None  # noqa: S101 - one of the two branches has answered
+    decode = found.speed.decode_tokens_per_s if found.speed is not None else None
+    if request.min_decode is not None and decode is not None and decode.expected < request.min_decode:
+        return plan(machine, spec, request)
+    return _with_command(found, machine, spec)
+
+
+def _largest(machine: Machine, spec: ModelSpec, request: Request, quants: list[str]) -> Answer | None:
+    """Find the first quantization of a ladder, best first, that fits on the GPUs; fitting is monotone, so by halves."""
+    best: Answer | None = None
+    low, high = 0, len(quants)
+    while low < high:
+        middle = (low + high) // 2 if best is not None or low else low
+        result = _answer(machine, spec, request, quants[middle])
+        if result.plan is not None and result.fit.status in ON_GPU:
+            best, high = result, middle
+        else:
+            low = middle + 1
+    return best
+
+
+def _position(quants: list[str], quant: str) -> int:
+    return quants.index(quant) if quant in quants else len(quants)
+
+
+def _answer(machine: Machine, spec: ModelSpec, request: Request, quant: str) -> Answer:
+    asked = structs.replace(request, quant=quant, engine="llama.cpp")
+    return answer(machine, spec, asked, sheet_of, sections=SECTIONS)
+
+
+def _with_command(result: Answer, machine: Machine, spec: ModelSpec) -> Answer:
     from willitrun_here.launch.flags import NEWEST  # noqa: PLC0415 - only where a plan was found
     from willitrun_here.launch.target import Target  # noqa: PLC0415
 
-    result = answer(machine, spec, request, sheet_of, sections=SECTIONS)
     if result.plan is None or result.fit.status == "too-large":
         return result
     target = Target(plan=result.plan, spec=spec, machine=machine, flags=NEWEST)

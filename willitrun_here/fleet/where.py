@@ -50,7 +50,7 @@ Planner = Callable[[Machine, ModelSpec, Request], Answer]
 
 QUESTIONS_KEPT = 64
 SHAPES_KEPT = 20_000
-MOST_NEW_PLANS = 256
+MOST_NEW_PLANS = 32
 """Plans computed for one question beyond the idle ones; the fullest groups come first."""
 _ORDER: dict[Verdict, int] = {"runs-now": 0, "runs-if-idle": 1, "does-not-run": 2, "unknown": 3}
 
@@ -189,7 +189,11 @@ class Questions:
 
 
 def _anonymous(machine: Machine) -> Machine:
-    return replace(machine, gpus=tuple(replace(gpu, uuid=None, parent_uuid=None) for gpu in machine.gpus))
+    gpus = tuple(
+        replace(gpu, uuid=None, parent_uuid=None, index=position if gpu.index is None else gpu.index)
+        for position, gpu in enumerate(machine.gpus)
+    )
+    return replace(machine, gpus=gpus)
 
 
 def _totals(machine: Machine) -> tuple[int | None, ...]:
