@@ -105,6 +105,8 @@ def collect(
     host = Host(roots, environment, memory, devices)
     gpus: list[Gpu] = []
     for vendor, reply in replies.items():
+        if reply.ending == "unstartable":
+            found.append(finding("reader-failed", vendor, reply.reason, "Try again when the machine has more room."))
         told = guard(vendor, partial(interpret, vendor, reply, host), Interpretation(), count=False)
         gpus += told.gpus
         found += told.findings

@@ -8,6 +8,7 @@ import time
 import machines
 
 from willitrun_probe.collect import collect, engine_cache_file, libraries_from
+from willitrun_probe.findings import driver_broken
 from willitrun_probe.gpus.spec import ABSENT, Libraries
 from willitrun_probe.roots import Roots, Space
 
@@ -63,6 +64,21 @@ def test_no_child_on_a_machine_without_gpus(monkeypatch):
     found = machines.recording("desktop-cpu-only")
     machine = collect(roots=found.roots, libraries=NONE, environment={}, now=0)
     assert {source.name for source in machine.sources} == {"pci", "cpu", "memory", "storage"}
+
+
+def test_no_room_for_a_child_is_not_the_drivers_fault(monkeypatch):
+    def refuse(*_: object, **__: object) -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("os.posix_spawnp", refuse)
+    for name in ("rtx3090-shared", "mi100", "arc-a770", "apple-m1"):
+        found = machines.recording(name)
+        machine = collect(roots=found.roots, libraries=found.libraries, environment={}, now=0)
+        told = [f for f in machine.findings if f.code == "reader-failed"]
+        assert "no child process could be started" in told[0].reason
+        assert not driver_broken(machine)
+        assert not any(gpu.usable for gpu in machine.gpus)
+        assert machine.cpu.physical_cores
 
 
 def test_libraries_from_the_environment():

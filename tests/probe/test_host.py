@@ -221,6 +221,28 @@ def test_disks_of_a_machine_with_a_network_home():
     assert disks["huggingface"].free_bytes == 5000 * GIB
 
 
+def test_virtual_disks_do_not_tell_whether_they_spin():
+    files = {
+        "/proc/self/mountinfo": "1 0 254:0 / / rw - ext4 /dev/vda rw\n",
+        "/sys/dev/block/254:0/queue/rotational": "1\n",
+    }
+    environment = {"HOME": "/home/a"}
+    assert read_disks(machines.roots(files), environment)[0].rotational is True
+    target = {"/sys/dev/block/254:0": "../../devices/pci0000:00/0000:00:02.0/virtio1/block/vda"}
+    assert read_disks(machines.roots(files, **target), environment)[0].rotational is None
+
+
+@pytest.mark.parametrize(
+    ("name", "cpu"),
+    [
+        ("gh200", "Arm Neoverse-V2"), ("arm-server", "Arm Neoverse-V1"), ("jetson-orin", "Arm Cortex-A78AE"),
+        ("jetson-xavier-no-nvml", "NVIDIA Carmel"), ("desktop-cpu-only", "AMD Ryzen 9 7950X 16-Core Processor"),
+    ],
+)  # fmt: skip
+def test_names_of_processors(name, cpu):
+    assert machines.machine(name).cpu.name == cpu
+
+
 @given(st.text(max_size=40))
 def test_lists_and_integers_take_any_text(text):
     assert all(0 <= cpu < 2**16 for cpu in cpu_list(text))

@@ -22,7 +22,8 @@ def interpret(reply: Reply, host: Host) -> Interpretation:
     if line is None:
         reason = f"sysctl {reply.reason or 'did not answer'}"
         failed = Source(name="sysctl", outcome="failed", seconds=reply.seconds, reason=reason)
-        return Interpretation((), (finding("driver-failed", "apple", reason),), (failed,))
+        told = () if reply.ending == "unstartable" else (finding("driver-failed", "apple", reason),)
+        return Interpretation((), told, (failed,))
     found: list[Finding] = []
     total = _size(line.get("hw.memsize"))
     wired = _size(line.get("iogpu.wired_limit_mb"))

@@ -41,8 +41,9 @@ def library_state(library: Mapping[str, Any], reply: Reply, host: Host) -> tuple
     start = library.get("start", None)
     if not library:
         outcome, reason = "failed", f"NVML {reply.reason or 'did not answer'}"
-        code = "driver-hangs" if reply.ending == "timeout" else "driver-crashes"
-        found.append(finding(code, "nvidia", reason))
+        if reply.ending != "unstartable":
+            code = "driver-hangs" if reply.ending == "timeout" else "driver-crashes"
+            found.append(finding(code, "nvidia", reason))
     elif start != 0:
         outcome, reason, told = _start_failure(start, library, host, bound=bound)
         found += told

@@ -35,7 +35,8 @@ def describe(
         sources={"name": "sysfs", "pci_id": "sysfs"},
     )
     code, reason = _state(device, roots, name)
-    told = any(CODES[f.code].broken for f in findings if f.subject in {device.vendor, device.address})
+    mine = [f.code for f in findings if f.subject in {device.vendor, device.address}]
+    told = any(CODES[told].broken or told == "reader-failed" for told in mine)
     if asked and told and code in {"gpu-forbidden", "gpu-half-removed"}:
         return gpu, None
     return gpu, finding(code, device.address, reason)

@@ -21,14 +21,18 @@ SLOW_CORE = 0.8
 kind differ by a few percent, dense and efficiency cores by more than a quarter (kernel, amd-pstate.rst)."""
 
 _BASE = "/sys/devices/system/cpu"
+_ARM_MAKERS = {
+    "0x41": "Arm", "0x48": "HiSilicon", "0x4e": "NVIDIA", "0x51": "Qualcomm", "0x61": "Apple", "0xc0": "Ampere",
+}  # fmt: skip
 _ARM_PARTS = {
-    "0x41": "Arm",
-    "0x48": "HiSilicon",
-    "0x4e": "NVIDIA",
-    "0x51": "Qualcomm",
-    "0x61": "Apple",
-    "0xc0": "Ampere",
-}
+    # Linux, arch/arm64/include/asm/cputype.h
+    ("0x41", "0xd03"): "Cortex-A53", ("0x41", "0xd08"): "Cortex-A72", ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1", ("0x41", "0xd40"): "Neoverse-V1", ("0x41", "0xd42"): "Cortex-A78AE",
+    ("0x41", "0xd49"): "Neoverse-N2", ("0x41", "0xd4f"): "Neoverse-V2", ("0x41", "0xd83"): "Neoverse-V3AE",
+    ("0x41", "0xd84"): "Neoverse-V3", ("0x41", "0xd85"): "Cortex-X925", ("0x41", "0xd87"): "Cortex-A725",
+    ("0x41", "0xd8e"): "Neoverse-N3", ("0x4e", "0x004"): "Carmel", ("0xc0", "0xac3"): "AmpereOne",
+    ("0xc0", "0xac4"): "AmpereOne A",
+}  # fmt: skip
 
 
 def read_cpu(roots: Roots) -> Cpu:
@@ -135,9 +139,9 @@ def _name(roots: Roots, fields: dict[str, str]) -> str | None:
     for key in ("model name", "Processor", "cpu model", "cpu", "Hardware"):
         if clean(fields.get(key)):
             return clean(fields[key])
-    maker = _ARM_PARTS.get(fields.get("CPU implementer", ""))
-    if maker and fields.get("CPU part"):
-        return clean(f"{maker} CPU part {fields['CPU part']}")
+    maker, part = fields.get("CPU implementer", ""), fields.get("CPU part", "")
+    if maker in _ARM_MAKERS and part:
+        return clean(f"{_ARM_MAKERS[maker]} {_ARM_PARTS.get((maker, part), f'CPU part {part}')}")
     return roots.line("/proc/device-tree/model")
 
 

@@ -14,6 +14,10 @@ NETWORK = frozenset(
 """File systems whose reads cross a network or a virtual machine's border."""
 
 
+_VIRTUAL_BUSES = ("/virtio", "/vmbus", "/vbd-", "/virtual/")
+"""Virtual disks say that they spin, whatever is below them."""
+
+
 def model_folders(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return (purpose, path) of the places where engines keep models, following their own variables.
 
@@ -79,6 +83,9 @@ def _holds(mount_point: str, path: str) -> bool:
 def _rotational(roots: Roots, number: str) -> bool | None:
     """Say whether a block device spins; a partition asks the disk it is on."""
     if ":" not in number or "/" in number or number.startswith("0:"):
+        return None
+    place = roots.link(f"/sys/dev/block/{number}") or ""
+    if any(bus in place for bus in _VIRTUAL_BUSES):
         return None
     for folder in (f"/sys/dev/block/{number}", f"/sys/dev/block/{number}/.."):
         value = roots.integer(f"{folder}/queue/rotational")
