@@ -57,6 +57,11 @@ def attention(  # noqa: C901, PLR0912, PLR0915
         return b.rotated(source, value_shape, "v" + cells, 64) if rotate_v else source
 
     def gated(out: Node) -> Node:
+        if "attn_gate.weight" in homes.parts:
+            heads = (mixer.heads, U) if b.style.head_gate else out.dims
+            width = mixer.heads if b.style.head_gate else mixer.heads * mixer.value_dim
+            gate = g.add("sigmoid", heads, b.matmul("attn_gate", homes, width, normed), inplace=True)
+            return g.add("gated", out.dims, out, gate, inplace=True)
         if both is None:
             return out
         gate = g.add("gate", out.dims, g.view(both, out.dims, contiguous=False))

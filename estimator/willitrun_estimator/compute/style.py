@@ -21,6 +21,8 @@ class Style(Struct, frozen=True, kw_only=True):
     up_experts_first: bool = False
     gated_query: bool = False
     """The query projection holds an output gate of the same width."""
+    head_gate: bool = False
+    """A separate output gate (`attn_gate`) has one value per head."""
     whole_qk_norm: bool = False
     """Queries and keys are normalised before they are split into heads."""
     repeated_keys: bool = False
@@ -36,6 +38,7 @@ class Style(Struct, frozen=True, kw_only=True):
 DEFAULT = Style()
 
 STYLES: dict[str, Style] = {
+    "afmoe": Style(keys_first=True, rope="windowed"),
     "cohere2": Style(keys_first=True, parallel="cohere", layer_norm=True, rope="windowed"),
     "command-r": Style(parallel="cohere", layer_norm=True),
     "exaone4": Style(rope="windowed"),
@@ -45,6 +48,7 @@ STYLES: dict[str, Style] = {
     "gpt-oss": Style(keys_first=True, rows="block-end"),
     "granitehybrid": Style(rope="none"),
     "jamba": Style(residual_first=True, mixer_residual_first=True, rope="none"),
+    "laguna": Style(head_gate=True),
     "llama4": Style(rope="windowed"),
     "nemotron_h": Style(rows="norm-end", rope="none"),
     "nemotron_h_moe": Style(rows="norm-end", rope="none"),
