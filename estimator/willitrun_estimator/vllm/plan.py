@@ -215,13 +215,23 @@ def _assembled(spec: ModelSpec, devices: Devices, request: Request, ruled: Rules
         context=Context(safe_tokens=setup.safe_tokens, max_tokens=setup.longest_tokens),
         speed=pace(spec, setup, gpus[0], request),
         serving=best.serving,
-        limits=limits_of(spec, setup, best.how, gpus, best.serving),
+        limits=(*_beyond(spec, request), *limits_of(spec, setup, best.how, gpus, best.serving)),
         findings=(driver_floor(ruled.version),) if gpus[0].backend == "cuda" else (),
         value=best.value,
         version=ruled.version,
         concurrency_at_context=held * split.data_parallel,
         cache_tokens=tokens,
     )
+
+
+def _beyond(spec: ModelSpec, request: Request) -> tuple[Limit, ...]:
+    """Say that vLLM refuses a length above the model's own."""
+    if request.context is None or request.context <= spec.max_context_tokens:
+        return ()
+    message = (
+        f"{spec.title} is made for {spec.max_context_tokens} tokens; vLLM refuses --max-model-len {request.context}"
+    )
+    return (Limit(code="context-beyond-model", message=message),)
 
 
 def _plan(spec: ModelSpec, devices: Devices, setup: Setup, how: Kernel, gpus: tuple[Device, ...]) -> Plan:

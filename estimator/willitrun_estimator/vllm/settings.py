@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_estimator.device import Device
+from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.request import Request
 from willitrun_estimator.vllm import cache, memory
 from willitrun_estimator.vllm.batching import FAST_LINK_FROM
@@ -21,7 +22,7 @@ from willitrun_estimator.vllm.formats import Format, expert_tile
 from willitrun_estimator.vllm.memory import Budget
 from willitrun_estimator.vllm.parallel import Split
 from willitrun_estimator.vllm.rates import gpu_class
-from willitrun_estimator.vllm.versions import Rules, batch_defaults
+from willitrun_estimator.vllm.versions import BatchDefaults, Rules, batch_defaults
 from willitrun_estimator.vllm.weights import StageWeights, stage_weights
 from willitrun_probe.units import GIB
 
@@ -31,6 +32,11 @@ SEQUENCE_STEP = 8
 """Batches run in captured sizes, which come in steps of 8."""
 LEAST_CONTEXT = 2048
 LEAST_BATCHED_TOKENS = 2048
+TOWER_BATCHED_TOKENS = 4096
+"""Holds the largest single item of the vision models whose items are not cut."""
+WHOLE_ITEM_TOKENS = {"gemma3": 256, "gemma4": 2496}
+"""Tokens of one image or video that a batch must take whole: images attend in both directions
+(https://github.com/vllm-project/vllm/issues/42687); vLLM does not start with less."""
 _SEQUENCES = {"interactive": 8, "balanced": 32, "light-api": 32, "scale-out": 1024}
 """Sequences that a mode asks for, before the pool and the defaults cap them."""
 
@@ -121,10 +127,10 @@ def settle(
         name=smallest.name,
         compute_capability=smallest.compute_capability,
     )
-    sequences = request.max_num_seqs or sequences_for(request, defaults.max_num_seqs)
-    tokens = request.max_num_batched_tokens or defaults.max_num_batched_tokens
+    sequences, tokens = batch_sizes(spec, request, defaults, towers=towers)
+    least_tokens = TOWER_BATCHED_TOKENS if towers and spec.non_text_params else LEAST_BATCHED_TOKENS
     shortage = None
-    for seqs, batched in _ladder(request, sequences, max(tokens, sequences)):
+    for seqs, batched in _ladder(request, sequences, tokens, least_tokens):
         budgets = stage_budgets(
             spec, checkpoint, smallest, stages, split, rules,
             total_bytes=total, utilization=utilization, max_num_seqs=seqs, max_num_batched_tokens=batched,
@@ -226,6 +232,33 @@ def sequences_for(request: Request, default: int) -> int:
     return min(default, SEQUENCE_STEP * -(-wanted // SEQUENCE_STEP))
 
 
+def batch_sizes(spec: ModelSpec, request: Request, defaults: BatchDefaults, *, towers: bool) -> tuple[int, int]:
+    """Give sequences and batched tokens to begin with: a batch takes at least one token of every sequence.
+
+    A model with a vision tower gets room for one whole item, which vLLM does not cut for prefix attention (Gemma).
+    Raises EstimatorError for fixed values that contradict each other or such an item.
+    """
+    tokens = defaults.max_num_batched_tokens
+    if towers and spec.non_text_params:
+        tokens = max(tokens, TOWER_BATCHED_TOKENS)
+    sequences = request.max_num_seqs or sequences_for(request, defaults.max_num_seqs)
+    if request.max_num_batched_tokens is None:
+        return sequences, max(tokens, sequences)
+    tokens = request.max_num_batched_tokens
+    item = WHOLE_ITEM_TOKENS.get(spec.architecture, 0) if towers and spec.non_text_params else 0
+    if tokens < item:
+        raise EstimatorError(
+            f"{spec.title} does not start with --max-num-batched-tokens {tokens}: one image or video takes {item}",
+            f"take at least {item}",
+        )
+    if request.max_num_seqs is not None and sequences > tokens:
+        raise EstimatorError(
+            f"vLLM does not start with --max-num-seqs {sequences} above --max-num-batched-tokens {tokens}",
+            "raise the batched tokens or lower the sequences",
+        )
+    return min(sequences, tokens), tokens
+
+
 def margin_bytes(spec: ModelSpec, split: Split, rules: Rules) -> int:
     """Give what a plan keeps beyond the estimate so that its start cannot fail."""
     wide = split.tensor_parallel > 1 or spec.non_text_params > 0
@@ -239,14 +272,14 @@ def caches_prefixes(layouts: tuple[CacheLayout, ...], rules: Rules) -> bool:
     return rules.version >= (0, 26) and all(layout.attention_block_tokens for layout in layouts)
 
 
-def _ladder(request: Request, sequences: int, tokens: int) -> list[tuple[int, int]]:
+def _ladder(request: Request, sequences: int, tokens: int, least: int) -> list[tuple[int, int]]:
     """List the settings to try, from the wanted ones down: first fewer sequences, then fewer batched tokens."""
     seqs = [sequences]
     while request.max_num_seqs is None and seqs[-1] > SEQUENCE_STEP:
         seqs.append(max(SEQUENCE_STEP, SEQUENCE_STEP * (seqs[-1] // 2 // SEQUENCE_STEP)))
     batched = [tokens]
-    while request.max_num_batched_tokens is None and batched[-1] > LEAST_BATCHED_TOKENS:
-        batched.append(max(LEAST_BATCHED_TOKENS, batched[-1] // 2))
+    while request.max_num_batched_tokens is None and batched[-1] > least:
+        batched.append(max(least, batched[-1] // 2))
     steps = [(count, tokens) for count in seqs]
     return steps + [(seqs[-1], count) for count in batched[1:]]
 

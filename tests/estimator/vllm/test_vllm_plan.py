@@ -243,6 +243,29 @@ def test_lengths_are_kept_lowered_or_refused(model, machine):
     assert short.plan.context_tokens == 1024
 
 
+def test_a_length_above_the_models_own_is_lowered_and_said(model, machine):
+    found = vllm_plan(model("qwen2.5-7b"), machine(H100), Request(quant="bf16", context=10**7))
+    assert found.plan.context_tokens == model("qwen2.5-7b").max_context_tokens
+    assert "context-beyond-model" in codes(found)
+
+
+def test_a_batch_takes_a_token_of_every_sequence(model, machine):
+    spec, card = model("llama-3.1-8b"), machine(H100)
+    small = vllm_plan(spec, card, Request(quant="bf16", mode="scale-out", max_num_batched_tokens=512)).plan
+    assert (small.max_num_seqs, small.max_num_batched_tokens) == (512, 512)
+    many = vllm_plan(spec, machine(A100), Request(quant="bf16", max_num_seqs=4096)).plan
+    assert many.max_num_batched_tokens >= many.max_num_seqs == 4096
+    with pytest.raises(EstimatorError, match="4096"):
+        vllm_plan(spec, card, Request(quant="bf16", max_num_seqs=4096, max_num_batched_tokens=512))
+
+
+def test_vision_models_get_room_for_one_whole_item(model, machine):
+    assert vllm_plan(model("gemma-3-12b"), machine(A100), Request()).plan.max_num_batched_tokens == 4096
+    assert vllm_plan(model("llama-3.1-8b"), machine(A100), Request()).plan.max_num_batched_tokens == 2048
+    with pytest.raises(EstimatorError, match="2496"):
+        vllm_plan(model("gemma-4-31b"), machine(A100), Request(max_num_batched_tokens=2048))
+
+
 def test_a_model_without_a_cache_serves_any_length(model, machine):
     found = vllm_plan(model("falcon-mamba-7b"), machine(A100), Request(quant="bf16"))
     assert found.plan is not None
