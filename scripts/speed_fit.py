@@ -10,10 +10,10 @@ from speed_features import CLASSES, DECODE_FIELDS, PREFILL_FIELDS
 
 KIN = {
     "kepler": "cuda-old", "maxwell": "cuda-old", "gp100": "cuda-old", "pascal": "cuda-old",
-    "volta": "cuda-hbm", "a100": "cuda-hbm", "hopper": "cuda-hbm", "blackwell-dc": "cuda-hbm",
+    "volta": "cuda-old", "a100": "cuda-hbm", "hopper": "cuda-hbm", "blackwell-dc": "cuda-hbm",
     "turing": "cuda-gddr", "ampere": "cuda-gddr", "ada": "cuda-gddr", "blackwell": "cuda-gddr",
     "gcn": "gcn", "gcn5": "gcn", "cdna": "gcn", "cdna3": "gcn",
-    "rdna1": "rdna", "rdna2": "rdna", "rdna3": "rdna", "rdna35": "rdna", "rdna4": "rdna",
+    "rdna1": "rdna", "rdna2": "rdna", "rdna3": "rdna", "rdna35": "rdna", "rdna4": "rdna4",
     "apple": "apple", "apple5": "apple", "xe": "intel", "xe2": "intel",
 }  # fmt: skip
 """Families that resemble each other: one without rows takes after its kin before it takes after all."""
