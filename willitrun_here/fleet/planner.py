@@ -16,7 +16,7 @@ from willitrun_estimator.plan import Answer
 from willitrun_estimator.request import Request
 from willitrun_here import __version__
 from willitrun_here.ask import all_commands, sheet_of
-from willitrun_probe.machine import Machine
+from willitrun_probe.machine import Gpu, Machine
 
 ON_GPU = frozenset({"comfortable", "fits", "tight"})
 UNQUANTIZED = frozenset({"BF16", "F16", "F32"})
@@ -41,32 +41,40 @@ def screen(machine: Machine, spec: ModelSpec, request: Request) -> Answer:
     if request.quant or spec.quant or request.engine or request.concurrency > 1 or not gpus:
         return plan(machine, spec, request)
     quants = [quant for quant in ladder(spec) if quant not in UNQUANTIZED] or list(ladder(spec))
-    found = None
-    if len(gpus) > 1 and len({(gpu.name, gpu.memory_total_bytes) for gpu in gpus}) == 1:
-        freest = max(gpus, key=lambda gpu: gpu.memory_free_bytes or 0)
-        alone = structs.replace(
-            machine, gpus=tuple(gpu if gpu is freest else structs.replace(gpu, visible=False) for gpu in machine.gpus)
-        )
-        good = [quant for quant in quants if quants.index(quant) <= _position(quants, WORTH)]
-        found = _largest(alone, spec, request, good)
-    found = found or _largest(machine, spec, request, quants)
-    for quant in (WORTH, quants[-1]) if found is None else ():
-        found = _answer(machine, spec, request, quant if quant in quants else quants[-1])
-        if found.fit.status != "too-large":
-            break
-    assert found is not None  # noqa: S101 - one of the two branches has answered
+    alone = _freest_alone(machine, gpus)
+    found = _fitting(alone or machine, spec, request, quants[:1])
+    if found is None:
+        smallest = _answer(machine, spec, request, quants[-1])
+        if smallest.fit.status == "too-large":
+            return smallest
+        if smallest.fit.status in ON_GPU:
+            good = quants[1 : _position(quants, WORTH) + 1]
+            found = _fitting(alone, spec, request, good) if alone is not None else None
+            found = found or _fitting(machine, spec, request, quants[:-1]) or smallest
+        else:
+            found = _answer(machine, spec, request, WORTH) if WORTH in quants else smallest
+            found = smallest if found.fit.status == "too-large" else found
     decode = found.speed.decode_tokens_per_s if found.speed is not None else None
     if request.min_decode is not None and decode is not None and decode.expected < request.min_decode:
         return plan(machine, spec, request)
     return _with_command(found, machine, spec)
 
 
-def _largest(machine: Machine, spec: ModelSpec, request: Request, quants: list[str]) -> Answer | None:
+def _freest_alone(machine: Machine, gpus: list[Gpu]) -> Machine | None:
+    """Return the machine with the freest of several equal GPUs alone; None where they are not several or not equal."""
+    if len(gpus) == 1 or len({(gpu.name, gpu.memory_total_bytes) for gpu in gpus}) > 1:
+        return None
+    freest = max(gpus, key=lambda gpu: gpu.memory_free_bytes or 0)
+    shown = tuple(gpu if gpu is freest else structs.replace(gpu, visible=False) for gpu in machine.gpus)
+    return structs.replace(machine, gpus=shown)
+
+
+def _fitting(machine: Machine, spec: ModelSpec, request: Request, quants: list[str]) -> Answer | None:
     """Find the first quantization of a ladder, best first, that fits on the GPUs; fitting is monotone, so by halves."""
     best: Answer | None = None
     low, high = 0, len(quants)
     while low < high:
-        middle = (low + high) // 2 if best is not None or low else low
+        middle = (low + high) // 2
         result = _answer(machine, spec, request, quants[middle])
         if result.plan is not None and result.fit.status in ON_GPU:
             best, high = result, middle

@@ -162,19 +162,24 @@ def at_level(machine: Machine, level: str) -> Machine:
 def busy_level(row: Row, plans: Plans, totals: tuple[int | None, ...]) -> str | None:
     """Return the level to plan on for a machine that runs the model only when idle; None for all others.
 
-    `totals` are the shape's memory sizes, host first. A device whose free memory is unknown has no level.
+    A level is one digit a device, host first: the eighths that are free, rounded down. Only as many GPUs as the idle
+    plan takes keep theirs, the freest ones, and RAM beyond a half counts as a half: fewer levels, and all are safe,
+    because less is planned on than is there. `totals` are the shape's memory sizes; unknown free memory has no level.
     """
     if row.shape_key is None:
         return None
     idle = plans[row.shape_key, IDLE]
     if not idle.runs or holds(idle, row.free):
         return None
-    level = ""
+    digits = []
     for free, total in zip(row.free, totals, strict=True):
         if free is None or not total:
             return None
-        level += "8" if free >= total else str(free * EIGHTHS // total)
-    return level
+        digits.append(EIGHTHS if free >= total else free * EIGHTHS // total)
+    taken = sum(need.position is not None for need in idle.needs)
+    freest = sorted(range(1, len(digits)), key=lambda place: -digits[place])[:taken]
+    kept = [digits[place] if place in freest else 0 for place in range(1, len(digits))]
+    return "".join(map(str, (min(digits[0], EIGHTHS // 2), *kept)))
 
 
 def holds(plan: ShapePlan, free: tuple[int | None, ...]) -> bool:

@@ -49,8 +49,10 @@ Planner = Callable[[Machine, ModelSpec, Request], Answer]
 """The estimator's answer with commands; pure."""
 
 QUESTIONS_KEPT = 64
+LEVELS_KEPT_S = 60.0
+"""After plans for busy machines were made, the same question makes no more of them for so long."""
 SHAPES_KEPT = 20_000
-MOST_NEW_PLANS = 32
+MOST_NEW_PLANS = 24
 """Plans computed for one question beyond the idle ones; the fullest groups come first."""
 _ORDER: dict[Verdict, int] = {"runs-now": 0, "runs-if-idle": 1, "does-not-run": 2, "unknown": 3}
 
@@ -78,6 +80,7 @@ class Questions:
         self._version = catalog_version
         self._clock = clock
         self._plans: OrderedDict[str, Plans] = OrderedDict()
+        self._leveled: dict[str, float] = {}
         self._machines: OrderedDict[str, Machine] = OrderedDict()
 
     def where(self, spec: ModelSpec, request: Request) -> Where:
@@ -100,9 +103,13 @@ class Questions:
             if level is not None and row.shape_key is not None
         )
         wanted = [key for key, _ in busy.most_common() if key not in plans][:MOST_NEW_PLANS]
+        if now < self._leveled.get(question, 0.0) + LEVELS_KEPT_S:
+            wanted = []
         more = self._compute(wanted, machines, spec, request)
         plans |= more
         self._save(question, new | more)
+        if more:
+            self._leveled[question] = now
         verdicts = [verdict_of(row, level, plans, now) for row, level in zip(rows, levels, strict=True)]
         verdicts.sort(
             key=lambda item: (_ORDER[item.verdict], -item.score, -(item.decode_tokens_per_s or 0), item.name or "")
@@ -143,15 +150,16 @@ class Questions:
             return known
         columns = tables.shape_plan.c
         rows = connection.execute(
-            select(columns.shape_key, columns.level, columns.document).where(
+            select(columns.shape_key, columns.level, columns.document, columns.computed_at).where(
                 columns.question == question, columns.catalog_version == self._version
             )
-        )
+        ).all()
         decoder = msgspec.json.Decoder(ShapePlan)
-        known = {(shape, level): decoder.decode(document) for shape, level, document in rows}
+        known = {(row.shape_key, row.level): decoder.decode(row.document) for row in rows}
+        self._leveled[question] = max((row.computed_at for row in rows if row.level != IDLE), default=0.0)
         self._plans[question] = known
         if len(self._plans) > QUESTIONS_KEPT:
-            self._plans.popitem(last=False)
+            self._leveled.pop(self._plans.popitem(last=False)[0], None)
         return known
 
     def _compute(

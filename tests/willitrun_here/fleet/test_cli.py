@@ -9,6 +9,7 @@ import time
 import msgspec
 import pytest
 from click.testing import CliRunner
+
 from willitrun_here.cli.fleet import fleet
 from willitrun_here.cli.report import report
 from willitrun_here.fleet.agent import record_run
@@ -162,8 +163,6 @@ def test_a_measured_run_may_be_kept_before_any_report(tmp_path):
 
     from willitrun_here.fleet.document import MeasuredRun
 
-    run = MeasuredRun(
-        run_id=uuid.UUID(int=1), model="m", engine="e", measured_at=datetime.fromtimestamp(0, UTC)
-    )
+    run = MeasuredRun(run_id=uuid.UUID(int=1), model="m", engine="e", measured_at=datetime.fromtimestamp(0, UTC))
     record_run(tmp_path / "agent", run)
     assert [path.name for path in (tmp_path / "agent" / "runs").iterdir()] == [f"{run.run_id}.json"]

@@ -4,6 +4,7 @@ import sys
 
 import msgspec
 import pytest
+
 from willitrun_here.fleet.carry import documents, import_reports
 from willitrun_here.fleet.collect import Collected, collect_ray, collect_ssh, read_hosts, store_collected
 from willitrun_here.fleet.document import encode
@@ -124,6 +125,7 @@ def test_a_ray_cluster_of_three_nodes_gives_three_machines_and_a_plan(
     ray, sqlite_engine, clock, make_spec, make_planner
 ):
     from ray.cluster_utils import Cluster
+
     from willitrun_estimator.request import Request
     from willitrun_here.fleet.terminal import cluster_text
     from willitrun_here.fleet.together import plan_together

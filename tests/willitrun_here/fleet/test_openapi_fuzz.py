@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+
 from willitrun_here.fleet.app import Options
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"

@@ -5,6 +5,7 @@ import ssl
 import subprocess
 
 import pytest
+
 from willitrun_here.fleet.agent import beat
 from willitrun_here.fleet.errors import FleetUsageError, UnreachableError
 from willitrun_here.fleet.send import Security, connect
@@ -60,7 +61,9 @@ def test_reports_go_over_tls_that_is_verified(tls_server, setup_at, make_machine
 
 def test_an_agent_with_a_certificate_needs_no_token(tls_server, setup_at, make_machine, certificates, clock):
     shown = Security(
-        ca_file=certificates / "ca.pem", certificate_file=certificates / "agent.pem", key_file=certificates / "agent.key"
+        ca_file=certificates / "ca.pem",
+        certificate_file=certificates / "agent.pem",
+        key_file=certificates / "agent.key",
     )
     setup = setup_at(certified=True)
     send = connect(tls_server.url, shown, timeout_s=5)
@@ -76,7 +79,9 @@ def test_a_certificate_belongs_to_the_agent_that_showed_it_first(
     from willitrun_here.fleet.errors import RefusedError
 
     shown = Security(
-        ca_file=certificates / "ca.pem", certificate_file=certificates / "agent.pem", key_file=certificates / "agent.key"
+        ca_file=certificates / "ca.pem",
+        certificate_file=certificates / "agent.pem",
+        key_file=certificates / "agent.key",
     )
     token_agent = setup_at("a")
     trusting = Security(ca_file=certificates / "ca.pem")
