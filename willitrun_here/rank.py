@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
-from willitrun_estimator.answer import Section, answer_on
+from willitrun_estimator.answer import ranked_answer
+from willitrun_estimator.device import Devices
 from willitrun_estimator.hardware import devices
 from willitrun_estimator.plan import Answer
 from willitrun_estimator.request import Request
@@ -16,7 +17,6 @@ from willitrun_estimator.score import strength
 from willitrun_here.ask import sheet_of
 from willitrun_probe.machine import Machine
 
-PLAN_AND_SPEED: frozenset[Section] = frozenset({"plan", "speed", "context"})
 NOT_FOR_TALK = frozenset({"embedding", "reranker"})
 
 
@@ -45,29 +45,28 @@ def rank(machine: Machine, request: Request, *, limit: int | None, local: bool =
     return ranked
 
 
-def best_of(specs: Iterable[ModelSpec], plan_on: object, request: Request, limit: int | None) -> list[Answer]:
+def best_of(specs: Iterable[ModelSpec], plan_on: Devices, request: Request, limit: int | None) -> list[Answer]:
     """Return the best answers of some models. A model that could not reach the worst one kept is not worked out."""
-    from willitrun_estimator.device import Devices  # noqa: PLC0415
-
-    assert isinstance(plan_on, Devices)  # noqa: S101 - keeps the signature free of the import
     able = sorted(((ability(spec), spec) for spec in specs), key=lambda pair: -pair[0])
     kept: list[tuple[float, int, Answer]] = []
     for order, (known_ability, spec) in enumerate(able):
-        if limit is not None and len(kept) >= limit and overall(100.0, known_ability) <= kept[0][0]:
+        full = limit is not None and len(kept) >= limit
+        if full and overall(100.0, known_ability) <= kept[0][0]:
             break
-        result = answer_on(plan_on, spec, request, sections=PLAN_AND_SPEED)
-        if result.fit.status in {"too-large", "paging"}:
+        floor = least_score(kept[0][0], known_ability) if full else 0.0
+        result = ranked_answer(plan_on, spec, request, floor=floor)
+        if result is None:
             continue
-        points = overall(sum_score(result), known_ability)
+        points = overall(float(result.score), known_ability)
         heapq.heappush(kept, (points, -order, structs.replace(result, rank_score=points)))
         if limit is not None and len(kept) > limit:
             heapq.heappop(kept)
     return [result for _, _, result in sorted(kept, key=lambda item: (-item[0], -item[1]))]
 
 
-def sum_score(result: Answer) -> float:
-    """Return the unrounded score of an answer's plan."""
-    return float(result.score)
+def least_score(worst: float, known_ability: float) -> float:
+    """Return the score a model of this ability must exceed to come before one that is ranked at `worst`."""
+    return 100.0 * (worst / 100.0) ** 2 / max(known_ability, 1e-9)
 
 
 def overall(points: float, known_ability: float) -> float:

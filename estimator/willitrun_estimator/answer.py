@@ -46,6 +46,7 @@ SERVING_MODES = frozenset({"light-api", "scale-out"})
 SECTIONS: frozenset[Section] = frozenset(Section.__args__)  # type: ignore[attr-defined]
 EXACT_SECTIONS: frozenset[Section] = frozenset({"score", "limits", "tags", "improvements", "exact"})
 """Asking for any of these is asking about one model, whose memory is then worked out exactly; a ranking is not."""
+RANKED_SECTIONS: frozenset[Section] = frozenset({"plan", "speed", "context"})
 LEAST_CURVE_TOKENS = 1024
 
 
@@ -118,6 +119,29 @@ def compared(question: Question, result: Answer) -> Answer:
         modes=result.modes,
         workloads=result.workloads,
     )
+
+
+def ranked_answer(devices: Devices, spec: ModelSpec, request: Request, *, floor: float) -> Answer | None:
+    """Answer for a ranking: plan and speed of the best plan, None when none scores above `floor` (0 asks for any).
+
+    Memory is looked at quickly. Quantizations are tried in falling order of what they could score at all.
+    """
+    question = Question(spec, devices, request)
+    if request.engine == "vllm" or (request.engine is None and checkpoint_asked(spec, request)):
+        result = with_vllm(question)
+        return result if result.plan is not None and result.score > floor else None
+    quants = quants_to_try(spec, request, devices)
+    best: Found | None = None
+    for ceiling, quant in sorted(((question.ceiling(quant), quant) for quant in quants), reverse=True):
+        least = max(floor, best.score if best else 0.0)
+        if ceiling <= least:
+            break
+        found = question.search(quant, floor=least, narrow=True)
+        if found and (best is None or found[0].score > best.score):
+            best = found[0]
+    if best is None:
+        return None
+    return assembled(question, best, [], {}, RANKED_SECTIONS)
 
 
 def checkpoint_asked(spec: ModelSpec, request: Request) -> bool:

@@ -158,18 +158,40 @@ class Layouts:
             return False
         return any(self.filled(units, cpu_moe, from_back=back) is not None for back in (False, True))
 
-    def candidates(self, *, units: int | None = None, cpu_moe: int | None = None) -> list[Placement]:
+    def candidates(
+        self, *, units: int | None = None, cpu_moe: int | None = None, gpu_first: bool = False
+    ) -> list[Placement]:
         """Return the corners of what fits under the budgets; a given number stays fixed.
 
         Decode time is linear in the blocks on each device, so the best layout is a corner: everything on the GPUs if
         that fits; else as many units as fit with no, with some and with all experts in host memory; and, because a
-        host can be the faster device, the same with as little as possible on the GPUs.
+        host can be the faster device, the same with as little as possible on the GPUs. `gpu_first` says that it is not.
         """
-        corners = list(self._corners(units, cpu_moe))
+        if gpu_first and units is None and cpu_moe is None:
+            corners = list(self._gpu_corners())
+        else:
+            corners = list(self._corners(units, cpu_moe))
         found: list[Placement] = []
         for corner in dict.fromkeys(corners):
             found += [one for one in self.splits(*corner) if one not in found]
         return found
+
+    def _gpu_corners(self) -> Iterator[tuple[int, int]]:
+        """Yield the corners where every unit that leaves a GPU costs time."""
+        if self.feasible(self.units, 0):
+            yield self.units, 0
+            return
+        for share in (0, self.experts_end) if self.experts_end else (0,):
+            most = self.most_units(share)
+            if most is None:
+                continue
+            yield most, share
+            if share:
+                least = self.least_share(most)
+                if least is not None:
+                    yield most, least
+        if self.experts_end:
+            yield from self._border()
 
     def _corners(self, units: int | None, cpu_moe: int | None) -> Iterator[tuple[int, int]]:
         """Yield (units, blocks with experts in host memory) worth trying; some may not fit."""
@@ -199,9 +221,13 @@ class Layouts:
         fewest = smallest(0, most, lambda n: self.host_holds(n, cpu_moe))
         return most if fewest is None else fewest
 
+    def least_share(self, units: int) -> int | None:
+        """Return the fewest blocks whose experts must be in host memory for so many units to fit."""
+        return smallest(0, self.experts_end, lambda n: self.feasible(units, n))
+
     def share_range(self, units: int) -> Iterator[int]:
         """Yield the fewest blocks whose experts must be in host memory, and the most that it holds."""
-        least = smallest(0, self.experts_end, lambda n: self.feasible(units, n))
+        least = self.least_share(units)
         most = largest(0, self.experts_end, lambda n: self.host_holds(units, n))
         yield from (n for n in (least, most) if n is not None)
 
@@ -213,16 +239,17 @@ class Layouts:
         most = self.most_units(self.experts_end)
         if not most:
             return
-        least = smallest(0, self.experts_end, lambda n: self.feasible(most, n))
+        least = self.least_share(most)
         share = self.experts_end if least is None else least
-        steps = 0
-        for count in range(most - 1, 0, -1):
-            before = share
-            # Fewer units never need more experts in host memory, so the share only falls along the walk.
-            while share > 0 and self.feasible(count, share - 1):
-                share -= 1
-            if share < before:
-                yield count, share
-                steps += 1
-            if steps == BORDER_STEPS or share <= self.units - count:
-                return  # below, the flag adds nothing to the blocks that are in host memory anyway
+        count = most
+        for fewer in range(share - 1, max(-1, share - 1 - BORDER_STEPS), -1):
+            # Below that many units the flag adds nothing to the blocks that are in host memory anyway.
+            below = self.most_below(count, fewer)
+            if below is None:
+                return
+            count = below
+            yield count, fewer
+
+    def most_below(self, count: int, cpu_moe: int) -> int | None:
+        """Return the most units up to a count that fit with so many blocks' experts in host memory."""
+        return largest(self.units - cpu_moe, count, lambda n: self.feasible(n, cpu_moe))

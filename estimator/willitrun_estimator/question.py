@@ -16,7 +16,7 @@ from willitrun_estimator.footprint import MemoryModel
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.quick import QuickMemory
 from willitrun_estimator.request import Request
-from willitrun_estimator.score import LENSES, PURPOSES, Lens, Purpose
+from willitrun_estimator.score import LENSES, PURPOSES, Lens, Purpose, quality_factor
 from willitrun_estimator.search import Found, Objective, Space, search_paging, search_quant
 from willitrun_estimator.weights import WeightProfile, weight_profile
 
@@ -34,6 +34,9 @@ MOST_REPEATS = 6
 EXACT_STEPS = 3
 """Corrections after which a safe context is taken as it is: buffers are linear in the context, so one is enough but for
 the kink where another phase becomes the largest."""
+HOST_SLACK = 1.25
+"""A ceiling's allowance for caches and for a bandwidth that was measured low."""
+UNLIMITED_RATE = 1e9
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
 KV_TYPES = ("f16", "q8_0", "q4_0")
 UBATCHES = (512, 1024, 2048)
@@ -223,9 +226,40 @@ class Question:
             cpu_moe_layers=blocks if request.cpu_moe_layers == "all" else request.cpu_moe_layers,
         )
 
-    def search(self, quant: str, *, floor: float = 0.0) -> list[Found]:
-        """Return the plans of one quantization, best first, by the quick look at memory."""
-        return search_quant(quant, self.space((quant,)), self.objective, self.kl_divergence, self.setup, floor=floor)
+    def ceiling(self, quant: str) -> float:
+        """Return a score no plan of a quantization can exceed, from bytes and bandwidths alone.
+
+        A token reads every active byte once; what the GPUs cannot hold is read at the host's rate, experts first.
+        """
+        weights, gpus, host = self.weights(quant), self.devices.gpus, self.devices.host
+        active = (
+            weights.cumulative_resident_bytes[-1] + weights.cumulative_expert_active_bytes[-1] + weights.output_bytes
+        )
+        fast = max((gpu.bandwidth_bytes_per_s or float("inf") for gpu in gpus), default=host.bandwidth_bytes_per_s)
+        slow = host.bandwidth_bytes_per_s
+        held = weights.cumulative_resident_bytes[-1] + weights.cumulative_expert_bytes[-1] + weights.output_bytes
+        over = held - sum(gpu.memory_free_bytes for gpu in gpus) if gpus else 0
+        rate: float | None = None
+        if fast is not None and slow is not None and self.lens.concurrency == 1:
+            experts = weights.cumulative_expert_bytes[-1]
+            share = weights.cumulative_expert_active_bytes[-1] / experts if experts else 1.0
+            left = min(active, share * max(0, over))
+            rate = HOST_SLACK / ((active - left) / max(fast, slow) + left / max(slow, 1.0))
+        quality = quality_factor(self.kl_divergence(quant, "f16"))
+        longest = contexts(self.spec, self.request, self.purpose)[-1]
+        return self.objective.judge(
+            quality=quality, rate=UNLIMITED_RATE if rate is None else rate, ttft_s=0.0, context_tokens=longest
+        )
+
+    def search(self, quant: str, *, floor: float = 0.0, narrow: bool = False) -> list[Found]:
+        """Return the plans of one quantization, best first, by the quick look at memory.
+
+        A `narrow` search leaves out what changes a ranking least: micro-batches and the smallest cache type.
+        """
+        space = self.space((quant,))
+        if narrow:
+            space = structs.replace(space, ubatches=space.ubatches[:1], kv_types=space.kv_types[:2])
+        return search_quant(quant, space, self.objective, self.kl_divergence, self.setup, floor=floor)
 
     def verified(self, found: list[Found]) -> list[Found]:
         """Return the plans with a best one that also holds by the exact memory model; searched again where not."""

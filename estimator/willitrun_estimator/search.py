@@ -120,6 +120,8 @@ class Combination(Struct, frozen=True):
     context_tokens: int
     ubatch: int
     quality: float
+    gpu_first: bool
+    """Whatever leaves a GPU costs time, so that only what does not fit is left to the host."""
 
 
 class Objective(Struct, frozen=True, kw_only=True):
@@ -177,13 +179,13 @@ def search_quant(
     """Return the plans worked out for one quantization, best first; empty when nothing starts without paging.
 
     `kl_divergence(quant, kv_type)` is the quality lost; `setup(quant, kv_type, ubatch, gpus)` builds a setup.
-    Combinations that cannot exceed `floor` are not worked out once something was found.
+    Combinations that cannot exceed a `floor` above 0 are not worked out, so that nothing may be found.
     """
     combinations = bounded(quant, space, objective, kl_divergence, setup)
     found: list[Found] = []
     best = floor
     for combination in combinations:
-        if found and combination.bound <= best:
+        if combination.bound <= best and (found or floor > 0):
             break
         for plan in worked_out(quant, combination, space, objective, setup):
             found.append(plan)
@@ -221,7 +223,8 @@ def bounded(
                         ttft_s=None if wait is None else wait / BOUND_SLACK,
                         context_tokens=context_tokens,
                     )
-                    combinations.append(Combination(bound, gpus, kv_type, context_tokens, ubatch, quality))
+                    gpu_first = steps.gpu_first and waits[ubatch].gpu_first
+                    combinations.append(Combination(bound, gpus, kv_type, context_tokens, ubatch, quality, gpu_first))
     combinations.sort(key=lambda combination: (-combination.bound, combination.ubatch))
     return combinations
 
@@ -237,6 +240,14 @@ class Extremes(Struct, frozen=True):
     experts: float | None
     blocks: float | None
     host: float | None
+    slowest: float | None
+    """All on the slowest GPU."""
+
+    @property
+    def gpu_first(self) -> bool:
+        """Whether even the slowest GPU is faster than leaving anything to the host."""
+        others = [time for time in (self.experts, self.blocks, self.host) if time is not None]
+        return self.slowest is not None and self.slowest <= min(others, default=0.0)
 
     @classmethod
     def of(cls, one: Setup, gpus: int, *, rates: bool) -> Extremes:
@@ -260,7 +271,13 @@ class Extremes(Struct, frozen=True):
             seconds(structs.replace(placement, gpu_layers=1, split=tuple(int(units > 0) for units in placement.split)))
             for placement in placements
         ]
-        return cls(fastest(whole), fastest(moved), fastest(bare), host)
+        return cls(
+            fastest(whole),
+            fastest(moved),
+            fastest(bare),
+            host,
+            max((time or 0.0 for time in whole), default=None) if None not in whole else None,
+        )
 
     def least(self, over_bytes: int, expert_bytes: int, movable_bytes: int) -> float | None:
         """Return the least seconds when at least `over_bytes` cannot be on GPUs; blocks leave them, the head last."""
@@ -301,7 +318,7 @@ def worked_out(
     one = setup(quant, combination.kv_type, combination.ubatch, combination.gpus)
     context_tokens = combination.context_tokens
     found = []
-    for placement in layouts(one, combination.gpus, context_tokens, space):
+    for placement in layouts(one, combination, space):
         used = tuple(one.needs.per_device_bytes(placement, context_tokens))
         short = max(0, one.host_short(used))
         if short and not paging:
@@ -341,11 +358,13 @@ def layouts_of(one: Setup, context_tokens: int) -> Layouts:
     )
 
 
-def layouts(one: Setup, gpus: tuple[int, ...], context_tokens: int, space: Space) -> list[Placement]:
+def layouts(one: Setup, combination: Combination, space: Space) -> list[Placement]:
     """Return the layouts worth trying of one combination."""
-    if not gpus:
+    if not combination.gpus:
         return [Placement(gpu_layers=0)]
-    return layouts_of(one, context_tokens).candidates(units=space.gpu_layers, cpu_moe=space.cpu_moe_layers)
+    return layouts_of(one, combination.context_tokens).candidates(
+        units=space.gpu_layers, cpu_moe=space.cpu_moe_layers, gpu_first=combination.gpu_first
+    )
 
 
 def search_paging(

@@ -46,6 +46,9 @@ def hold(rows: list[Compared]) -> None:
         off = abs(row.actual_bytes - row.planned_bytes)
         if row.kind in {"kv_cache", "recurrent", "output"}:
             assert off <= 0.02 * MIB, row
+        elif row.kind == "compute" and row.device.startswith("RPC"):
+            # An RPC device computes no batches of weights that stay on the host, so it needs no copies of them.
+            assert row.actual_bytes <= row.planned_bytes + 8 * MIB, row
         elif row.kind == "compute":
             assert off <= max(8 * MIB, 0.1 * row.planned_bytes), row
         else:
@@ -158,7 +161,7 @@ def test_two_unequal_devices_share_the_layers(
 ) -> None:
     path = random_model.write(random_model.DENSE, models)
     size = path.stat().st_size
-    free = (round(size * 0.75), round(size * 0.45))
+    free = (round(size * 0.75) + 400 * MIB, round(size * 0.45) + 250 * MIB)
     addresses = [rpc_device(1 << 34), rpc_device(1 << 34)]
     target, result, asked = planned(
         path, (device("RPC0", free[0]), device("RPC1", free[1])), engine, addresses, monkeypatch
@@ -178,7 +181,7 @@ def test_running_out_of_memory_takes_the_next_plan(
     size = path.stat().st_size
     idle = address_space(rpc_device(1 << 34))
     address = rpc_device(idle + round(size * 0.6))
-    target, result, asked = planned(path, (device("RPC0", round(size * 1.4)),), engine, [address], monkeypatch)
+    target, result, asked = planned(path, (device("RPC0", round(size * 1.4) + 512 * MIB),), engine, [address], monkeypatch)
     assert target.plan.offloaded_fraction == 0
     said: list[str] = []
     server, comparison, last = runner.start(target, result, asked, replan=runner.replan_here, say=said.append)
