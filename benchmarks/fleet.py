@@ -103,7 +103,9 @@ def prepare(url: str, agents: int, shapes: int, draw: random.Random) -> tuple[st
     return token, "wih_agent_"
 
 
-async def request(reader, writer, method: str, path: str, token: str, payload: bytes) -> tuple[int, bytes]:
+async def request(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, path: str, token: str, payload: bytes
+) -> tuple[int, bytes]:
     """Send one request over a kept connection and read the answer."""
     head = (
         f"{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"

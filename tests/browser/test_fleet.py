@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
 from willitrun_here.fleet.agent import Setup, compose
 from willitrun_here.fleet.auth import create_token
 from willitrun_here.fleet.carry import import_reports
@@ -23,7 +24,7 @@ from willitrun_probe.machine import Cpu, Gpu, Machine, Memory
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 GIB = 1024**3
-HOSTILE = '<img src=x onerror="document.title=\'owned\'"><script>alert(1)</script>'
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>alert(1)</script>"
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -136,7 +137,8 @@ def test_the_table_is_filtered_and_sorted_and_the_view_is_a_link(page):
     assert page.locator("th[aria-sort=ascending]").inner_text() == "GPU memory"
     page.get_by_role("link", name="GPU memory").click()
     assert names(page)[0] == "beta"
-    assert "gpu=3090" in page.url and "sort=-vram" in page.url
+    assert "gpu=3090" in page.url
+    assert "sort=-vram" in page.url
     again = page.context.new_page()
     again.goto(page.url)
     assert names(again) == names(page)
@@ -231,4 +233,7 @@ def test_every_field_has_a_label_and_every_table_its_headers(page):
         assert page.evaluate("[...document.querySelectorAll('thead th')].filter(e => !e.scope).length") == 0
         assert page.evaluate("document.querySelectorAll('h1').length") == 1
         assert page.evaluate("document.documentElement.lang") == "en"
-        assert page.evaluate("[...document.querySelectorAll('svg')].filter(e => !e.getAttribute('aria-label')).length") == 0
+        assert (
+            page.evaluate("[...document.querySelectorAll('svg')].filter(e => !e.getAttribute('aria-label')).length")
+            == 0
+        )

@@ -19,7 +19,8 @@ from willitrun_here.ask import all_commands, sheet_of
 from willitrun_probe.machine import Gpu, Machine
 
 ON_GPU = frozenset({"comfortable", "fits", "tight"})
-UNQUANTIZED = frozenset({"BF16", "F16", "F32"})
+RUNGS = frozenset({"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "IQ2_M"})
+"""The steps of the ladder that are tried: about a bit apart, as each costs a search."""
 WORTH = "Q4_K_M"
 """Below this, more GPUs are tried before a smaller quantization, and it is the first one tried with host memory."""
 SECTIONS: frozenset[Section] = frozenset({"plan", "speed", "score"})
@@ -40,7 +41,7 @@ def screen(machine: Machine, spec: ModelSpec, request: Request) -> Answer:
     gpus = [gpu for gpu in machine.gpus if gpu.visible and gpu.usable]
     if request.quant or spec.quant or request.engine or request.concurrency > 1 or not gpus:
         return plan(machine, spec, request)
-    quants = [quant for quant in ladder(spec) if quant not in UNQUANTIZED] or list(ladder(spec))
+    quants = [quant for quant in ladder(spec) if quant in RUNGS] or list(ladder(spec))
     alone = _freest_alone(machine, gpus)
     found = _fitting(alone or machine, spec, request, quants[:1])
     if found is None:

@@ -101,10 +101,10 @@ class Planner:
             max_context_tokens=spec.max_context_tokens,
         )  # fmt: skip
         headroom = (sum(free) if gpus else ram) - self.needed
-        common = dict(
-            model=model, machine=facts, context=Context(safe_tokens=1, max_tokens=1), serving=None, tags=None,
-            quants=(), workloads=(), limits=(), improvements=(),
-        )  # fmt: skip
+        common = {
+            "model": model, "machine": facts, "context": Context(safe_tokens=1, max_tokens=1), "serving": None, "tags": None,  # noqa: E501
+            "quants": (), "workloads": (), "limits": (), "improvements": (),
+        }  # fmt: skip
         if not fits:
             fit = Fit(status="too-large", headroom_bytes=headroom, host_ram_needed_bytes=0,
                       message=f"needs {self.needed} and {sum(free) if gpus else ram} are there")  # fmt: skip
@@ -130,7 +130,7 @@ class Planner:
             decode_tokens_per_s=Interval(expected=self.decode, low=self.decode * 0.8, high=self.decode * 1.2),
             prefill_tokens_per_s=None, ttft_s=None,
         )  # fmt: skip
-        command = Command(argv=("llama-server", "-m", spec.name), env={}, shell=f"llama-server -m {spec.name}")
+        command = Command(argv=("llama-server", "-m", spec.name), env={}, shell=f"llama-server -m {spec.name}")  # noqa: S604
         fit = Fit(status="fits", headroom_bytes=headroom, host_ram_needed_bytes=0, message="it fits")
         commands = {"llama.cpp": command} if plan.engine == "llama.cpp" else {}
         return Answer(plan=plan, fit=fit, speed=speed, score=80, grade="A", commands=commands, **common)
@@ -207,7 +207,7 @@ def postgres_server():
         deadline = time.monotonic() + 30
         ready = [programs / "pg_isready", "-q", "-h", folder, "-U", "fleet"]
         while subprocess.run(ready, check=False).returncode:
-            assert time.monotonic() < deadline and server.poll() is None, "the server did not start"
+            assert time.monotonic() < deadline and server.poll() is None, "the server did not start"  # noqa: PT018
             time.sleep(0.1)
         yield f"postgresql://fleet@/{{}}?host={folder}"
     finally:
@@ -239,7 +239,7 @@ def new_engine(request, tmp_path, kind):
     if kind == "sqlite":
         url = f"sqlite:///{tmp_path / 'fleet.db'}"
     else:
-        import psycopg
+        import psycopg  # noqa: PLC0415
 
         pattern = request.getfixturevalue("postgres_server")
         name = f"t{uuid.uuid4().hex}"
@@ -255,10 +255,10 @@ class RunningServer:
     """A real server on a free port of loopback, in a thread of this process."""
 
     def __init__(self, engine, clock, planner, listen=None, options=None) -> None:
-        import uvicorn
+        import uvicorn  # noqa: PLC0415
 
-        from willitrun_catalog.errors import CatalogError
-        from willitrun_here.fleet.app import Fleet, Options, create_app
+        from willitrun_catalog.errors import CatalogError  # noqa: PLC0415
+        from willitrun_here.fleet.app import Fleet, Options, create_app  # noqa: PLC0415
 
         def find_model(text):
             if text != "toy-8b":
@@ -298,7 +298,7 @@ class RunningServer:
 
     def call(self, method, path, *, token=None, body=None, headers=None):
         """One request with the standard library; returns (status, headers, body)."""
-        import http.client
+        import http.client  # noqa: PLC0415
 
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:

@@ -62,7 +62,7 @@ def test_a_server_away_for_days_gets_one_state_all_changes_and_the_count_of_drop
     (row,) = machines(server)
     assert row["spool_dropped"] == 3
     detail = server.get(f"/api/v1/machines/{row['agent_id']}", server.read_token())
-    assert [period["changes"] for period in detail["history"]][0] == ['gpus[0].driver_version: "5.0" → "6.0"']
+    assert next(period["changes"] for period in detail["history"]) == ['gpus[0].driver_version: "5.0" → "6.0"']
     assert len(detail["history"]) == 4
 
 
@@ -111,10 +111,10 @@ def test_a_pause_that_the_server_asked_for_holds_for_everybody_and_not_beyond_a_
 
 
 def test_a_server_that_lost_its_facts_gets_them_within_the_same_beat(server, setup_at, make_machine, clock):
-    from sqlalchemy import delete
+    from sqlalchemy import delete  # noqa: PLC0415
 
-    from willitrun_here.fleet import tables
-    from willitrun_here.fleet.database import writing
+    from willitrun_here.fleet import tables  # noqa: PLC0415
+    from willitrun_here.fleet.database import writing  # noqa: PLC0415
 
     setup, send = setup_at(), connect(server.url, Security())
     run(setup, make_machine(), send, server.enrol_token(), clock)
@@ -213,7 +213,8 @@ def test_a_refused_document_is_put_aside_and_the_next_ones_still_go(server, setu
 def test_printing_shows_a_whole_report_and_changes_nothing(setup_at, make_machine):
     setup = setup_at()
     report = msgspec.json.decode(carried(make_machine(), setup, take=False), type=Report)
-    assert report.sequence == 1 and report.facts is not None
+    assert report.sequence == 1
+    assert report.facts is not None
     assert not setup.directory.exists()
     sequences = [msgspec.json.decode(carried(make_machine(), setup, take=True), type=Report).sequence for _ in range(2)]
     assert sequences == [1, 2]

@@ -43,7 +43,8 @@ def test_a_file_is_carried_and_imported_and_listed(run, saved, tmp_path):
     assert run(fleet, "import", str(carried)) == "1 stored, 0 already known\n"
     assert run(fleet, "import", str(carried)) == "0 stored, 1 already known\n"
     (row,) = json.loads(run(fleet, "list", "--json"))["machines"]
-    assert row["name"].startswith("h-") and row["labels"] == {"site": "ams1"}
+    assert row["name"].startswith("h-")
+    assert row["labels"] == {"site": "ams1"}
     assert "RTX" in run(fleet, "list", "--gpu", "3090").replace("\n", "")
     assert json.loads(run(fleet, "list", "--json", "--label", "site=fra1"))["machines"] == []
 
@@ -58,8 +59,9 @@ def test_printing_shows_the_report_and_changes_nothing(run, saved, tmp_path):
 
 def test_tokens_are_printed_once_and_stored_as_hashes(run, tmp_path):
     tokens = [run(fleet, "token").strip(), run(fleet, "token", "--read").strip()]
-    assert [token.rsplit("_", 1)[0][:9] for token in tokens][0] == "wih_enrol"
-    assert tokens[0].startswith("wih_enrol_") and tokens[1].startswith("wih_read_")
+    assert next(token.rsplit("_", 1)[0][:9] for token in tokens) == "wih_enrol"
+    assert tokens[0].startswith("wih_enrol_")
+    assert tokens[1].startswith("wih_read_")
     everything = b"".join(path.read_bytes() for path in tmp_path.glob("fleet.db*"))
     assert not [token for token in tokens if token.encode() in everything]
     file = tmp_path / "token"
@@ -71,7 +73,7 @@ def test_options_that_make_no_sense_are_usage_errors(run, saved):
     for words in (["--machine", saved], ["--to", "http://fleet.example"], ["--to", "-", "--label", "x"]):
         with pytest.raises(FleetUsageError):
             run(report, *words)
-    for words in (["collect"], ["list", "--sort", "age"], ["merge", "a", "b"], ["serve", "--host", "0.0.0.0"]):
+    for words in (["collect"], ["list", "--sort", "age"], ["merge", "a", "b"], ["serve", "--host", "0.0.0.0"]):  # noqa: S104
         with pytest.raises(FleetUsageError):
             run(fleet, *words)
 
@@ -115,8 +117,8 @@ def test_merging_keeps_the_new_row(run, saved, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_shared_commands_work_end_to_end_as_programs(saved, tmp_path):
-    import http.client
-    import socket
+    import http.client  # noqa: PLC0415
+    import socket  # noqa: PLC0415
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -158,10 +160,10 @@ def test_the_shared_commands_work_end_to_end_as_programs(saved, tmp_path):
 
 
 def test_a_measured_run_may_be_kept_before_any_report(tmp_path):
-    import uuid
-    from datetime import UTC, datetime
+    import uuid  # noqa: PLC0415
+    from datetime import UTC, datetime  # noqa: PLC0415
 
-    from willitrun_here.fleet.document import MeasuredRun
+    from willitrun_here.fleet.document import MeasuredRun  # noqa: PLC0415
 
     run = MeasuredRun(run_id=uuid.UUID(int=1), model="m", engine="e", measured_at=datetime.fromtimestamp(0, UTC))
     record_run(tmp_path / "agent", run)

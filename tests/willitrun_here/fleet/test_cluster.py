@@ -26,7 +26,7 @@ def nvlinked(machine):
 @pytest.fixture
 def eights(make_machine):
     return [
-        node(f"n{number}", nvlinked(make_machine(f"n{number}", gpus=8, total=80, engines=(("vllm", "0.11.0"),))), f"10.0.0.{number}")
+        node(f"n{number}", nvlinked(make_machine(f"n{number}", gpus=8, total=80, engines=(("vllm", "0.11.0"),))), f"10.0.0.{number}")  # noqa: E501
         for number in (1, 2, 3)
     ]  # fmt: skip
 
@@ -48,7 +48,7 @@ def test_the_native_commands_are_complete_for_every_node(eights, make_spec, make
         assert words[0] == f"VLLM_HOST_IP=10.0.0.{rank + 1}"
         assert words[1] == "VLLM_PP_LAYER_PARTITION=31,30"
         assert words[2:4] == ["vllm", "serve"]
-        options = dict(zip(words, words[1:], strict=False))
+        options = dict(zip(words, words[1:], strict=False))  # noqa: RUF007
         assert options["--tensor-parallel-size"] == "8"
         assert options["--pipeline-parallel-size"] == "2"
         assert (options["--nnodes"], options["--node-rank"], options["--master-addr"]) == ("2", str(rank), "10.0.0.1")
@@ -76,7 +76,8 @@ def test_machines_that_differ_in_driver_engine_or_gpus_never_share_a_vllm_group(
     ]
     groups, reasons = vllm_groups(nodes, make_spec(), Request(), make_planner(500))
     assert groups == []
-    assert len(reasons) == 5 and all("no second machine like it" in reason for reason in reasons)
+    assert len(reasons) == 5
+    assert all("no second machine like it" in reason for reason in reasons)
 
 
 def test_without_nvlink_pipeline_is_used_inside_as_well(make_machine, make_spec, make_planner):
@@ -85,7 +86,7 @@ def test_without_nvlink_pipeline_is_used_inside_as_well(make_machine, make_spec,
     assert (group.tensor_parallel, group.pipeline_parallel) == (1, 8)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "gpus", "size"), [(32, 8, 8, 8), (40, 8, 8, 8), (28, 4, 8, 4), (36, 4, 6, 2), (9, 3, 4, 1)])  # fmt: skip
+@pytest.mark.parametrize(("heads", "kv_heads", "gpus", "size"), [(32, 8, 8, 8), (40, 8, 8, 8), (28, 4, 8, 4), (36, 4, 6, 2), (9, 3, 4, 1)])  # fmt: skip  # noqa: E501
 def test_heads_must_divide(make_spec, heads, kv_heads, gpus, size):
     spec = make_spec(heads=heads, kv_heads=kv_heads)
     assert splits(spec, gpus, linked=True) == size
@@ -95,13 +96,15 @@ def test_heads_must_divide(make_spec, heads, kv_heads, gpus, size):
 def test_more_stages_than_layers_are_refused(make_machine, make_spec, make_planner):
     nodes = [node(name, make_machine(name, gpus=8, total=24)) for name in ("a", "b")]
     groups, (reason,) = vllm_groups(nodes, make_spec(layers=12), Request(), make_planner(300))
-    assert groups == [] and "16 pipeline stages are more than its 12 layers" in reason
+    assert groups == []
+    assert "16 pipeline stages are more than its 12 layers" in reason
 
 
 @given(st.integers(1, 200), st.integers(1, 64))
 def test_layers_are_spread_evenly_and_all(layers, stages):
     shares = partition(layers, stages)
-    assert sum(shares) == layers and len(shares) == stages
+    assert sum(shares) == layers
+    assert len(shares) == stages
     assert max(shares) - min(shares) <= 1
 
 

@@ -74,7 +74,7 @@ def test_host_lists_have_comments_and_no_options():
 
 
 def test_carried_files_are_imported_one_document_a_file_or_a_line(engine, clock, make_report, make_machine):
-    import uuid
+    import uuid  # noqa: PLC0415
 
     reports = [make_report(make_machine(f"m{n}", at=clock() - 3600), 1, agent=uuid.UUID(int=n)) for n in range(1, 4)]
     lines = b"\n".join(encode(report) for report in reports) + b"\n{broken}\n"
@@ -90,8 +90,8 @@ def test_carried_files_are_imported_one_document_a_file_or_a_line(engine, clock,
 
 
 def test_a_carried_machine_that_reaches_the_server_later_stays_one(server, setup_at, make_machine, clock):
-    from willitrun_here.fleet.agent import beat, carried
-    from willitrun_here.fleet.send import Security, connect
+    from willitrun_here.fleet.agent import beat, carried  # noqa: PLC0415
+    from willitrun_here.fleet.send import Security, connect  # noqa: PLC0415
 
     setup = setup_at()
     body = carried(make_machine(), setup, take=True)
@@ -111,7 +111,7 @@ def test_no_answer_from_a_host_is_a_problem():
 @pytest.fixture
 def ray():
     try:
-        import ray
+        import ray  # noqa: PLC0415
     except ImportError:
         pytest.skip("no Ray here: pip install 'willitrun-here[ray]'")
     except Exception as error:  # noqa: BLE001
@@ -124,11 +124,11 @@ def ray():
 def test_a_ray_cluster_of_three_nodes_gives_three_machines_and_a_plan(
     ray, sqlite_engine, clock, make_spec, make_planner
 ):
-    from ray.cluster_utils import Cluster
+    from ray.cluster_utils import Cluster  # noqa: PLC0415
 
-    from willitrun_estimator.request import Request
-    from willitrun_here.fleet.terminal import cluster_text
-    from willitrun_here.fleet.together import plan_together
+    from willitrun_estimator.request import Request  # noqa: PLC0415
+    from willitrun_here.fleet.terminal import cluster_text  # noqa: PLC0415
+    from willitrun_here.fleet.together import plan_together  # noqa: PLC0415
 
     nodes = {"num_cpus": 1, "object_store_memory": 80 * 1024**2, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=nodes)
@@ -140,7 +140,7 @@ def test_a_ray_cluster_of_three_nodes_gives_three_machines_and_a_plan(
         again = collect_ray(cluster.address)
     finally:
         cluster.shutdown()
-    import time
+    import time  # noqa: PLC0415
 
     assert [item.problem for item in found] == [None] * 3
     assert store_collected(sqlite_engine, found, clock=time.time).stored == 3

@@ -95,7 +95,21 @@ def test_deep_nesting_ends_in_an_error_that_is_known():
         decode(b'{"schema":"willitrun.report/1.0","x":' + b"[" * 100_000)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=10))  # fmt: skip
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5)
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(VALUES)
 def test_the_digest_depends_on_values_and_not_on_their_layout(value):
     pretty = json.dumps(value, indent=3, sort_keys=False)
     assert digest(msgspec.json.decode(pretty)) == digest(msgspec.json.decode(msgspec.json.encode(value)))

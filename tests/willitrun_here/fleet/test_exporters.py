@@ -30,7 +30,7 @@ def probed(machine):
 
 
 def test_the_textfile_is_read_by_prometheus_own_parser(make_machine):
-    from prometheus_client.parser import text_string_to_metric_families
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
 
     reporting = textfile.Reporting(delivered_at=1790000000.0, failures=0, waiting=2, dropped=7)
     plan = textfile.PlannedSpeed(model="toy-8b", quant="Q4_K_M", engine="llama.cpp", decode_tokens_per_s=41.5)
@@ -88,7 +88,8 @@ def test_features_are_valid_labels_that_expire(make_machine):
     assert features["willitrun.runs.llama-3.3-70b-instruct"] == "q4-k-m"
     assert features["willitrun.gpu-model"] == "nvidia-geforce-rtx-3090"
     for key, value in features.items():
-        assert LABEL_NAME.fullmatch(key) and LABEL_NAME.fullmatch(value)
+        assert LABEL_NAME.fullmatch(key)
+        assert LABEL_NAME.fullmatch(value)
 
 
 def test_labels_never_change_with_free_memory(make_machine):
@@ -160,7 +161,7 @@ def collector():
 
 
 def test_a_collector_receives_the_gpus(collector, make_machine):
-    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest  # noqa: PLC0415
 
     endpoint, received = collector
     otlp.push(make_machine(gpus=2, free=6), endpoint, host_id="app-specific")

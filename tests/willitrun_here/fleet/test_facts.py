@@ -126,4 +126,5 @@ def test_gpu_keys_are_unique_and_equal_before_and_after_reduction(make_machine):
     keys = gpu_keys(machine)
     assert len(set(keys)) == 5
     assert keys == gpu_keys(facts_of(machine))
-    assert keys[0] == "0000:01:00.0" and keys[4] == "#4"
+    assert keys[0] == "0000:01:00.0"
+    assert keys[4] == "#4"

@@ -4,6 +4,7 @@ import shutil
 import stat
 import subprocess
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -28,8 +29,7 @@ def test_the_application_specific_id_is_systemds(tmp_path):
     )
     if not done or done.returncode:
         pytest.skip("no systemd-id128 or no machine id here: apt-get install systemd && systemd-machine-id-setup")
-    with open(machine_id) as file:
-        assert application_specific(file.read().strip()) == done.stdout.strip()
+    assert application_specific(Path(machine_id).read_text().strip()) == done.stdout.strip()
 
 
 def test_an_application_specific_id_is_a_version_4_uuid_and_not_the_machine_id():
@@ -46,8 +46,10 @@ def test_fingerprints_hash_what_is_there_and_are_unknown_where_it_is_not(tmp_pat
     (tmp_path / "sys/class/dmi/id").mkdir(parents=True)
     (tmp_path / "sys/class/dmi/id/product_uuid").write_text("4C4C4544-0042-CANARY\n")
     found = fingerprint(tmp_path)
-    assert len(found.machine) == 32 and len(found.product) == 64
-    assert "9d1bd52f" not in found.machine and "CANARY" not in found.product
+    assert len(found.machine) == 32
+    assert len(found.product) == 64
+    assert "9d1bd52f" not in found.machine
+    assert "CANARY" not in found.product
 
 
 def test_an_agent_keeps_its_id_and_its_secret_is_its_users_alone(tmp_path):

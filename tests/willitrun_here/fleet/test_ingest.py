@@ -146,10 +146,10 @@ def test_a_sequence_used_twice_with_other_content_is_a_clone(engine, make_report
     ingest = Ingest(engine.dialect.name)
     with writing(engine) as connection:
         ingest.store(connection, parcel(*decode(encode(make_report(make_machine(), 5)))), received_at=START)
-        with pytest.raises(CloneError):
+        with pytest.raises(CloneError):  # noqa: PT012
             other = parcel(*decode(encode(make_report(make_machine(free=3), 5))))
             ingest.store(connection, other, received_at=START)
-        with pytest.raises(CloneError):
+        with pytest.raises(CloneError):  # noqa: PT012
             late = parcel(*decode(encode(make_report(make_machine(at=START + 60), 4))))
             ingest.store(connection, late, received_at=START)
 
@@ -186,10 +186,10 @@ os.kill(os.getpid(), 9)  # after the commit, before any answer
 
 
 def test_a_server_killed_between_commit_and_answer_loses_and_doubles_nothing(tmp_path, make_report, make_machine):
-    import subprocess
-    import sys
+    import subprocess  # noqa: PLC0415
+    import sys  # noqa: PLC0415
 
-    from willitrun_here.fleet.database import open_database
+    from willitrun_here.fleet.database import open_database  # noqa: PLC0415
 
     url = f"sqlite:///{tmp_path / 'fleet.db'}"
     open_database(url).dispose()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from msgspec.structs import replace
+
 from willitrun_estimator.request import Request
 from willitrun_here.fleet import planner
 
@@ -33,7 +34,7 @@ def test_a_plan_on_one_of_several_gpus_says_which_by_index(make_machine):
 
 
 def test_the_server_opens_no_files_for_a_model_name(tmp_path):
-    from willitrun_catalog.errors import CatalogError
+    from willitrun_catalog.errors import CatalogError  # noqa: PLC0415
 
     with pytest.raises(CatalogError):
         planner.find_catalog_model(str(tmp_path))

@@ -71,7 +71,7 @@ def test_an_answer_that_is_no_receipt_is_not_taken_for_a_delivery():
 @pytest.fixture
 def odd_server():
     class Handler(BaseHTTPRequestHandler):
-        seen: list[tuple[str, str | None]] = []
+        seen: list[tuple[str, str | None]] = []  # noqa: RUF012
 
         def do_PUT(self):
             self.seen.append((self.path, self.headers.get("Authorization")))

@@ -71,7 +71,7 @@ def test_an_agent_writes_under_its_own_name_only(server, make_report, make_machi
 
 def test_another_machine_with_the_same_token_is_told_that_it_is_a_clone(server, make_report, make_machine):
     own = server.secret(fingerprint={"machine": "m1", "product": "p1"})
-    from willitrun_here.fleet.document import Fingerprint
+    from willitrun_here.fleet.document import Fingerprint  # noqa: PLC0415
 
     moved = make_report(make_machine(), 1, fingerprint=Fingerprint(machine="m2", product="p1"))
     assert server.put(moved, own)[0] == 200  # a new machine id on the same hardware: a container made anew
@@ -139,7 +139,7 @@ def fill(server, make_report, make_machine, count=25):
         machine = make_machine(f"node-{number:03d}", gpus=number % 3, free=number % 24, at=server.clock.now)
         labels = {"site": "ams1" if number % 2 else "fra1"}
         secret = server.secret(agent=agent, fingerprint={"machine": f"m{number}"})
-        from willitrun_here.fleet.document import Fingerprint
+        from willitrun_here.fleet.document import Fingerprint  # noqa: PLC0415
 
         report = make_report(machine, 1, agent=agent, fingerprint=Fingerprint(machine=f"m{number}"), labels=labels)
         assert server.put(report, secret)[0] == 200
@@ -187,7 +187,7 @@ def test_totals_and_metrics_sum_the_fleet(start_server, engine, make_report, mak
     totals = server.get("/api/v1/totals", read)
     assert (totals["machines"], totals["live"], totals["gpus"]) == (6, 6, {"NVIDIA GeForce RTX 3090": 6})
     assert totals["vram_total_bytes"] == 6 * 24 * 1024**3
-    status, headers, body = server.call("GET", "/metrics", token=read)
+    status, _headers, body = server.call("GET", "/metrics", token=read)
     text = body.decode()
     assert status == 200
     assert 'willitrun_fleet_machines{status="live"} 6.0' in text
@@ -199,9 +199,10 @@ def test_totals_and_metrics_sum_the_fleet(start_server, engine, make_report, mak
 def test_csv_has_one_line_a_machine_and_no_formulas(server, make_report, make_machine):
     secret = server.secret()
     assert server.put(make_report(make_machine('=HYPERLINK("x")'), 1), secret)[0] == 200
-    status, headers, body = server.call("GET", "/api/v1/machines.csv", token=server.read_token())
+    status, _headers, body = server.call("GET", "/api/v1/machines.csv", token=server.read_token())
     lines = body.decode().splitlines()
-    assert status == 200 and len(lines) == 2
+    assert status == 200
+    assert len(lines) == 2
     assert lines[0].startswith("agent_id,name,status,gpus")
     assert "\"'=HYPERLINK" in lines[1]
 
@@ -222,9 +223,11 @@ def test_too_many_refused_requests_and_reports_are_slowed_down(start_server, sql
     server = start_server(sqlite_engine, options=Options(reports_per_s=0.001, enrolments_per_minute=2))
     secret = server.secret()
     statuses = [server.put(make_report(make_machine(), 1), secret)[0] for _ in range(70)]
-    assert statuses[0] == 200 and statuses[-1] == 429
+    assert statuses[0] == 200
+    assert statuses[-1] == 429
     refused = [server.call("GET", "/api/v1/machines", token="wrong") for _ in range(120)]
-    assert refused[0][0] == 401 and refused[-1][0] == 429
+    assert refused[0][0] == 401
+    assert refused[-1][0] == 429
     assert "retry-after" in {name.lower() for name in refused[-1][1]}
     assert [server.enrol(agent=uuid.uuid4())[0] for _ in range(3)][-1] == 429
 
@@ -262,7 +265,7 @@ def test_names_from_machines_are_text_on_every_page(server, make_report, make_ma
     for path in ("/", f"/machines/{AGENT}", "/ask?model=toy-8b", f"/ask?model={'%3Cscript%3E'}", "/totals"):
         _, _, body = server.call("GET", path, token=read)
         text = body.decode()
-        assert "<script>alert" not in text and "<script>" not in re.sub(r'<script src="/static', "", text), path
+        assert "<script>alert" not in text and "<script>" not in re.sub(r'<script src="/static', "", text), path  # noqa: PT018
         assert "49" not in re.findall(r"\{\{|&amp;(49)", text)
 
 

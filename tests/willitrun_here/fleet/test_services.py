@@ -46,7 +46,8 @@ def test_daemon_sets_are_unprivileged_and_take_no_gpu_away():
     for pod in pods():
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False
-        assert "hostNetwork" not in pod and "hostPID" not in pod
+        assert "hostNetwork" not in pod
+        assert "hostPID" not in pod
         (container,) = pod["containers"]
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},

@@ -96,7 +96,7 @@ while True:
 
 
 def kill_runs(folder: Path, runs: int, draw: random.Random) -> int:
-    """Kill a writer at random moments; everything it said it had kept must be there, whole. Returns how much that was."""
+    """Kill a writer at random moments; all it said it had kept must be there, whole. Returns how much that was."""
     acknowledged: set[int] = set()
     for _ in range(runs):
         start = max(acknowledged, default=0) + 1

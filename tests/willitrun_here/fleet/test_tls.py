@@ -76,7 +76,7 @@ def test_an_agent_with_a_certificate_needs_no_token(tls_server, setup_at, make_m
 def test_a_certificate_belongs_to_the_agent_that_showed_it_first(
     tls_server, setup_at, make_machine, certificates, clock
 ):
-    from willitrun_here.fleet.errors import RefusedError
+    from willitrun_here.fleet.errors import RefusedError  # noqa: PLC0415
 
     shown = Security(
         ca_file=certificates / "ca.pem",
@@ -96,8 +96,8 @@ def test_a_certificate_belongs_to_the_agent_that_showed_it_first(
 def test_addresses_beyond_loopback_need_tls():
     check_listen(Listen())
     check_listen(Listen(host="::1"))
-    check_listen(Listen(host="0.0.0.0", allow_plain_http=True))
-    for listen in (Listen(host="0.0.0.0"), Listen(host="fleet.example"), Listen(client_ca_file="ca.pem")):
+    check_listen(Listen(host="0.0.0.0", allow_plain_http=True))  # noqa: S104
+    for listen in (Listen(host="0.0.0.0"), Listen(host="fleet.example"), Listen(client_ca_file="ca.pem")):  # noqa: S104
         with pytest.raises(FleetUsageError):
             check_listen(listen)
 
