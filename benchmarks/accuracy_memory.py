@@ -15,9 +15,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from willitrun_catalog.shipped import model
+from willitrun_estimator.compute.build import build_of
 from willitrun_estimator.device import Device, Devices, Host
 from willitrun_estimator.footprint import MemoryModel
 from willitrun_estimator.placement import Placement, Settings
@@ -25,6 +26,7 @@ from willitrun_estimator.weights import weight_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "tests" / "truth" / "llamacpp_memory.csv"
+LOADS = ROOT / "tests" / "truth" / "real_gpu_loads.csv"
 MIB = 1 << 20
 
 
@@ -151,6 +153,60 @@ def differences(cases: Iterable[Case]) -> Iterator[Difference]:
                 )
 
 
+class Load(Struct, frozen=True, kw_only=True):
+    """One term of the first GPU of a load that somebody logged, in MiB as printed."""
+
+    source: str
+    label: str
+    term: str
+    predicted: float
+    measured: float
+
+
+def read_loads(path: Path = LOADS) -> Iterator[Load]:
+    """Hold logged loads of real GPUs against the prediction for their build and backend."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        for row in rows:
+            spec = model(row["model"])
+            weights = weight_profile(spec, row["quant"])
+            gpus = int(row["gpus"])
+            rig = machine(gpus)
+            rig = structs.replace(rig, gpus=tuple(structs.replace(g, backend=row["backend"]) for g in rig.gpus))
+            settings = Settings(
+                context_tokens=int(row["context_tokens"]),
+                kv_type_k=row["kv_type"],
+                kv_type_v=row["kv_type"],
+                flash_attention=row["flash_attention"] == "1",
+                ubatch=int(row["ubatch"]),
+                parallel=int(row["parallel"]),
+                kv_unified=row["kv_unified"] == "1",
+            )
+            units = int(row["gpu_layers"]) if row["gpu_layers"] else len(spec.layers) + 1
+            first = -(-units // gpus)
+            placement = Placement(gpu_layers=units, split=(first, *([units - first] if gpus > 1 else [])))
+            build = build_of(int(row["build"]) if row["build"] else None)
+            use = MemoryModel(weights, rig, settings, build).uses(placement, settings.context_tokens)[0]
+            cached = use.kv_cache_bytes + use.recurrent_bytes
+            predicted = {
+                "weights": use.weights_bytes / MIB,
+                "cache": cached / MIB,
+                "compute": use.compute_bytes / MIB,
+            }
+            measured = {term: float(row[term]) for term in predicted if row[term]}
+            label = f"{row['model']} {row['quant']} -c {row['context_tokens']} on {row['device']}"
+            for term, said in measured.items():
+                yield Load(source=row["source"], label=label, term=term, predicted=predicted[term], measured=said)
+            if len(measured) == len(predicted):
+                yield Load(
+                    source=row["source"],
+                    label=label,
+                    term="total",
+                    predicted=sum(predicted.values()),
+                    measured=sum(measured.values()),
+                )
+
+
 def summary(found: list[Difference]) -> str:
     """Give count, share that is exact, median, 90th percentile and extremes of the relative error."""
     errors = sorted(abs(one.relative) for one in found)
@@ -252,6 +308,12 @@ def main(arguments: list[str]) -> int:
     cases = [case for case in read_cases() if options.model in {None, case.model}]
     found = list(differences(cases))
     text = report(found, options.worst)
+    text += "\nloads that real GPUs logged (MiB)\n"
+    text += "".join(
+        f"{(load.predicted - load.measured) / load.measured:+8.2%} {load.term:8}{load.predicted:10.2f}"
+        f"{load.measured:10.2f}  {load.label}\n"
+        for load in read_loads()
+    )
     sys.stdout.write(text)
     if options.write:
         (ROOT / "docs" / "accuracy-memory.txt").write_text(text, encoding="utf-8")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 LOADED_TWICE = frozenset({"gemma3n", "gemma4"})
-"""Architectures that ask for the tied head before the table: both are loaded, on a CPU as well (src/models/gemma4.cpp)."""
+"""Architectures that ask for the tied head before the table: a CPU loads both as well (src/models/gemma4.cpp)."""
 
 
 class MemoryModel:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from willitrun_catalog.model import Attention, Mla
 from willitrun_estimator import cache
 
 if TYPE_CHECKING:
     from willitrun_estimator.device import Backend, Device
-    from willitrun_estimator.placement import Settings
     from willitrun_estimator.weights import WeightProfile
 
 MIB = 1 << 20
@@ -101,15 +99,10 @@ def draft_bytes(weights: WeightProfile, settings: Settings, drafts: int = 3) -> 
     spec = weights.spec
     if not spec.mtp_layers:
         return ()
-    attention = next(
-        (m for layer in reversed(spec.layers) for m in layer.mixers if isinstance(m, Attention | Mla)), None
-    )
     cells, streams = cache.stream_cells(settings)
-    row = 0
-    if isinstance(attention, Attention):
-        row = 2 * attention.kv_heads * (attention.key_dim + attention.value_dim)
-    elif isinstance(attention, Mla):
-        row = 2 * (attention.kv_rank + attention.rope_dim)
+    plain = Settings(context_tokens=settings.context_tokens)
+    rows = (cache.layer_row_bytes(spec, layer, plain) for layer in reversed(spec.layers))
+    row = next((row for row in rows if row), 0)
     ubatch = min(settings.ubatch, cells)
     logits = 4 * ubatch * (spec.vocab_size + spec.hidden_size) if settings.logit_rows else 0
     compute = max(logits, 2 * ubatch * cells + 16 * ubatch * spec.hidden_size)

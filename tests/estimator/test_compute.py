@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from willitrun_catalog.model import Attention, Dense, Layer, ModelSpec, Moe, Recurrent
+from willitrun_catalog.model import Attention, Dense, Layer, ModelSpec, Moe, NoMixer, Recurrent
 from willitrun_catalog.shipped import model, models
 from willitrun_estimator.compute import ComputeModel
+from willitrun_estimator.compute import model as planning
 from willitrun_estimator.compute.allocator import Arena
 from willitrun_estimator.compute.build import CURRENT, build_of
 from willitrun_estimator.compute.form import CELLS, Sizes, U, evaluate, form, plus
@@ -248,3 +251,20 @@ def test_lightning_attention_has_a_state_and_no_cache() -> None:
     assert lightning
     known = ComputeModel(weight_profile(spec, "Q4_K_M"), machine(1), Settings(context_tokens=4096))
     assert known.bytes(Placement(gpu_layers=81, split=(81,)), 4096)[0] > 0
+
+
+def test_a_last_block_without_a_mixer() -> None:
+    spec = tiny("llama", DENSE, Layer(mixers=(NoMixer(),), ffn=Dense(width=512)))
+    known = ComputeModel(weight_profile(spec, "Q8_0"), machine(1), Settings(context_tokens=1024))
+    assert known.bytes(Placement(gpu_layers=3, split=(3,)), 1024)[0] > 0
+
+
+def test_old_plans_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_PLANNED", OrderedDict())
+    monkeypatch.setattr(planning, "_PLANNED_LIMIT", 2)
+    spec = tiny("llama", DENSE, DENSE)
+    known = ComputeModel(weight_profile(spec, "Q8_0"), machine(1), Settings(context_tokens=1024))
+    amounts = [known.bytes(Placement(gpu_layers=n, split=(n,)), 1024) for n in range(4)]
+    assert len(planning._PLANNED) == 2
+    again = ComputeModel(weight_profile(spec, "Q8_0"), machine(1), Settings(context_tokens=1024))
+    assert again.bytes(Placement(gpu_layers=0, split=(0,)), 1024) == amounts[0]

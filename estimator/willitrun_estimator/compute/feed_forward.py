@@ -30,7 +30,9 @@ def dense(b: Builder, ffn: Dense, normed: Node, homes: Homes, suffix: str = "") 
     return b.matmul("ffn_down" + suffix, homes, b.spec.hidden_size, hidden)
 
 
-def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
+def experts(  # noqa: C901, PLR0915
+    b: Builder, ffn: Moe, normed: Node, homes: Homes
+) -> Node:
     """Add a router, the chosen experts side by side, their weighted sum, and the shared expert."""
     g = b.graph
     tokens = normed.dims[-1]
@@ -48,6 +50,9 @@ def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
     weights = g.add("weights_norm", (used, tokens), weights, total, inplace=True)
     weights = g.view(weights, (1, used, tokens))
     single = g.view(normed, (hidden_size, 1, tokens))
+    if b.style.weights_first:
+        single = g.add("repeat", (hidden_size, used, tokens), single)
+        single = g.add("weighted", (hidden_size, used, tokens), single, weights, inplace=True)
 
     def routed(name: str, width: int, source: Node) -> Node:
         dims: tuple[Dim, ...] = (width, used, tokens)
@@ -76,7 +81,9 @@ def experts(b: Builder, ffn: Moe, normed: Node, homes: Homes) -> Node:
         hidden = routed("ffn_up_exps", ffn.width, single)
         hidden = g.add("activation", (ffn.width, used, tokens), hidden, inplace=True)
     down = routed("ffn_down_exps", hidden_size, hidden)
-    weighted = g.add("weighted", (hidden_size, used, tokens), down, weights, inplace=True)
+    weighted = down
+    if not b.style.weights_first:
+        weighted = g.add("weighted", (hidden_size, used, tokens), down, weights, inplace=True)
     parts = [g.view(weighted, (hidden_size, tokens), contiguous=False) for _ in range(min(used, 3))]
     out = parts[0]
     if used == 1:

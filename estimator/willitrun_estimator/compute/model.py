@@ -50,7 +50,7 @@ class ComputeModel:
             for layer in spec.layers
             for m in layer.mixers
         )
-        """Whether every block is replayed: Mamba's holes depend on all blocks before, shared caches may lie elsewhere."""
+        """Replay every block: Mamba's holes depend on all blocks before, shared caches may lie elsewhere."""
         self._donors = self._find_donors()
         self._style = style_of(spec.architecture)
         self._outside = frozenset(part.name for part in plan.outside)
@@ -139,7 +139,12 @@ class ComputeModel:
                 build=self.build,
                 backend=self.backend,
             )
-            graph = builder.build(tuple((self.spec.layers[i], homes[i]) for i in chosen), head, omitted, PIPELINE_COPIES if pipeline else 1)
+            graph = builder.build(
+                tuple((self.spec.layers[i], homes[i]) for i in chosen),
+                head,
+                omitted,
+                PIPELINE_COPIES if pipeline else 1,
+            )
             schedule = Schedule(
                 graph,
                 self.host + 1,
@@ -183,7 +188,7 @@ class ComputeModel:
         return homes
 
     def _find_donors(self) -> tuple[int, ...]:
-        """Find the block whose cache each block reads: its own, or the last of its kind that has one (Gemma 3n and 4)."""
+        """Find the block whose cache each block reads: its own, or the last of its kind that has one (Gemma 3n)."""
         latest: dict[bool, int] = {}
         donors = []
         for index, layer in enumerate(self.spec.layers):

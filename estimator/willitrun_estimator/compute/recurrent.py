@@ -89,8 +89,7 @@ def mamba2(
     old = g.view(store, (".state",), size=form((mixer.state_elements, b.slots)))
     g.store("clear", store, old)
     mixed = g.add("ssm_conv", (channels, U), joined, b.weight("ssm_conv1d.weight", homes))
-    if "ssm_conv1d.bias" in homes.parts:
-        mixed = g.add("conv_bias", (channels, U), mixed, b.weight("ssm_conv1d.bias", homes), inplace=True)
+    mixed = g.add("conv_bias", (channels, U), mixed, b.weight("ssm_conv1d.bias", homes), inplace=True)
     mixed = g.add("silu", (channels, U), mixed, inplace=True)
     head_dim = inner // heads
     x = g.part(mixed, (head_dim, heads, U), channels)

@@ -21,6 +21,8 @@ class Style(Struct, frozen=True, kw_only=True):
     up_experts_first: bool = False
     gated_query: bool = False
     """The query projection holds an output gate of the same width."""
+    weights_first: bool = False
+    """Experts read tokens that are already weighted, instead of having their results weighted."""
     head_gate: bool = False
     """A separate output gate (`attn_gate`) has one value per head."""
     whole_qk_norm: bool = False
@@ -49,7 +51,7 @@ STYLES: dict[str, Style] = {
     "granitehybrid": Style(rope="none"),
     "jamba": Style(residual_first=True, mixer_residual_first=True, rope="none"),
     "laguna": Style(head_gate=True),
-    "llama4": Style(rope="windowed"),
+    "llama4": Style(rope="windowed", weights_first=True),
     "nemotron_h": Style(rows="norm-end", rope="none"),
     "nemotron_h_moe": Style(rows="norm-end", rope="none"),
     "phi2": Style(parallel="phi"),
@@ -57,6 +59,7 @@ STYLES: dict[str, Style] = {
     "qwen3next": Style(rows="norm-end", gated_query=True, repeated_keys=True),
     "qwen35": Style(rows="norm-end", gated_query=True),
     "qwen35moe": Style(rows="norm-end", gated_query=True),
+    "step35": Style(head_gate=True),
     "smollm3": Style(rope="three-of-four"),
 }
 
