@@ -22,7 +22,7 @@ from speed_features import (
     rounded,
     typical,
 )
-from speed_fit import DECODE_PRIOR, KIN, PREFILL_PRIOR, Array, Fit, Model, Table, decode_time, leave_out, prefill_time
+from speed_fit import DECODE_PRIOR, KIN, PREFILL_KIN, PREFILL_PRIOR, Array, Fit, Model, Table, decode_time, leave_out, prefill_time
 from speed_host import fit_host, host_residuals
 
 from benchmarks.speed_cases import ROOT, Case, cases
@@ -74,7 +74,9 @@ class Fitted:
         self.rows, self.test = rows, test
         self.model: Model = decode_time if test == "tg" else prefill_time
         self.table = table(rows, families, test)
-        self.fit = Fit(DECODE_PRIOR if test == "tg" else PREFILL_PRIOR, self.table.names, formats=test == "tg")
+        self.kin = KIN if test == "tg" else PREFILL_KIN
+        prior = DECODE_PRIOR if test == "tg" else PREFILL_PRIOR
+        self.fit = Fit(prior, self.table.names, kin=self.kin, formats=test == "tg")
         self.x = self.fit.run(self.model, self.table)
 
     def plain(self) -> Array:
@@ -89,7 +91,7 @@ class Fitted:
     def values(self, family: str) -> dict[str, float]:
         """Return the constants of a family; one without rows takes after its kin."""
         known = family in self.table.names
-        theta = self.fit.theta(self.x, self.table.names.index(family) if known else None, KIN.get(family))
+        theta = self.fit.theta(self.x, self.table.names.index(family) if known else None, self.kin.get(family))
         return {name: rounded(float(np.exp(value))) for name, value in theta.items() if name != "formats"}
 
 
@@ -172,9 +174,12 @@ def spread_of(errors: Array) -> Spread:
 def spreads(rows: list[Case], errors: Array, where: str = "gpu") -> dict[str, Spread]:
     """Return the spread of every group that has enough rows; `errors` is log(measured / predicted)."""
     groups: dict[str, list[float]] = {}
+    dense = Counter(one.family for one in rows if not one.moe)
     for one, error in zip(rows, errors, strict=True):
         kind = "moe" if one.moe else "dense"
-        names = (f"{one.family}-{kind}", one.family, kind, "all") if where == "gpu" else group_names(one)
+        names = (f"{one.family}-{kind}", kind, "all") if where == "gpu" else group_names(one)
+        if where == "gpu" and not one.moe and dense[one.family] < SMALL_GROUP:
+            names += ("sparse",)  # families that were measured little lend from each other
         for name in names:
             groups.setdefault(name, []).append(float(error))
     return {name: spread_of(np.array(found)) for name, found in sorted(groups.items()) if len(found) >= SMALL_GROUP}

@@ -20,7 +20,7 @@ from willitrun_estimator.throughput.model import SpeedModel
 from willitrun_estimator.throughput.rates import type_class
 
 CLASSES = ("Q4_0", "Q8_0", "half", "K", "FP4", "IQ")
-TENSOR_FAMILIES = frozenset("turing a100 ampere ada hopper blackwell blackwell-dc cdna cdna3 rdna4 xe xe2".split())
+TENSOR_FAMILIES = frozenset(["turing", "a100", "ampere", "ada", "hopper", "blackwell", "blackwell-dc", "cdna", "cdna3", "rdna4", "xe", "xe2"])
 """Families whose speed follows the matrix rate of their data sheets; the others are nearer to their FP32 rate."""
 
 DECODE_FIELDS = (

@@ -13,10 +13,12 @@ KIN = {
     "volta": "cuda-old", "a100": "cuda-hbm", "hopper": "cuda-hbm", "blackwell-dc": "cuda-hbm",
     "turing": "cuda-gddr", "ampere": "cuda-gddr", "ada": "cuda-gddr", "blackwell": "cuda-gddr",
     "gcn": "gcn", "gcn5": "gcn", "cdna": "gcn", "cdna3": "gcn",
-    "rdna1": "rdna", "rdna2": "rdna", "rdna3": "rdna", "rdna35": "rdna", "rdna4": "rdna4",
+    "rdna1": "rdna", "rdna2": "rdna", "rdna3": "rdna", "rdna35": "rdna", "rdna4": "rdna",
     "apple": "apple", "apple5": "apple", "xe": "intel", "xe2": "intel",
 }  # fmt: skip
 """Families that resemble each other: one without rows takes after its kin before it takes after all."""
+PREFILL_KIN = KIN | {"rdna4": "rdna4"}
+"""In prefill RDNA 4 has matrix units of another kind and is nobody's kin."""
 
 Array = NDArray[np.float64]
 Theta = dict[str, Array]
@@ -156,13 +158,20 @@ def prefill_time(theta: Theta, rows: Table) -> tuple[Array, Slopes]:
 class Fit:
     """One model's parameters: shared centres, deviations of kin and of families, and the prior that ties them."""
 
-    def __init__(self, prior: dict[str, tuple[float, float, float]], families: Sequence[str], *, formats: bool) -> None:
+    def __init__(
+        self,
+        prior: dict[str, tuple[float, float, float]],
+        families: Sequence[str],
+        *,
+        kin: dict[str, str],
+        formats: bool,
+    ) -> None:
         self.prior = prior
         self.names = list(prior)
         self.local = [name for name in self.names if prior[name][2] > 0]
         self.formats = len(CLASSES) - 1 if formats else 0
-        self.kin = sorted(set(KIN.values()))
-        self.kin_of = np.array([self.kin.index(KIN[name]) for name in families])
+        self.kin = sorted(set(kin.values()))
+        self.kin_of = np.array([self.kin.index(kin[name]) for name in families])
         self.width = len(self.kin) + len(families)
         centres = [prior[name][0] for name in self.names]
         self.start = np.array(centres + [0.0] * (self.formats + self.width * len(self.local)))

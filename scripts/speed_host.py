@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from numpy.typing import NDArray
 from msgspec import structs
+from numpy.typing import NDArray
 from speed_features import rounded
 
 from benchmarks.speed_cases import Case, gpu_depth

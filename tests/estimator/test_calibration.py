@@ -37,7 +37,9 @@ def test_the_same_run_is_the_answer():
 
 
 def test_ollama_runs_what_llama_cpp_runs():
-    assert calibrate_interval(BEFORE, Corrections(runs=(RUN,)), **(ASKED | {"engine": "ollama"})).basis == "measured-here"
+    assert (
+        calibrate_interval(BEFORE, Corrections(runs=(RUN,)), **(ASKED | {"engine": "ollama"})).basis == "measured-here"
+    )
     assert calibrate_interval(BEFORE, Corrections(runs=(RUN,)), **(ASKED | {"engine": "vllm"})) == BEFORE
 
 

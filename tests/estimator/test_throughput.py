@@ -25,7 +25,9 @@ NAMES = (
     "nemotron-3-nano-30b-a3b",
     "gemma-4-e2b-it",
 )
-PROFILES = {(name, quant): weight_profile(find_model(name).spec, quant) for name in NAMES for quant in ("Q4_K_M", "Q8_0")}
+PROFILES = {
+    (name, quant): weight_profile(find_model(name).spec, quant) for name in NAMES for quant in ("Q4_K_M", "Q8_0")
+}
 
 
 def gpu(**changes):
@@ -94,7 +96,9 @@ def test_decode_is_near_published_rows(name, quant, family, bandwidth, fp32, low
     assert found.basis == "estimated"
 
 
-@given(placements, st.floats(50e9, 4000e9), st.floats(1.01, 4), st.sampled_from(["ampere", "apple", "rdna4", "unknown"]))
+@given(
+    placements, st.floats(50e9, 4000e9), st.floats(1.01, 4), st.sampled_from(["ampere", "apple", "rdna4", "unknown"])
+)
 @settings(max_examples=60)
 def test_more_bandwidth_is_never_slower(drawn, bandwidth, factor, family):
     weights, placement = placed(drawn)
@@ -111,7 +115,8 @@ def test_more_bandwidth_is_never_slower(drawn, bandwidth, factor, family):
 def test_more_host_bandwidth_is_never_slower(drawn, bandwidth, factor):
     weights, placement = placed(drawn)
     slow, fast = (
-        SpeedModel(weights, box(gpu(), bandwidth_bytes_per_s=rate), SETTINGS) for rate in (bandwidth, bandwidth * factor)
+        SpeedModel(weights, box(gpu(), bandwidth_bytes_per_s=rate), SETTINGS)
+        for rate in (bandwidth, bandwidth * factor)
     )
     assert fast.decode_rate(placement) >= slow.decode_rate(placement)
 
@@ -193,7 +198,9 @@ def test_a_larger_ubatch_pays_where_experts_are_copied():
     weights = PROFILES["qwen3-30b-a3b", "Q4_K_M"]
     placement = structs.replace(everything(weights), cpu_moe_layers=48)
     rates = [
-        SpeedModel(weights, box(gpu()), structs.replace(SETTINGS, ubatch=size)).prefill_rate(placement, prompt_tokens=4096)
+        SpeedModel(weights, box(gpu()), structs.replace(SETTINGS, ubatch=size)).prefill_rate(
+            placement, prompt_tokens=4096
+        )
         for size in (512, 1024, 2048)
     ]
     assert rates[1] > 1.6 * rates[0]
@@ -221,7 +228,9 @@ def test_every_block_moved_to_the_host_slows_decode():
 def test_few_cores_are_the_limit_before_the_memory_is():
     weights = PROFILES["llama-3.1-8b-instruct", "Q4_K_M"]
     rates = [
-        SpeedModel(weights, box(threads=threads, bandwidth_bytes_per_s=200e9), SETTINGS).decode_rate(Placement(gpu_layers=0))
+        SpeedModel(weights, box(threads=threads, bandwidth_bytes_per_s=200e9), SETTINGS).decode_rate(
+            Placement(gpu_layers=0)
+        )
         for threads in (1, 2)
     ]
     assert rates[1] == pytest.approx(2 * rates[0], rel=0.02)
@@ -231,7 +240,9 @@ def test_few_cores_are_the_limit_before_the_memory_is():
 def test_instruction_sets_matter_for_prompts(flag, faster):
     weights = PROFILES["llama-3.1-8b-instruct", "Q4_K_M"]
     known, less = (
-        SpeedModel(weights, box(flags=tuple(name for name in (one,) if name)), SETTINGS).prefill_rate(Placement(gpu_layers=0))
+        SpeedModel(weights, box(flags=tuple(name for name in (one,) if name)), SETTINGS).prefill_rate(
+            Placement(gpu_layers=0)
+        )
         for one in (flag, faster)
     )
     assert known > less
@@ -298,6 +309,8 @@ def test_slots_share_the_weights():
     assert rates == sorted(rates)
     assert rates[3] < 8 * rates[0]
     assert rates[0] == model.decode_rate(everything(weights), depth_tokens=500)
+    pair = SpeedModel(weights, box(gpu(), gpu()), SETTINGS)
+    assert pair.aggregate(everything(weights, 2), 8) > 3 * pair.decode_rate(everything(weights, 2))
     host = SpeedModel(PROFILES["qwen3-30b-a3b", "Q4_K_M"], box(gpu()), SETTINGS)
     split = Placement(gpu_layers=20, cpu_moe_layers=40)
     assert host.aggregate(split, 1) < host.aggregate(split, 8) < 8 * host.aggregate(split, 1)
@@ -360,13 +373,18 @@ def test_mxfp4_has_a_speed():
 def test_groups_follow_who_computes():
     weights = PROFILES["qwen3-30b-a3b", "Q4_K_M"]
     model = SpeedModel(weights, box(gpu()), SETTINGS)
-    assert decode_groups(model, everything(weights), 0)[:2] == ("ampere-moe", "ampere")
+    assert decode_groups(model, everything(weights), 0)[:2] == ("ampere-moe", "moe")
     assert decode_groups(model, Placement(gpu_layers=49, cpu_moe_layers=3), 0) == ("offload",)
     assert decode_groups(model, Placement(gpu_layers=0), 0) == ("host-measured", "host")
     assert prefill_groups(model, Placement(gpu_layers=5)) == ("offload",)
     assert prefill_groups(model, everything(weights))[0] == "ampere-moe"
     dense = SpeedModel(PROFILES["llama-3.1-8b-instruct", "Q4_K_M"], box(gpu(family="new")), SETTINGS)
-    assert decode_groups(dense, Placement(gpu_layers=33, cpu_moe_layers=9), 0) == ("unknown-dense", "unknown", "dense", "all")
+    assert decode_groups(dense, Placement(gpu_layers=33, cpu_moe_layers=9), 0) == (
+        "unknown-dense",
+        "sparse",
+        "dense",
+        "all",
+    )
 
 
 def test_the_constants_name_rows_and_date():

@@ -39,4 +39,4 @@ def _gpu_groups(model: SpeedModel, placement: Placement, depth_tokens: float) ->
         family = "unknown"
     kind = "moe" if model.work.moe_blocks[-1] else "dense"
     del depth_tokens
-    return (f"{family}-{kind}", family, kind, "all")
+    return (f"{family}-{kind}", "moe" if kind == "moe" else "sparse", kind, "all")

@@ -21,6 +21,23 @@ def cumulative(values: list[float]) -> list[float]:
     return list(accumulate(values, initial=0.0))
 
 
+def multiplied_bytes(weights: WeightProfile) -> int:
+    """Return the bytes that one token multiplies: everything resident, the chosen experts, the head."""
+    return weights.cumulative_resident_bytes[-1] + weights.cumulative_expert_active_bytes[-1] + weights.output_bytes
+
+
+def multiplied_elements(weights: WeightProfile) -> float:
+    """Return the weights that one token multiplies, the same in every quantization: lookup tables are not multiplied.
+
+    Per-layer tables are taken to be stored like the token table.
+    """
+    table = float(weights.spec.vocab_size * weights.spec.hidden_size)
+    looked_up = weights.host_extra_bytes / max(1, weights.embedding_bytes) * table
+    if not weights.spec.tied_embeddings:
+        looked_up += table
+    return max(0.0, weights.active_params - looked_up)
+
+
 class Work:
     """Cumulative work over the blocks of a model with given cache types. `x[b] - x[a]` is blocks a..b-1."""
 
@@ -31,7 +48,7 @@ class Work:
         self.resident_bytes = weights.cumulative_resident_bytes
         self.expert_bytes = weights.cumulative_expert_bytes
         self.active_bytes = weights.cumulative_expert_active_bytes
-        self.elements_per_byte = 8.0 / max(weights.bits_per_weight, 1.0)
+        self.elements_per_byte = multiplied_elements(weights) / max(1, multiplied_bytes(weights))
         memo: dict[int, tuple[float, ...]] = {}
         windows: dict[int, list[tuple[float, float]]] = {}
         full: list[tuple[float, float]] = []
