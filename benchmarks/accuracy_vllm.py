@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from pathlib import Path
@@ -123,21 +122,15 @@ def cache_errors(case: MemoryCase) -> tuple[float | None, float | None]:
     held = cache.concurrency(blocks, per_request)
     tokens = cache.cache_tokens(layout, ruled, blocks, per_request=per_request, context_tokens=length or 8192)
     known = length is not None or not ruled.prints_capacity
-    # The log rounds the pool to 0.01 GiB and the concurrency to 0.01: half of the last digit is no error.
-    step = 0.005 / max(case.pool_gib, 0.01)
     return (
-        _beyond(tokens / case.tokens - 1, step) if case.tokens and known else None,
-        _beyond(held / case.concurrency - 1, step + 0.005 / case.concurrency) if case.concurrency and length else None,
+        tokens / case.tokens - 1 if case.tokens and known else None,
+        held / case.concurrency - 1 if case.concurrency and length else None,
     )
 
 
 def drafted(case: MemoryCase) -> bool:
     """Tell whether a draft model shares the cache: its layers are not in the row."""
     return case.model.startswith("AEON") or any(word in case.notes for word in ("DFlash", "MTP", "draft", "speculat"))
-
-
-def _beyond(error: float, rounding: float) -> float:
-    return math.copysign(max(0.0, abs(error) - rounding), error)
 
 
 def point(case: SpeedCase) -> batching.Terms:
@@ -256,12 +249,14 @@ def measure(memory_file: Path | None, speed_file: Path | None) -> tuple[dict[str
             inside += predicted * constants.low <= one.output_tokens_per_s <= predicted * constants.high
         worst.append((abs(error), f"speed {error:+.0%} {one.id} {one.spec.name} {one.device.name}"))
     result: dict[str, Any] = {"left_out": {"starts": starts_left, "sweeps": sweeps_left}}
+    # Rows whose inputs are not known stay out: draft models beside the cache, rounded pools, no utilization.
     named = {
         "weights": weights,
         "cache_tokens": tokens,
         "concurrency": held,
         "pool_gib": pool,
         "pool_gib_unified": unified,
+        "pool_gib_all": [*pool, *unified],
         "speed": stated,
         "speed_with_bursts": speed,
     }
