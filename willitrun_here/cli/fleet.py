@@ -159,7 +159,7 @@ def plan(model: str, db: str, addresses: tuple[str, ...], as_json: bool, **asked
         context=asked["context"], concurrency=asked["users"], quant=asked["quant"], assume_idle=asked["assume_idle"]
     )
     answer = plan_together(
-        engine, open_model(model), request, planner=planner.plan, catalog_version=planner.catalog_version(),
+        engine, open_model(model), request, planner=planner.screen, catalog_version=planner.catalog_version(),
         clock=time.time, addresses=labels_of(addresses),
     )  # fmt: skip
     if as_json:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from willitrun_catalog.errors import CatalogError
 from willitrun_estimator.request import Request as Question
-from willitrun_here.fleet import auth, query
+from willitrun_here.fleet import auth, detail, query
 from willitrun_here.fleet.document import Enrolled, Enrolment, decode
 from willitrun_here.fleet.endpoint import Call, json_answer, problem
 from willitrun_here.fleet.errors import CloneError, DocumentError, FleetError
@@ -102,8 +102,8 @@ async def list_machines_csv(fleet: Fleet, call: Call) -> Response:
 
 async def get_machine(fleet: Fleet, call: Call) -> Response:
     """Describe one machine."""
-    detail = await read(fleet, query.machine_detail, _uuid(call.path["agent_id"]))
-    return problem(404, "not-found", "there is no machine of this id") if detail is None else json_answer(detail)
+    found = await read(fleet, detail.machine_detail, _uuid(call.path["agent_id"]))
+    return problem(404, "not-found", "there is no machine of this id") if found is None else json_answer(found)
 
 
 async def get_totals(fleet: Fleet, _call: Call) -> Response:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from willitrun_catalog.model import ModelSpec
+from willitrun_catalog.quant import ladder
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.plan import Answer
 from willitrun_estimator.request import Request
@@ -25,6 +26,10 @@ from willitrun_here.fleet.where import Planner
 from willitrun_probe.machine import Gpu, Machine
 
 Launcher = Literal["vllm", "vllm-on-ray", "llama.cpp-rpc"]
+MOST_RPC_GPUS = 15
+"""llama.cpp schedules over 16 back ends at most, the CPU among them (GGML_SCHED_MAX_BACKENDS)."""
+RPC_QUANT = "Q4_K_M"
+"""Planned for over RPC where none is asked for: searching every quantization over so many GPUs takes seconds each."""
 LARGEST_GROUP = 16
 """Machines in one group; beyond it pipeline bubbles and network faults make a scheduler's work of it."""
 
@@ -126,7 +131,10 @@ def rpc_group(nodes: Iterable[Node], spec: ModelSpec, request: Request, planner:
         if not helpers:
             continue
         joint = joined(head, [*helpers, head])
-        asked = replace(request, engine="llama.cpp", tensor_parallel=None, pipeline_parallel=None)
+        if len(joint.gpus) > MOST_RPC_GPUS:
+            break
+        quant = request.quant or (RPC_QUANT if RPC_QUANT in ladder(spec) else None)
+        asked = replace(request, engine="llama.cpp", quant=quant, tensor_parallel=None, pipeline_parallel=None)
         answer = _asked(planner, joint, spec, asked)
         if isinstance(answer, str):
             reason = f"llama.cpp over RPC on {count} machines: {answer}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from willitrun_here.fleet import api, pages
 from willitrun_here.fleet.cluster import ClusterPlan
+from willitrun_here.fleet.detail import MachineDetail
 from willitrun_here.fleet.document import Enrolled, Enrolment, Problem, Receipt, Report
 from willitrun_here.fleet.endpoint import Operation
-from willitrun_here.fleet.query import MachineDetail, MachineFilter, MachinePage, Totals
+from willitrun_here.fleet.query import MachineFilter, MachinePage, Totals
 from willitrun_here.fleet.where import Where
 
 _AGENT = {"type": "string", "format": "uuid"}

@@ -14,6 +14,7 @@ from starlette.responses import RedirectResponse, Response
 
 from willitrun_catalog.errors import CatalogError
 from willitrun_here.fleet import api, auth, query
+from willitrun_here.fleet.detail import MeasuredRow, machine_detail
 from willitrun_here.fleet.endpoint import Call, problem
 from willitrun_here.fleet.errors import DocumentError
 from willitrun_here.fleet.pictures import bars
@@ -79,7 +80,7 @@ async def show_machines(fleet: Fleet, call: Call) -> Response:
 
 async def show_machine(fleet: Fleet, call: Call) -> Response:
     """Show one machine: what it is, how its facts changed, what it measured against what was expected."""
-    detail = await api.read(fleet, query.machine_detail, call.path["agent_id"])
+    detail = await api.read(fleet, machine_detail, call.path["agent_id"])
     if detail is None:
         return render("message.html", status=404, title="No such machine", text="No machine has this id.")
     return render("machine.html", detail=detail, measured=[_against(run) for run in detail.measured])
@@ -240,7 +241,7 @@ def _given(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in fields if getattr(value, field.name) != field.default}
 
 
-def _against(run: query.MeasuredRow) -> dict[str, Any]:
+def _against(run: MeasuredRow) -> dict[str, Any]:
     """Hold a measured run against what was expected of it."""
     measured, expected = run.decode_tokens_per_s, run.expected_decode_tokens_per_s
     ratio = measured / expected if measured is not None and expected else None

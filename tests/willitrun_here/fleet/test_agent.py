@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import uuid
 from datetime import UTC, datetime
 
@@ -225,3 +227,13 @@ def test_labels_are_pairs():
     for wrong in ("site", "=x", "k=" + "x" * 300):
         with pytest.raises(FleetUsageError):
             labels_of((wrong,))
+
+
+def test_an_agent_needs_nothing_of_the_server():
+    code = (
+        "import sys, willitrun_here.cli.report, willitrun_here.fleet.agent, willitrun_here.fleet.send;"
+        "print([n for n in ('sqlalchemy','starlette','uvicorn','alembic','jinja2','prometheus_client','ray','rich',"
+        "'urllib.request') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

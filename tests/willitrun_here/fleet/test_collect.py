@@ -7,9 +7,10 @@ import pytest
 
 from willitrun_here.fleet.carry import documents, import_reports
 from willitrun_here.fleet.collect import Collected, collect_ray, collect_ssh, read_hosts, store_collected
+from willitrun_here.fleet.detail import machine_detail
 from willitrun_here.fleet.document import encode
 from willitrun_here.fleet.errors import FleetError, UnreachableError
-from willitrun_here.fleet.query import MachineFilter, list_machines, machine_detail
+from willitrun_here.fleet.query import MachineFilter, list_machines
 
 
 def names(engine, clock):

@@ -12,10 +12,11 @@ from sqlalchemy import delete, select
 
 from willitrun_here.fleet import tables
 from willitrun_here.fleet.database import writing
+from willitrun_here.fleet.detail import machine_detail
 from willitrun_here.fleet.document import MeasuredRun, decode, encode
 from willitrun_here.fleet.errors import CloneError, DocumentError
 from willitrun_here.fleet.ingest import Ingest, parcel
-from willitrun_here.fleet.query import MachineFilter, list_machines, machine_detail
+from willitrun_here.fleet.query import MachineFilter, list_machines
 from willitrun_here.fleet.writer import Writer
 
 START = 1_790_000_000.0
