@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from willitrun_estimator import cache
+from willitrun_estimator.placement import Settings
 
 if TYPE_CHECKING:
     from willitrun_estimator.device import Backend, Device

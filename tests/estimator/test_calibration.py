@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
+
 from willitrun_estimator.calibration import Corrections, Run, calibrate_interval, where_of
 from willitrun_estimator.interval import NO_SPREAD, Spread, interval, spread, time_interval, widest
 from willitrun_estimator.plan import Interval, Plan

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from willitrun_estimator.families import FAMILIES, family
 from willitrun_estimator.throughput.constants import shipped
 

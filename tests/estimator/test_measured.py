@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from willitrun_catalog import shipped
 from willitrun_estimator.measured import MOST_ROWS, measured_alike, rows, towards
 from willitrun_estimator.plan import Interval, MeasuredRow

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
+
 from willitrun_catalog.find import find_model
 from willitrun_estimator import throughput
 from willitrun_estimator.device import Device, Devices, Host
