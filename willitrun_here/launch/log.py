@@ -67,8 +67,10 @@ def gpu_number(device: str) -> int | None:
     return int(match[1] or 0)
 
 
-def compare(plan: Plan, reported: list[Buffer]) -> list[Compared]:
+def compare(plan: Plan, reported: list[Buffer], remote: tuple[str, ...] = ()) -> list[Compared]:
     """Hold the plan's buffers against the log's, per device and kind; host buffers of all names are one device.
+
+    `remote` are the addresses given to `--rpc`, in order.
 
     `CPU_Mapped` is the mapped range of the file and `CPU_REPACK` a second copy of part of it, so for host weights
     the mapped range alone is compared where there is one.
@@ -78,7 +80,9 @@ def compare(plan: Plan, reported: list[Buffer]) -> list[Compared]:
     for buffer in reported:
         if mapped and buffer.device == "CPU_REPACK":
             continue
-        key = (gpu_number(buffer.device), buffer.kind)
+        # Remote devices count from 0 on every server, so it is the server's address that tells them apart.
+        servers = [number for number, address in enumerate(remote) if f"[{address}]" in buffer.device]
+        key = (servers[0] if servers else gpu_number(buffer.device), buffer.kind)
         actual[key] = actual.get(key, 0) + buffer.bytes
     rows = []
     for number, use in enumerate(plan.devices):

@@ -166,13 +166,20 @@ def measured(server: Server, target: Target, result: Answer, ready_s: float, att
     prefill = speed.prefill_tokens_per_s.expected if speed and speed.prefill_tokens_per_s else None
     return Comparison(
         load_s=ready_s,
-        buffers=tuple(log.compare(target.plan, log.buffers(list(server.lines)))),
+        buffers=tuple(log.compare(target.plan, log.buffers(list(server.lines)), remote_addresses(target))),
         planned_decode_tokens_per_s=decode,
         planned_prefill_tokens_per_s=prefill,
         probe=probe,
         gpu_free_bytes=free_now(target),
         tries=attempt,
     )
+
+
+def remote_addresses(target: Target) -> tuple[str, ...]:
+    """Return the servers of remote devices among the engine's own arguments."""
+    if "--rpc" not in target.extra:
+        return ()
+    return tuple(target.extra[target.extra.index("--rpc") + 1].split(","))
 
 
 def free_now(target: Target) -> tuple[int | None, ...]:
