@@ -123,7 +123,7 @@ def line(name: str, bar: str, results: list[Result]) -> str:
     )
 
 
-HEAD = "| rows | n | median | p90 | bar (%) | predicted / measured | in the interval |\n| --- | --- | --- | --- | --- | --- | --- |"
+HEAD = "| rows | n | median | p90 | bar (%) | predicted / measured | in the interval |\n" + "| --- " * 7 + "|"
 
 
 def table(results: list[Result]) -> str:
@@ -151,23 +151,25 @@ def plot(results: list[Result]) -> str:
         return size * (min(max(math.log10(value), low), high) - low) / (high - low)
 
     colours = {"gpu": "#1f77b4", "offload": "#d62728", "host": "#2ca02c"}
-    parts = [
+    head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * size + 3 * gap}" height="{size + 2 * gap}" '
         'font-family="sans-serif" font-size="12">'
-    ]
+    )
+    parts = [head]
     for place, (test, word) in enumerate((("tg", "decode"), ("pp", "prefill"))):
         left = gap + place * (size + gap)
         parts.append(
             f'<g transform="translate({left},{gap})"><rect width="{size}" height="{size}" fill="none" stroke="#888"/>'
         )
-        parts.append(f'<line x1="0" y1="{size}" x2="{size}" y2="0" stroke="#888"/><text x="4" y="-8">{word}: measured tokens/s '
-                     "against predicted</text>")  # fmt: skip
+        parts.append(f'<line x1="0" y1="{size}" x2="{size}" y2="0" stroke="#888"/><text x="4" y="-8">{word}: measured '
+                     "against predicted tokens/s</text>")  # fmt: skip
         for power in range(5):
             x = at(10**power)
             parts.append(f'<text x="{x:.0f}" y="{size + 16}" text-anchor="middle">{10**power}</text>')
             parts.append(f'<text x="-4" y="{size - x:.0f}" text-anchor="end">{10**power}</text>')
         parts += [
-            f'<circle cx="{at(r.predicted):.1f}" cy="{size - at(r.case.tok_s):.1f}" r="1.8" fill="{colours[r.case.where]}" '
+            f'<circle cx="{at(r.predicted):.1f}" cy="{size - at(r.case.tok_s):.1f}" r="1.8" '
+            f'fill="{colours[r.case.where]}" '
             'fill-opacity="0.5"/>'
             for r in results
             if r.case.test == test
@@ -214,9 +216,11 @@ def main(arguments: list[str]) -> int:
         current = [found for one in rows if (found := asked(one, era=False)) is not None]
         asks = [found for one in rows if (found := asked(one)) is not None]
         REPORT.write_text(
-            "# Accuracy of the speed model\n\nWritten by `python benchmarks/accuracy.py speed --write`; what the rows are and "
+            "# Accuracy of the speed model\n\n"
+            "Written by `python benchmarks/accuracy.py speed --write`; what the rows are and "
             "which are left out is in [speed.md](speed.md).\n\n![predicted against measured](accuracy-speed.svg)\n\n"
-            "## Each row predicted without its GPU model\n\nRows that use the host are predicted with the shipped constants.\n\n"
+            "## Each row predicted without its GPU model\n\n"
+            "Rows that use the host are predicted with the shipped constants.\n\n"
             f"{table(results)}\n\n## The shipped constants\n\n{table(asks)}\n\n"
             f"## The same without knowing the age of the build\n\n{table(current)}\n\n"
             f"## With the rows that are not fitted\n\n{table(kept)}\n"

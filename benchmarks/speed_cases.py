@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import functools
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
+
 from willitrun_catalog import shipped
 from willitrun_catalog.datasheet import Datasheet
 from willitrun_catalog.errors import CatalogError
@@ -136,7 +138,7 @@ def profile(model: str, quant: str) -> WeightProfile | None:
 def split_of(units: int, gpus: int) -> tuple[int, ...]:
     """Share units evenly over equal GPUs, as llama.cpp does."""
     cuts = [round(units * part / gpus) for part in range(gpus + 1)]
-    return tuple(after - before for before, after in zip(cuts, cuts[1:], strict=False))
+    return tuple(after - before for before, after in pairwise(cuts))
 
 
 def case(row: dict[str, str]) -> Case | None:

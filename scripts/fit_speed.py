@@ -2,7 +2,7 @@
 
     python scripts/fit_speed.py [--check] [--out FILE] [--date YYYY-MM-DD]
 
-Needs NumPy. The rows are `data/measured_speeds.csv` without those that carry a reason in `skip`. Spreads of the intervals
+Needs NumPy. The rows are `data/measured_speeds.csv` without those that carry a reason in `skip`. Spreads of intervals
 come from predictions with the row's own GPU (or host) left out. `--check` only tells whether the file would change.
 """
 
@@ -22,7 +22,19 @@ from speed_features import (
     rounded,
     typical,
 )
-from speed_fit import DECODE_PRIOR, KIN, PREFILL_KIN, PREFILL_PRIOR, Array, Fit, Model, Table, decode_time, leave_out, prefill_time
+from speed_fit import (
+    DECODE_PRIOR,
+    KIN,
+    PREFILL_KIN,
+    PREFILL_PRIOR,
+    Array,
+    Fit,
+    Model,
+    Table,
+    decode_time,
+    leave_out,
+    prefill_time,
+)
 from speed_host import fit_host, host_residuals
 
 from benchmarks.speed_cases import ROOT, Case, cases

@@ -28,7 +28,33 @@ from benchmarks.speed_cases import case  # noqa: E402 scripts are not installed
 
 NAMES = json.loads((Path(__file__).parent / "speed_names.json").read_text())
 OUT = ROOT / "estimator/willitrun_estimator/data/measured_speeds.csv"
-COLUMNS = ["gpu", "gpus", "backend", "engine", "model", "quant", "kv", "flash", "gpu_layers", "cpu_moe", "op_offload", "ubatch", "slots", "host", "threads", "bandwidth_gbs", "basis", "flags", "test", "tokens", "depth", "tok_s", "date", "source", "skip"]
+COLUMNS = [
+    "gpu",
+    "gpus",
+    "backend",
+    "engine",
+    "model",
+    "quant",
+    "kv",
+    "flash",
+    "gpu_layers",
+    "cpu_moe",
+    "op_offload",
+    "ubatch",
+    "slots",
+    "host",
+    "threads",
+    "bandwidth_gbs",
+    "basis",
+    "flags",
+    "test",
+    "tokens",
+    "depth",
+    "tok_s",
+    "date",
+    "source",
+    "skip",
+]
 ENGINES = ("llama.cpp", "ollama", "ik_llama.cpp")
 GIB = 1024**3
 VULKAN_SHARE = 0.93

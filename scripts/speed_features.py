@@ -20,7 +20,9 @@ from willitrun_estimator.throughput.model import SpeedModel
 from willitrun_estimator.throughput.rates import type_class
 
 CLASSES = ("Q4_0", "Q8_0", "half", "K", "FP4", "IQ")
-TENSOR_FAMILIES = frozenset(["turing", "a100", "ampere", "ada", "hopper", "blackwell", "blackwell-dc", "cdna", "cdna3", "rdna4", "xe", "xe2"])
+TENSOR_FAMILIES = frozenset(
+    ["turing", "a100", "ampere", "ada", "hopper", "blackwell", "blackwell-dc", "cdna", "cdna3", "rdna4", "xe", "xe2"]
+)
 """Families whose speed follows the matrix rate of their data sheets; the others are nearer to their FP32 rate."""
 
 DECODE_FIELDS = (
@@ -106,7 +108,7 @@ def typical(rows: list[Case]) -> dict[str, Family]:
     """Return families without costs: ratios of rates from the data sheets of their GPUs, and how many there are."""
     zero = {"decode": _NO_DECODE, "prefill": _NO_PREFILL}
     found = {}
-    for name in sorted({one.family for one in rows if one.family != "cpu"}) + ["unknown"]:
+    for name in (*sorted({one.family for one in rows if one.family != "cpu"}), "unknown"):
         devices = {
             one.gpu: one.devices.gpus[0] for one in rows if one.devices.gpus and name in {one.family, "unknown"}
         }.values()

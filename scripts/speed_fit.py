@@ -182,7 +182,7 @@ class Fit:
         return x[:count], x[count : count + self.formats], x[count + self.formats :].reshape(len(self.local), -1)
 
     def theta(self, x: Array, family: NDArray[np.int64] | int | None, kin: str | None = None) -> Theta:
-        """Return the parameters as rows of given families see them; with None as a GPU of that kin, or of none, does."""
+        """Return the parameters as rows of given families see them; with None as a GPU of that kin, or none, does."""
         centres, formats, deviations = self.split(x)
         found: Theta = {}
         for at, name in enumerate(self.names):

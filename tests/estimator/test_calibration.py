@@ -34,7 +34,7 @@ ASKED = {
 def test_the_same_run_is_the_answer():
     found = calibrate_interval(BEFORE, Corrections(runs=(RUN,)), **ASKED)
     assert (found.expected, found.basis) == (80.0, "measured-here")
-    assert found.low == pytest.approx(76) and found.high == pytest.approx(84)
+    assert (found.low, found.high) == (pytest.approx(76), pytest.approx(84))
 
 
 def test_ollama_runs_what_llama_cpp_runs():
@@ -72,9 +72,9 @@ def test_a_corrected_interval_holds_its_expectation(predicted, measured, count):
 
 def plan(**changes):
     base = Plan(
-        engine="llama.cpp", quant="Q4_K_M", context_tokens=1, kv_type="f16", flash_attention=True, gpu_layers=33, layers=32,
-        cpu_moe_layers=0, tensor_split=(), ubatch=512, batch=2048, threads=4, parallel=1, file_bytes=1, devices=(),
-        memory_bytes=1, offloaded_fraction=0.0,
+        engine="llama.cpp", quant="Q4_K_M", context_tokens=1, kv_type="f16", flash_attention=True, gpu_layers=33,
+        layers=32, cpu_moe_layers=0, tensor_split=(), ubatch=512, batch=2048, threads=4, parallel=1, file_bytes=1,
+        devices=(), memory_bytes=1, offloaded_fraction=0.0,
     )  # fmt: skip
     return structs.replace(base, **changes)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,7 +65,7 @@ def box(*gpus, **changes):
 def everything(weights, gpus=1):
     units = weights.spec.block_count + 1
     cuts = [round(units * part / gpus) for part in range(gpus + 1)]
-    return Placement(gpu_layers=units, split=tuple(b - a for a, b in zip(cuts, cuts[1:], strict=False)))
+    return Placement(gpu_layers=units, split=tuple(b - a for a, b in pairwise(cuts)))
 
 
 placements = st.builds(

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 from msgspec import structs
+
 from willitrun_estimator.calibration import Corrections, Run
 from willitrun_here import calibrate as store
-from willitrun_here.cli.calibrate import lines_of
+from willitrun_here.cli.calibrate import calibrate, lines_of
 from willitrun_probe.machine import Cpu, Disk, Machine, Memory
 
 MACHINE = Machine(
@@ -173,8 +174,6 @@ def test_what_is_known_is_said():
 
 
 def test_the_command_measures_shows_and_forgets(monkeypatch, tmp_path):
-    from willitrun_here.cli.calibrate import calibrate
-
     monkeypatch.setenv("WILLITRUN_STATE", str(tmp_path))
     monkeypatch.setattr(store, "WINDOW_S", 0.1)
     monkeypatch.setattr("willitrun_probe.collect.here", lambda timeout_s: MACHINE)
