@@ -117,7 +117,7 @@ def checked_sections(sections: Any) -> frozenset[Section]:
     unknown = [name for name in sections if name not in SECTIONS and name not in always]
     if unknown:
         raise UsageError(f"unknown section {unknown[0]!r}", f"Known: {', '.join(sorted(SECTIONS))}.")
-    return frozenset(name for name in sections if name in SECTIONS)  # type: ignore[misc]
+    return frozenset(name for name in sections if name in SECTIONS)
 
 
 def to_request(asked: dict[str, Any]) -> Request:

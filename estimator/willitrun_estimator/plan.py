@@ -314,7 +314,7 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=False):
     """Everything there is to say about one model on one machine."""
 
     schema: str = SCHEMA
-    id: str | int | None | UnsetType = UNSET
+    id: str | int | UnsetType | None = UNSET
     model: ModelFacts
     machine: MachineFacts
     plan: Plan | None

@@ -19,7 +19,7 @@ from willitrun_estimator.plan import DeviceUse
 
 F32 = 4
 PIPELINE_COPIES = 4
-"""Copies of every input that llama.cpp keeps when it pipelines over several GPUs (ggml-backend.cpp, GGML_SCHED_MAX_COPIES)."""
+"""Copies of every input when llama.cpp pipelines over several GPUs (ggml-backend.cpp, GGML_SCHED_MAX_COPIES)."""
 QUANTIZED = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"})
 ROUNDING = 1 << 20
 """Alignment and small inputs, per device."""

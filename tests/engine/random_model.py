@@ -6,10 +6,9 @@ import os
 import struct
 from pathlib import Path
 
+from tests.catalog.readers import gguf_writer
 from willitrun_catalog.model import Attention, Dense, Layer, ModelSpec, Moe
 from willitrun_estimator.tensors import tensors
-
-from tests.catalog.readers import gguf_writer
 
 VOCABULARY = 512
 BLOCK = struct.pack("<e", 0.002)
