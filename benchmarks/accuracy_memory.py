@@ -116,7 +116,7 @@ def machine(gpus: int) -> Devices:
         multiprocessors=82,
     )
     host = Host(ram_total_bytes=1 << 40, ram_available_bytes=1 << 40, bandwidth_bytes_per_s=None, threads=8)
-    return Devices(name="rig", gpus=(gpu,) * gpus, host=host)
+    return Devices(name="measured", gpus=(gpu,) * gpus, host=host)
 
 
 def differences(cases: Iterable[Case]) -> Iterator[Difference]:
@@ -171,8 +171,10 @@ def read_loads(path: Path = LOADS) -> Iterator[Load]:
             spec = model(row["model"])
             weights = weight_profile(spec, row["quant"])
             gpus = int(row["gpus"])
-            rig = machine(gpus)
-            rig = structs.replace(rig, gpus=tuple(structs.replace(g, backend=row["backend"]) for g in rig.gpus))
+            planned = machine(gpus)
+            planned = structs.replace(
+                planned, gpus=tuple(structs.replace(g, backend=row["backend"]) for g in planned.gpus)
+            )
             settings = Settings(
                 context_tokens=int(row["context_tokens"]),
                 kv_type_k=row["kv_type"],
@@ -186,7 +188,7 @@ def read_loads(path: Path = LOADS) -> Iterator[Load]:
             first = -(-units // gpus)
             placement = Placement(gpu_layers=units, split=(first, *([units - first] if gpus > 1 else [])))
             build = build_of(int(row["build"]) if row["build"] else None)
-            use = MemoryModel(weights, rig, settings, build).uses(placement, settings.context_tokens)[0]
+            use = MemoryModel(weights, planned, settings, build).uses(placement, settings.context_tokens)[0]
             cached = use.kv_cache_bytes + use.recurrent_bytes
             predicted = {
                 "weights": use.weights_bytes / MIB,
