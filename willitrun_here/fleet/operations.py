@@ -63,6 +63,7 @@ _PAGES = (
     ("GET", "/", "page_machines", "The table of machines.", pages.show_machines, pages.PageFilter),
     ("GET", "/machines/{agent_id}", "page_machine", "One machine.", pages.show_machine, None),
     ("GET", "/ask", "page_ask", "Which machines run a model.", pages.show_ask, pages.PageAsk),
+    ("GET", "/plan", "page_plan", "A model over several machines.", pages.show_plan, pages.PageAsk),
     ("GET", "/totals", "page_totals", "The fleet in pictures.", pages.show_totals, None),
 )
 _OPEN_PAGES = (

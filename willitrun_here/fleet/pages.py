@@ -103,7 +103,19 @@ async def show_ask(fleet: Fleet, call: Call) -> Response:
         mistake=mistake,
         shown=ROWS_SHOWN,
         names=sorted(fleet.model_names()),
+        together_link=_link("/plan", asked),
     )
+
+
+async def show_plan(fleet: Fleet, call: Call) -> Response:
+    """Show the groups of machines that run a model together, with the commands of every node."""
+    asked: PageAsk = call.query
+    answer, mistake = None, None
+    try:
+        answer = await run_in_threadpool(api.ask_together, fleet, _question(asked))
+    except (DocumentError, CatalogError) as error:
+        mistake = f"{error.message} {error.advice}".strip()
+    return render("plan.html", status=400 if mistake else 200, asked=asked, answer=answer, mistake=mistake)
 
 
 async def show_totals(fleet: Fleet, _call: Call) -> Response:
@@ -231,7 +243,7 @@ def _sorting(asked: PageFilter, name: str) -> tuple[str, str]:
     return _link("/", asked, sort=name, after=""), "descending" if asked.sort == f"-{name}" else "none"
 
 
-def _link(path: str, asked: PageFilter, **changes: Any) -> str:
+def _link(path: str, asked: Struct, **changes: Any) -> str:
     return f"{path}?{urlencode(_given(msgspec.structs.replace(asked, **changes)))}"
 
 

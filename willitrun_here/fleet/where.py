@@ -214,7 +214,7 @@ def _rows(connection: Connection, now: float) -> list[Row]:
         select(
             columns.agent_id, columns.name, columns.shape_key, columns.free, columns.received_at, columns.gpu_models
         ).where(columns.received_at >= now - GONE_S)
-    )
+    ).all()
     decoder = msgspec.json.Decoder(tuple[int | None, ...])
     return [
         Row(agent_id, name, shape, decoder.decode(free) if free is not None else (), received_at, gpus)

@@ -262,7 +262,14 @@ def test_names_from_machines_are_text_on_every_page(server, make_report, make_ma
     report = make_report(make_machine(HOSTILE, model=HOSTILE), 1, labels={HOSTILE: HOSTILE})
     assert server.put(report, server.secret())[0] == 200
     read = server.read_token()
-    for path in ("/", f"/machines/{AGENT}", "/ask?model=toy-8b", f"/ask?model={'%3Cscript%3E'}", "/totals"):
+    for path in (
+        "/",
+        f"/machines/{AGENT}",
+        "/ask?model=toy-8b",
+        "/plan?model=toy-8b",
+        f"/ask?model={'%3Cscript%3E'}",
+        "/totals",
+    ):
         _, _, body = server.call("GET", path, token=read)
         text = body.decode()
         assert "<script>alert" not in text and "<script>" not in re.sub(r'<script src="/static', "", text), path  # noqa: PT018
@@ -283,3 +290,17 @@ def test_the_openapi_document_names_every_operation_for_programs(server):
     put = document["paths"]["/api/v1/agents/{agent_id}/reports/{sequence}"]["put"]
     assert put["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Report"}
     assert {"200", "400", "401", "409", "413", "429"} <= put["responses"].keys()
+
+
+def test_the_page_of_groups_shows_every_command(server, make_report, make_machine):
+    for number in (1, 2):
+        agent = uuid.UUID(int=number)
+        secret = server.secret(agent=agent)
+        assert server.put(make_report(make_machine(f"n{number}", total=8), 1, agent=agent), secret)[0] == 200
+    read = server.read_token()
+    status, _, body = server.call("GET", "/plan?model=toy-8b", token=read)
+    text = body.decode()
+    assert status == 200
+    assert "ggml-rpc-server -H n2 -p 50052 -c" in text
+    assert "--nnodes 2 --node-rank 1 --master-addr n1 --headless" in text
+    assert server.call("GET", "/plan?model=nosuch", token=read)[0] == 400
