@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from benchmarks.accuracy_speed import asked, quantile
 from benchmarks.speed_cases import cases
 

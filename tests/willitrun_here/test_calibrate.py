@@ -147,10 +147,12 @@ def script(path, text):
 
 
 def test_llama_bench_is_read(tmp_path):
-    program = script(
-        tmp_path / "llama-bench",
-        """echo '[{"n_gen": 0, "avg_ts": 100.5}, {"n_gen": 32, "avg_ts": 20, "samples_ts": [15, 25.5]}, {"n_gen": 32, "avg_ts": null}]'""",
+    rows = (
+        '{"n_gen": 0, "avg_ts": 100.5}',
+        '{"n_gen": 32, "avg_ts": 20, "samples_ts": [15, 25.5]}',
+        '{"n_gen": 32, "avg_ts": null}',
     )
+    program = script(tmp_path / "llama-bench", f"echo '[{', '.join(rows)}]'")
     assert store.bench(program, tmp_path / "m.gguf", gpu_layers=0, threads=2) == {"prefill": 100.5, "decode": 25.5}
     arguments = script(tmp_path / "arguments", f"""echo "$@" > {tmp_path}/said; echo '[]'""")
     assert store.bench(arguments, tmp_path / "m.gguf", gpu_layers=7, threads=2, cpu_moe_layers=3) == {}
