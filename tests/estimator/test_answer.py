@@ -1,0 +1,159 @@
+"""The whole answer on described machines: what fits, what is said, and that the parts agree."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+from willitrun_catalog.find import find_model
+from willitrun_estimator.answer import answer_on
+from willitrun_estimator.device import Device, Devices, Host
+from willitrun_estimator.errors import EstimatorError
+from willitrun_estimator.hardware import devices
+from willitrun_estimator.plan import Answer
+from willitrun_estimator.request import Request
+from willitrun_here.ask import sheet_of
+from willitrun_here.machines import open_machine
+
+GIB = 1 << 30
+PLAN = frozenset({"plan", "speed", "context", "exact"})
+
+
+def on(words: str, request: Request = Request()) -> Devices:  # noqa: B008 - a frozen value
+    return devices(open_machine(words), request, sheet_of)
+
+
+def asked(model: str, words: str, **options: object) -> Answer:
+    request = Request(**options)  # type: ignore[arg-type]
+    return answer_on(on(words, request), find_model(model).spec, request, sections=PLAN)
+
+
+def test_a_model_that_fits_is_wholly_on_the_gpu() -> None:
+    result = asked("llama-3.1-8b", "RTX 3090, 64 GiB RAM", quant="Q4_K_M", context=8192, kv_type="f16")
+    plan = result.plan
+    assert plan is not None
+    assert (plan.gpu_layers, plan.layers, plan.cpu_moe_layers, plan.offloaded_fraction) == (33, 32, 0, 0.0)
+    gpu, host = plan.devices
+    assert gpu.kv_cache_bytes == GIB  # 32 layers x 8192 cells x 2 x 8 heads x 128 x 2 bytes
+    assert host.kv_cache_bytes == 0
+    assert result.fit.status == "comfortable"
+    assert 60 < result.speed.decode_tokens_per_s.expected < 200  # type: ignore[union-attr]
+
+
+def test_experts_go_to_ram_before_whole_layers_do() -> None:
+    result = asked("qwen3-30b-a3b", "RTX 3060, 64 GiB RAM", quant="Q4_K_M", context=8192)
+    plan = result.plan
+    assert plan is not None
+    assert plan.gpu_layers == plan.layers + 1
+    assert 0 < plan.cpu_moe_layers < plan.layers
+    assert result.fit.status == "offload"
+
+
+def test_two_cards_share_a_model_that_one_cannot_hold() -> None:
+    result = asked("llama-3.3-70b", "2x RTX 3090, 64 GiB RAM", quant="Q4_K_M", context=8192)
+    plan = result.plan
+    assert plan is not None
+    assert len(plan.tensor_split) == 2
+    assert sum(plan.tensor_split) == plan.gpu_layers == 81
+    for use in plan.devices[:2]:
+        assert 0 < use.total_bytes <= use.free_bytes
+
+
+def test_a_fixed_number_of_layers_stays_fixed() -> None:
+    plan = asked("llama-3.1-8b", "RTX 3090, 64 GiB RAM", quant="Q4_K_M", gpu_layers=10, context=4096).plan
+    assert plan is not None
+    assert plan.gpu_layers == 10
+    assert plan.offloaded_fraction == pytest.approx(0.7, abs=0.1)
+
+
+def test_an_impossible_fix_is_refused_with_the_two_numbers() -> None:
+    result = asked("llama-3.3-70b", "RTX 3060, 64 GiB RAM", quant="Q8_0", gpu_layers="all", context=4096)
+    assert result.fit.status == "too-large"
+    assert "would need" in result.fit.message
+    assert "can be used" in result.fit.message
+    assert result.fit.headroom_bytes < 0
+
+
+def test_weights_beyond_vram_and_ram_are_paged() -> None:
+    result = asked("deepseek-v3", "RTX 3060, 16 GiB RAM", quant="Q4_K_M", context=4096)
+    assert result.fit.status == "paging"
+    assert result.plan is not None
+
+
+def test_a_gguf_quantization_is_not_asked_of_vllm_formats() -> None:
+    with pytest.raises(EstimatorError, match="checkpoint format"):
+        asked("llama-3.1-8b", "RTX 3090", quant="AWQ", engine="llama.cpp")
+
+
+def test_a_context_beyond_the_models_own_is_refused() -> None:
+    with pytest.raises(EstimatorError, match="min-context"):
+        asked("llama-3.1-8b", "RTX 3090", min_context=1_000_000)
+
+
+def test_a_margin_like_llama_cpps_leaves_that_much_free() -> None:
+    free = 24 * GIB
+    result = asked("llama-3.1-8b", "RTX 3090, 64 GiB RAM", quant="Q8_0", context=131072, margin_bytes=GIB)
+    gpu = result.plan.devices[0]  # type: ignore[union-attr]
+    assert gpu.total_bytes - gpu.runtime_bytes <= free - GIB
+
+
+def test_devices_add_up_to_the_memory_of_the_plan() -> None:
+    plan = asked("kimi-linear", "NVIDIA A100 40GB").plan
+    assert plan is not None
+    assert plan.memory_bytes == sum(use.total_bytes for use in plan.devices)
+    for use in plan.devices:
+        named = use.weights_bytes + use.kv_cache_bytes + use.recurrent_bytes + use.compute_bytes
+        assert use.total_bytes == named + use.output_bytes + use.runtime_bytes
+
+
+def test_every_key_of_a_full_answer_is_filled() -> None:
+    request = Request()
+    result = answer_on(on("AMD Instinct MI100 32GB", request), find_model("kimi-linear").spec, request)
+    assert result.fit.status == "offload"
+    assert {row.workload for row in result.workloads} == {"chat", "coding", "agentic", "reasoning", "rag"}
+    assert [row.mode for row in result.modes] == ["balanced", "interactive", "light-api", "scale-out"]
+    assert sum(row.best for row in result.quants) == 1
+    assert result.tags is not None
+    assert result.tags.bottleneck.value == "Capacity"
+    assert {limit.code for limit in result.limits} >= {"offload"}
+    assert result.runner_up is not None
+    assert result.runner_up.score <= result.score + 0.5
+    assert result.serving is not None
+    assert list(result.serving.concurrency) == sorted(result.serving.concurrency)
+    assert result.improvements == tuple(sorted(result.improvements, key=lambda one: -one.gain))
+    assert result.context.safe_tokens >= result.plan.context_tokens  # type: ignore[union-attr]
+
+
+def test_memory_held_by_others_is_named_as_the_thing_to_free() -> None:
+    request = Request()
+    result = answer_on(on("RTX 3090 (8 GiB free), 32 GiB RAM", request), find_model("qwen3-14b").spec, request)
+    assert "close-programs" in {one.code for one in result.improvements}
+
+
+def card(free: int, bandwidth: float) -> Device:
+    return Device(
+        name="card", backend="cuda", family="ampere", memory_total_bytes=24 * GIB, memory_free_bytes=free,
+        bandwidth_bytes_per_s=bandwidth, flops_per_s=7e13, int8_ops_per_s=2.8e14, multiprocessors=82,
+        link_bytes_per_s=2e10, compute_capability="8.6",
+    )  # fmt: skip
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(2, 23), st.integers(1, 8), st.sampled_from(["llama-3.1-8b", "qwen3-30b-a3b", "gemma-3-12b"]))
+def test_more_free_memory_never_scores_lower_and_no_plan_exceeds_it(free: int, more: int, model: str) -> None:
+    host = Host(
+        ram_total_bytes=64 * GIB,
+        ram_available_bytes=64 * GIB,
+        bandwidth_bytes_per_s=4e10,
+        bandwidth_basis="given",
+        threads=8,
+    )
+    less = Devices(name="x", gpus=(card(free * GIB, 9e11),), host=host)
+    bigger = structs.replace(less, gpus=(card(min(24, free + more) * GIB, 9e11),))
+    spec, request = find_model(model).spec, Request(quant="Q4_K_M")
+    before = answer_on(less, spec, request, sections=PLAN)
+    after = answer_on(bigger, spec, request, sections=PLAN)
+    assert after.score >= before.score - 1
+    assert before.plan is not None
+    assert before.plan.devices[0].total_bytes <= free * GIB
