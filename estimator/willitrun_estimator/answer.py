@@ -187,12 +187,11 @@ def winner(
     With `exact`, the best one holds by the exact memory model too.
     """
     ranked = rank(per_quant)
-    while exact and ranked:
+    sure: list[Found] = []
+    while exact and ranked and not any(ranked[0] is one for one in sure):
         quant = ranked[0].quant
-        verified = question.verified(per_quant[quant])
-        if verified is per_quant[quant]:
-            break
-        per_quant[quant] = verified
+        per_quant[quant] = question.verified(per_quant[quant])
+        sure += per_quant[quant][:1]
         ranked = rank(per_quant)
     if not ranked:
         paged = [one for quant in quants for one in question.search_paging(quant)]

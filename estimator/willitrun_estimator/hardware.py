@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from msgspec import structs
 
@@ -27,6 +27,10 @@ LINK_EFFICIENCY = 0.8
 """Pinned copies reach about four fifths of the link (bandwidthTest figures of PCIe 3.0 and 4.0 x16 cards)."""
 
 
+ASSUMED_DISK_BYTES_PER_S = 0.5e9
+"""What a SATA SSD reads in sequence: 6 Gbit/s less 8b/10b coding and protocol (Serial ATA specification 3.0)."""
+
+
 FindDatasheet = Callable[[Gpu], Datasheet | None]
 """Looks a probed GPU up by PCI id, then by name and memory."""
 
@@ -41,9 +45,16 @@ def devices(machine: Machine, request: Request, find: FindDatasheet) -> Devices:
     backend = chosen_backend(usable, request.backend)
     gpus = [] if backend == "cpu" else [gpu for gpu in usable if backend in BACKENDS[gpu.vendor]]
     discrete = [gpu for gpu in gpus if gpu.kind != "integrated"]
-    planned = [device(gpu, backend, find(gpu), request) for gpu in (discrete or gpus)]
-    kept = tuple(one for one in planned if one is not None)
-    return Devices(name=machine.name, gpus=kept, host=host(machine))
+    merged = (device(gpu, backend, find(gpu), request) for gpu in (discrete or gpus))
+    kept = [one for one in merged if one is not None]
+    if any(gpu.kind == "mig" for gpu in discrete or gpus):
+        kept = largest_free(kept)
+    return Devices(name=machine.name, gpus=tuple(kept), host=host(machine))
+
+
+def largest_free(planned: Iterable[Device]) -> list[Device]:
+    """Keep the device with most free memory: a CUDA process gets one MIG instance (NVIDIA MIG user guide, CUDA)."""
+    return sorted(planned, key=lambda one: -one.memory_free_bytes)[:1]
 
 
 def chosen_backend(usable: list[Gpu], asked: str | None) -> Backend:
@@ -90,6 +101,7 @@ def device(gpu: Gpu, backend: Backend, sheet: Datasheet | None, request: Request
         memory_free_bytes=free,
         bandwidth_bytes_per_s=bandwidth(gpu, sheet),
         flops_per_s=sheet.fp16_flops_per_s if sheet else None,
+        fp32_flops_per_s=sheet.fp32_flops_per_s if sheet else None,
         int8_ops_per_s=sheet.int8_ops_per_s if sheet else None,
         multiprocessors=gpu.multiprocessors if gpu.multiprocessors is not None else multiprocessors(sheet),
         link_bytes_per_s=link(gpu, sheet),
@@ -166,7 +178,8 @@ def host(machine: Machine) -> Host:
         threads=cpu.usable_threads or 1,
         cpu_name=cpu.name,
         flags=cpu.flags,
-        disk_read_bytes_per_s=max(reads, default=None),
+        disk_read_bytes_per_s=max(reads, default=ASSUMED_DISK_BYTES_PER_S),
+        disk_basis="measured" if reads else "assumed",
     )
 
 

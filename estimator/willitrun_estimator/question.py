@@ -8,8 +8,9 @@ from msgspec import structs
 
 from willitrun_catalog.model import Mla, ModelSpec
 from willitrun_catalog.quality import UNKNOWN_DIVERGENCE, QuantQuality, quality
-from willitrun_estimator import overhead, throughput
+from willitrun_estimator import throughput
 from willitrun_estimator.calibration import Corrections
+from willitrun_estimator.compute.build import build_of
 from willitrun_estimator.device import Device, Devices
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.footprint import MemoryModel
@@ -31,6 +32,8 @@ HOST_RESERVE_BYTES = 512 * MIB
 
 MOST_REPEATS = 6
 """Searches after which the best plan is taken as it is: each one corrects at least one setup."""
+ROOM_BYTES = 4 * MIB
+"""How much the quick look may ask for in vain before a partial layout is searched again."""
 EXACT_STEPS = 3
 """Corrections after which a safe context is taken as it is: buffers are linear in the context, so one is enough but for
 the kink where another phase becomes the largest."""
@@ -40,6 +43,8 @@ UNLIMITED_RATE = 1e9
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
 KV_TYPES = ("f16", "q8_0", "q4_0")
 UBATCHES = (512, 1024, 2048)
+OLLAMA_UBATCHES = (512,)
+"""`num_batch` of ollama's `DefaultOptions` (api/types.go)."""
 MOST_SUBSETS = 4
 """Up to this many unlike GPUs every subset is tried; beyond, the GPUs with most free memory first."""
 
@@ -57,11 +62,13 @@ class LlamaSetup:
         purpose: Purpose,
     ) -> None:
         self.weights, self.devices, self.settings = weights, devices, settings
-        self.memory = MemoryModel(weights, devices, settings)
+        self.memory = MemoryModel(weights, devices, settings, build_of(build_number(request)))
         self.needs = QuickMemory(self.memory)
         self.blocks = weights.spec.block_count
         self.experts_end = max((i + 1 for i, layer in enumerate(weights.layers) if layer.expert_bytes), default=0)
-        self.budgets = tuple(gpu_budget(gpu, request) for gpu in devices.gpus)
+        self.budgets = tuple(
+            gpu_budget(gpu, request, runtime) for gpu, runtime in zip(devices.gpus, self.needs.runtime, strict=True)
+        )
         self.host_budget = devices.host.ram_available_bytes - HOST_RESERVE_BYTES
         self.whole_split = (self.blocks + 1,) + (0,) * (len(devices.gpus) - 1)
         self.alike = len({(gpu.family, gpu.bandwidth_bytes_per_s, gpu.flops_per_s) for gpu in devices.gpus}) <= 1
@@ -88,11 +95,17 @@ class LlamaSetup:
             needed += sum(use for use, gpu in zip(used_bytes, self.devices.gpus, strict=False) if gpu.unified)
         return needed - self.host_budget
 
-    def verified(self, found: Found) -> bool:
-        """Hold a found plan against the exact memory model; what is off is corrected in further looks."""
+    def verified(self, found: Found) -> tuple[bool, bool]:
+        """Hold a found plan against the exact memory model; what is off is corrected in further looks.
+
+        Return whether it holds, and whether the quick look asked for so much too much that more might fit.
+        """
+        quick = self.needs.per_device_bytes(found.placement, found.context_tokens)
         exact = self.needs.correct(found.placement, found.context_tokens)
         within = all(use <= budget for use, budget in zip(exact, self.budgets, strict=False))
-        return within and (found.short_bytes > 0 or self.host_short(exact) <= 0)
+        whole = found.placement.gpu_layers > self.blocks and not found.placement.cpu_moe_layers
+        roomy = not whole and any(use < guess - ROOM_BYTES for use, guess in zip(exact[:-1], quick, strict=False))
+        return within and (found.short_bytes > 0 or self.host_short(exact) <= 0), roomy
 
     def safe_tokens(self, found: Found, most_tokens: int) -> int:
         """Return the largest context the layout of a found plan holds, by the exact memory model."""
@@ -123,14 +136,25 @@ class LlamaSetup:
         return self.speed.paged_decode_rate(placement, short_bytes=short_bytes, depth_tokens=self.depth_tokens)
 
 
-def gpu_budget(gpu: Device, request: Request) -> int:
-    """Return the bytes a plan may put on a GPU, its own runtime context included.
+def build_number(request: Request) -> int | None:
+    """Return the llama.cpp build to plan for, None for a current one. Raises EstimatorError for another spelling."""
+    version = request.engine_version
+    if version is None or request.engine not in {None, "llama.cpp"}:
+        return None
+    digits = version.removeprefix("b")
+    if not digits.isdigit():
+        raise EstimatorError(f"--engine-version {version} is no llama.cpp build", "Write the build's number: b9849.")
+    return int(digits)
+
+
+def gpu_budget(gpu: Device, request: Request, runtime_bytes: int) -> int:
+    """Return the bytes a plan may put on a GPU, `runtime_bytes` of its own context included.
 
     Free memory less a margin. By default the margin is what processes grow by after loading, and a little for the
     compositor of a card with a screen; `--margin` counts like llama.cpp's `--fit-target`, the context inside it.
     """
     if request.margin_bytes is not None:
-        return gpu.memory_free_bytes - max(0, request.margin_bytes - overhead.runtime_bytes(gpu))
+        return gpu.memory_free_bytes - max(0, request.margin_bytes - runtime_bytes)
     return gpu.memory_free_bytes - GROWTH_BYTES - (DISPLAY_BYTES if gpu.display_active else 0)
 
 
@@ -190,7 +214,7 @@ class Question:
             ubatch=ubatch,
             batch=max(2048, ubatch),
             parallel=parallel,
-            kv_unified=parallel > 1,
+            kv_unified=parallel > 1 and request.engine != "ollama",
         )
 
     def subset(self, gpus: tuple[int, ...]) -> Devices:
@@ -215,15 +239,16 @@ class Question:
     def space(self, quants: tuple[str, ...]) -> Space:
         """Return the values each dimension may take."""
         request = self.request
-        blocks = self.spec.block_count
+        blocks, ollama = self.spec.block_count, request.engine == "ollama"
         return Space(
             quants=quants,
             kv_types=(request.kv_type,) if request.kv_type else kv_types(self.spec, request),
             contexts=contexts(self.spec, request, self.purpose),
-            ubatches=(request.ubatch,) if request.ubatch else UBATCHES,
+            ubatches=(request.ubatch,) if request.ubatch else OLLAMA_UBATCHES if ollama else UBATCHES,
             gpu_sets=gpu_sets(self.devices.gpus),
             gpu_layers=blocks + 1 if request.gpu_layers == "all" else fixed_units(request.gpu_layers, blocks),
-            cpu_moe_layers=blocks if request.cpu_moe_layers == "all" else request.cpu_moe_layers,
+            # ollama places whole layers and has no switch for experts.
+            cpu_moe_layers=0 if ollama else blocks if request.cpu_moe_layers == "all" else request.cpu_moe_layers,
         )
 
     def ceiling(self, quant: str) -> float:
@@ -262,15 +287,28 @@ class Question:
         return search_quant(quant, space, self.objective, self.kl_divergence, self.setup, floor=floor)
 
     def verified(self, found: list[Found]) -> list[Found]:
-        """Return the plans with a best one that also holds by the exact memory model; searched again where not."""
+        """Return the plans with a best one that also holds by the exact memory model.
+
+        Searched again with what was learned where it does not hold, and where more might fit than the quick look
+        allowed.
+        """
+        tried: set[tuple[str, int, int, tuple[int, ...], Placement]] = set()
+        failed: list[Found] = []
         for _ in range(MOST_REPEATS):
+            found = [one for one in found if one not in failed]
             if not found:
                 return found
             best = found[0]
-            if self.setup(best.quant, best.kv_type, best.ubatch, best.gpus).verified(best):
+            key = best.kv_type, best.context_tokens, best.ubatch, best.gpus, best.placement
+            holds, roomy = self.setup(best.quant, best.kv_type, best.ubatch, best.gpus).verified(best)
+            if holds and (not roomy or key in tried):
                 return found
+            if not holds:
+                failed.append(best)
+            tried.add(key)
             found = self.search(best.quant)
-        return found
+        sound = (one for one in found if one not in failed)
+        return [one for one in sound if self.setup(one.quant, one.kv_type, one.ubatch, one.gpus).verified(one)[0]]
 
     def search_paging(self, quant: str) -> list[Found]:
         """Return plans that read weights from disk as they go, best first."""

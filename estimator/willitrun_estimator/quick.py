@@ -96,7 +96,7 @@ class QuickMemory:
         self.expert_tensor = max((layer.largest_expert_tensor_bytes for layer in weights.layers), default=0)
         self.block_tensor = max((layer.largest_tensor_bytes for layer in weights.layers), default=0)
         self.blocks = spec.block_count
-        self.runtime = tuple(overhead.runtime_bytes(gpu) for gpu in model.devices.gpus)
+        self.runtime = tuple(overhead.runtime_bytes(gpu, weights, settings) for gpu in model.devices.gpus)
         self.correction: tuple[int, ...] = (0,) * (len(model.devices.gpus) + 1)
         """Exact less quick on each device, once the exact answer of a placement is known."""
         self._context: dict[int, tuple[int, int]] = {}
