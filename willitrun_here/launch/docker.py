@@ -43,8 +43,28 @@ def mounts(target: Target) -> list[str]:
     weights = artifact(target)
     if weights.path is None:
         return [f"llama-cache:{CACHE}"]
-    folder = weights.path.rpartition("/")[0] or "."
-    return [f"{folder}:/models:ro"]
+    return [f"{mounted(weights.path)}:/models:ro"]
+
+
+def mounted(path: str) -> str:
+    """Return the folder of a file as docker takes it: one without a leading slash or dot would name a volume."""
+    folder, slash, _ = path.rpartition("/")
+    if not slash:
+        return "."
+    if not folder:
+        return "/"
+    return folder if folder.startswith(("/", ".")) else f"./{folder}"
+
+
+def published(target: Target) -> str:
+    """Return the published port; an IPv6 address stands in brackets."""
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    return f"{host}:{target.port}:{PORT}"
+
+
+def uninterpolated(words: list[str]) -> list[str]:
+    """Return words as compose takes them literally: it replaces `$NAME`, and `$$` stands for a dollar sign."""
+    return [word.replace("$", "$$") for word in words]
 
 
 def gpu_flags(target: Target) -> list[str]:
@@ -78,7 +98,7 @@ def environment(target: Target) -> dict[str, str]:
 
 def render(target: Target) -> Command:
     """Return the docker run command."""
-    argv = ["docker", "run", "--rm", "-it", "-p", f"{target.host}:{target.port}:{PORT}"]
+    argv = ["docker", "run", "--rm", "-it", "-p", published(target)]
     argv += gpu_flags(target)
     for name, value in environment(target).items():
         argv += ["-e", f"{name}={value}"]
@@ -93,9 +113,9 @@ def compose(target: Target) -> str:
     """Return the same as a compose file."""
     service: dict[str, Any] = {
         "image": image(target),
-        "command": inner_arguments(target),
-        "ports": [f"{target.host}:{target.port}:{PORT}"],
-        "volumes": mounts(target),
+        "command": uninterpolated(inner_arguments(target)),
+        "ports": [published(target)],
+        "volumes": uninterpolated(mounts(target)),
         "shm_size": "1gb",
         "restart": "unless-stopped",
         "healthcheck": {

@@ -70,24 +70,19 @@ NEWEST = Flags(
 def parse_help(text: str, version: str | None = None) -> Flags:
     """Read the flags from the text of `llama-server --help`."""
     names: set[str] = set()
-    flash, layers = True, False
+    flash, layers, about_layers = True, "", False
     for line in text.splitlines():
         if not line.startswith("-"):
+            layers += line if about_layers else ""
             continue
         head = line.split("  ")
         declared = {name for part in head[:3] for name in _FLAG.findall(part)}
         names |= declared
         if "-fa" in declared:
             flash = "[on|off|auto]" in line or "on|off" in line
-        if "-ngl" in declared:
-            layers = True
-    following = text.partition("-ngl")[2][:400]
-    return Flags(
-        names=frozenset(names),
-        version=version,
-        flash_takes_value=flash,
-        layers_take_all=layers and "'all'" in following,
-    )
+        about_layers = "-ngl" in declared
+        layers += line if about_layers else ""
+    return Flags(names=frozenset(names), version=version, flash_takes_value=flash, layers_take_all="'all'" in layers)
 
 
 def installed(program: str, cache: Path) -> Flags:

@@ -19,7 +19,8 @@ _NO_MEMORY = re.compile(
     r"failed to create context|alloc_buffer.*failed|insufficient memory|std::bad_alloc",
     re.IGNORECASE,
 )
-_NOISE = re.compile(r"^[\d.:\s]*[IDWE]?\s*")
+_NOISE = re.compile(r"^\s*(?:\d+(?:[.:]\d+)+\s+)?(?:[IDWE]\s+)?")
+"""A time and a level letter before the words: `0.00.123.456 E `."""
 _FAILURE = re.compile(r"error|failed|fatal|unknown argument|invalid|abort|exception|unable", re.IGNORECASE)
 
 

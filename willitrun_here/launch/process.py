@@ -87,26 +87,34 @@ class Server:
         try:
             payload = None if body is None else json.dumps(body)
             connection.request(method, path, body=payload, headers={"Content-Type": "application/json"})
-            answer: dict[str, Any] = json.loads(connection.getresponse().read())
+            answer = json.loads(connection.getresponse().read())
+            if not isinstance(answer, dict):
+                raise ValueError(f"{path} answered {type(answer).__name__}, not an object")  # noqa: TRY004 - its content is wrong
             return answer
         finally:
             connection.close()
 
     def probe(self, timeout_s: float = 300.0) -> Probe:
-        """Send one short request and return the engine's own timings. Raises OSError or ValueError when it cannot."""
+        """Send one short request and return the engine's own timings.
+
+        Raises OSError, HTTPException or ValueError when it cannot.
+        """
         prompt = " ".join(f"word{i}" for i in range(PROMPT_WORDS // 2))
         body = {"prompt": prompt, "n_predict": OUTPUT_TOKENS, "cache_prompt": False, "ignore_eos": True}
         answer = self._request("POST", "/completion", body, timeout_s)
         timings = answer.get("timings")
         if not isinstance(timings, dict):
             raise ValueError(str(answer.get("error", "the engine sent no timings")))  # noqa: TRY004 - its content is wrong
-        return Probe(
-            prompt_tokens=int(timings["prompt_n"]),
-            prefill_tokens_per_s=float(timings["prompt_per_second"]),
-            output_tokens=int(timings["predicted_n"]),
-            decode_tokens_per_s=float(timings["predicted_per_second"]),
-            text=str(answer.get("content", "")),
-        )
+        try:
+            return Probe(
+                prompt_tokens=int(timings["prompt_n"]),
+                prefill_tokens_per_s=float(timings["prompt_per_second"]),
+                output_tokens=int(timings["predicted_n"]),
+                decode_tokens_per_s=float(timings["predicted_per_second"]),
+                text=str(answer.get("content", "")),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the engine's timings lack {error}") from None
 
     def wait(self) -> int:
         """Wait until the engine ends and return its exit code."""
@@ -115,16 +123,24 @@ class Server:
     def stop(self) -> None:
         """End the process group: asked first, then by force; nothing of it is left running."""
         for how in (signal.SIGTERM, signal.SIGKILL):
-            if self.process.poll() is not None:
-                break
             try:
                 os.killpg(self.process.pid, how)
             except ProcessLookupError:
                 break
-            try:
-                self.process.wait(timeout=STOP_S)
-            except subprocess.TimeoutExpired:
-                continue
+            if self._ended(STOP_S):
+                break
         self._reader.join(timeout=STOP_S)
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+    def _ended(self, timeout_s: float) -> bool:
+        """Wait until no process of the group is left; a wrapper script can end before the engine it started."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            self.process.poll()
+            try:
+                os.killpg(self.process.pid, 0)
+            except ProcessLookupError:
+                return True
+            time.sleep(POLL_S / 5)
+        return False

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
 
 from msgspec import Struct, structs
 
@@ -22,7 +26,7 @@ READY_S = 1800.0
 """Longest wait for a model to load: a download of tens of GiB may come before it."""
 MOST_TRIES = 4
 STEP_BYTES = 512 * MIB
-"""Taken off every GPU's free memory after a failure, at least: the reported free memory was not true."""
+"""Taken off the free memory after a failure, doubled with every further one: what was reported free was not."""
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
@@ -38,22 +42,37 @@ class Comparison(Struct, frozen=True, kw_only=True):
     tries: int = 1
 
 
-Replan = Callable[[Machine, Request], tuple[Target, Answer]]
-
-
 def execute(target: Target, result: Answer, asked: Request, *, check_only: bool, as_json: bool) -> int:
     """Start the plan on this machine; after the comparison keep serving until Ctrl-C, or stop if only checking."""
     if target.plan.engine != "llama.cpp":
         raise UsageError(f"--exec starts llama.cpp and the plan is for {target.plan.engine}", "Add --engine llama.cpp.")
+    if target.flags.assumed and "/" in target.program:
+        raise LaunchError(
+            f"{target.program} does not answer --help as llama-server does",
+            "Run it by hand: a missing library or another program of that name shows itself.",
+        )
     if target.flags.assumed:
         raise LaunchError(
             "no llama-server was found on PATH",
             "Install llama.cpp, or name the program in WILLITRUN_LLAMA_SERVER.",
         )
+    if in_use(target.host, target.port):
+        raise LaunchError(f"port {target.port} of {target.host} is in use", "Take another one with --port.")
+    with ended_by_signals():
+        return serve(target, result, asked, check_only=check_only, as_json=as_json)
+
+
+def serve(target: Target, result: Answer, asked: Request, *, check_only: bool, as_json: bool) -> int:
+    """Start, compare, show, and keep serving. Raises LaunchError when the engine stops by itself."""
     from willitrun_here.calibrate import keep_measured  # noqa: PLC0415 - only when something was measured
 
     server, comparison, target = start(target, result, asked, replan=replan_here)
     with server:
+        if server.process.poll() is not None:
+            raise LaunchError(
+                f"the engine stopped at its first request:\n{log.own_words(list(server.lines))}",
+                "The command was: " + shell(target),
+            )
         if comparison.probe is not None:
             keep_measured(target, comparison)
         show(comparison, target.plan, as_json=as_json)
@@ -61,10 +80,40 @@ def execute(target: Target, result: Answer, asked: Request, *, check_only: bool,
             return 0
         sys.stderr.write(f"\nserving on http://{target.host}:{target.port} - Ctrl-C stops it\n")
         try:
-            return server.wait()
+            code = server.wait()
         except KeyboardInterrupt:
             sys.stderr.write("\nstopping\n")
             return 0
+        if code:
+            raise LaunchError(f"the engine stopped with exit code {code}:\n{log.own_words(list(server.lines))}")
+        return 0
+
+
+def in_use(host: str, port: int) -> bool:
+    """Tell whether something listens there already: its `/health` would be taken for the engine's."""
+    try:
+        socket.create_connection((host, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Treat SIGTERM and SIGHUP like Ctrl-C while the engine runs: it has its own session and would outlive us."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def replan_here(machine: Machine, asked: Request, spec: object) -> tuple[Plan | None, Answer]:
@@ -93,17 +142,20 @@ def start(
         server = launch(target, say)
         try:
             ready_s = server.wait_until_ready(READY_S)
+            if ready_s is not None:
+                return server, measured(server, target, result, ready_s, attempt), target
         except BaseException:
             server.stop()
             raise
-        if ready_s is not None:
-            return server, measured(server, target, result, ready_s, attempt), target
         server.stop()
         lines = list(server.lines)
         if not log.ran_out_of_memory(lines):
             raise LaunchError(f"the engine did not start:\n{log.own_words(lines)}", "The command was: " + shell(target))
-        machine = shrunk(target, lines)
-        plan, result = replan(machine, asked, target.spec)
+        if attempt == MOST_TRIES:
+            break
+        machine = shrunk(target, STEP_BYTES << (attempt - 1))
+        # What counts now is what is free, also where the question was about an idle machine.
+        plan, result = replan(machine, structs.replace(asked, assume_idle=False), target.spec)
         if plan is None:
             break
         say(
@@ -135,31 +187,27 @@ def launch(target: Target, say: Callable[[str], object]) -> Server:
     return Server([*built.argv, *verbose], built.env, host=target.host, port=target.port, heard=heard)
 
 
-def shrunk(target: Target, lines: list[str]) -> Machine:
-    """Return the machine with less free memory on the planned GPUs: what was believed free was not.
-
-    Each GPU that reported buffers before the failure keeps what it was seen to hold; all lose at least a step.
-    """
-    held: dict[int, int] = {}
-    for buffer in log.buffers(lines):
-        number = log.gpu_number(buffer.device)
-        if number is not None:
-            held[number] = held.get(number, 0) + buffer.bytes
+def shrunk(target: Target, step_bytes: int) -> Machine:
+    """Return the machine with less free memory on the planned GPUs, or in RAM for a plan without any."""
+    machine = target.machine
     planned = {use.name for use in target.plan.devices if use.kind == "gpu"}
+    if not planned:
+        left = max(0, (machine.memory.available_bytes or 0) - step_bytes)
+        return structs.replace(machine, memory=structs.replace(machine.memory, available_bytes=left))
     gpus = tuple(
-        structs.replace(gpu, memory_free_bytes=max(0, (gpu.memory_free_bytes or 0) - STEP_BYTES))
+        structs.replace(gpu, memory_free_bytes=max(0, (gpu.memory_free_bytes or 0) - step_bytes))
         if gpu.name in planned
         else gpu
-        for gpu in target.machine.gpus
+        for gpu in machine.gpus
     )
-    return structs.replace(target.machine, gpus=gpus)
+    return structs.replace(machine, gpus=gpus)
 
 
 def measured(server: Server, target: Target, result: Answer, ready_s: float, attempt: int) -> Comparison:
     """Hold the plan against the log and a short request."""
     try:
         probe = server.probe()
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, HTTPException):
         probe = None
     speed = result.speed
     decode = speed.decode_tokens_per_s.expected if speed and speed.decode_tokens_per_s else None

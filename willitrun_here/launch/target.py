@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -43,17 +44,41 @@ class Artifact(Struct, frozen=True, kw_only=True):
 def artifact(target: Target) -> Artifact:
     """Return where an engine finds the GGUF of the planned quantization."""
     source, quant = target.spec.source, target.plan.quant
-    if source.startswith("hf:"):
+    if source.startswith("hf:") and (target.spec.gguf_repos or source.endswith(".gguf")):
         repo, _, rest = source.removeprefix("hf:").partition(":")
         return Artifact(repo=repo, file=rest) if rest.endswith(".gguf") else Artifact(repo=repo)
-    if source.endswith(".gguf") or source.startswith(("/", ".")):
+    if source.endswith(".gguf"):
         return Artifact(path=source)
+    if source.startswith("ollama:") and target.spec.files:
+        return Artifact(path=target.spec.files[0])
+    if is_checkpoint(target.spec):
+        return converted(source, target.spec.name, quant)
     if target.spec.gguf_repos:
         return Artifact(repo=target.spec.gguf_repos[0])
     name = f"{target.spec.name}-{quant}.gguf"
     return Artifact(
         path=name, note=f"No GGUF repository of {target.spec.title} is known; put a {quant} file at {name} first."
     )
+
+
+def is_checkpoint(spec: ModelSpec) -> bool:
+    """Tell whether the model was read from safetensors, which llama.cpp and ollama do not load."""
+    return spec.source.startswith("hf:") or any(name.endswith(".safetensors") for name in spec.files)
+
+
+def converted(source: str, name: str, quant: str) -> Artifact:
+    """Return the GGUF that a checkpoint has to become first, with the two commands that make it.
+
+    The programs are llama.cpp's own (`convert_hf_to_gguf.py`, `tools/quantize/README.md`).
+    """
+    where = Path(source).parent if not source.startswith("hf:") else Path()
+    path, whole = str(where / f"{name}-{quant}.gguf"), str(where / f"{name}-F16.gguf")
+    remote = ["--remote", source.removeprefix("hf:")] if source.startswith("hf:") else [source]
+    steps = [["convert_hf_to_gguf.py", *remote, "--outtype", "f16", "--outfile", whole]]
+    if quant.upper() != "F16":
+        steps.append(["llama-quantize", whole, path, quant])
+    made = " && ".join(shlex.join(step) for step in steps)
+    return Artifact(path=path, note=f"{source} holds safetensors; llama.cpp needs a GGUF, made by: {made}")
 
 
 def command(

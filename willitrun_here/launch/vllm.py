@@ -287,7 +287,9 @@ def manifest(target: Target, *, installed: Installed | None = None) -> str:
         "image": image(target, installed),
         "args": inner(target),
         "ports": [{"containerPort": PORT, "name": "http"}],
-        "resources": {"limits": {RESOURCES[target.plan.backend]: len(target.plan.gpu_uuids)}},
+        "resources": {
+            "limits": {RESOURCES["amd" if target.plan.backend == "rocm" else "nvidia"]: len(target.plan.gpu_uuids)}
+        },
         "startupProbe": {**probe, "periodSeconds": 10, "failureThreshold": 360},
         "readinessProbe": {**probe, "periodSeconds": 10},
         "volumeMounts": [{"name": "cache", "mountPath": CACHE}, {"name": "shm", "mountPath": "/dev/shm"}],  # noqa: S108

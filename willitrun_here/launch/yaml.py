@@ -6,12 +6,14 @@ import json
 import re
 from typing import Any
 
-_PLAIN_KEY = re.compile(r"[A-Za-z_][\w./-]*")
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+"""Keys that YAML 1.1 would read as booleans or null (yaml.org/type/bool.html)."""
 
 
 def to_yaml(value: Any, indent: int = 0) -> str:
     """Return mappings, lists and scalars as YAML text ending in a newline."""
-    return "\n".join(lines(value, indent)) + "\n"
+    return "\n".join(lines(value, indent) if value else [scalar(value)]) + "\n"
 
 
 def lines(value: Any, indent: int) -> list[str]:
@@ -20,7 +22,7 @@ def lines(value: Any, indent: int) -> list[str]:
     out: list[str] = []
     items = value.items() if isinstance(value, dict) else [(None, item) for item in value]
     for key, item in items:
-        head = f"{pad}-" if key is None else f"{pad}{key if _PLAIN_KEY.fullmatch(key) else json.dumps(key)}:"
+        head = f"{pad}-" if key is None else f"{pad}{key_text(key)}:"
         if isinstance(item, dict | list) and item:
             nested = lines(item, indent + 1)
             if key is None:
@@ -38,4 +40,15 @@ def scalar(value: Any) -> str:
     """Return one value on one line."""
     if isinstance(value, dict | list):
         return "{}" if isinstance(value, dict) else "[]"
-    return json.dumps(value, ensure_ascii=False)
+    return quoted(value) if isinstance(value, str) else json.dumps(value)
+
+
+def key_text(key: str) -> str:
+    """Return a key, quoted unless it is a plain word to every reader."""
+    return key if _PLAIN_KEY.fullmatch(key) and key.lower() not in _WORDS else quoted(key)
+
+
+def quoted(text: str) -> str:
+    """Return text in double quotes; what cannot be printed is escaped in YAML's own way."""
+    escaped = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped)
