@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -9,15 +10,33 @@ import sys
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    never_fail_to_print()
+    try:
+        return at_once(arguments)
+    except BrokenPipeError:
+        return closed_pipe()
+
+
+def never_fail_to_print() -> None:
+    """Print a question mark for what the terminal's encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def at_once(arguments: list[str]) -> int:
+    """Answer what needs no import, else run the command."""
     if arguments == ["--version"]:
         from willitrun_here import __version__  # noqa: PLC0415 - nothing else is imported for this
 
         sys.stdout.write(f"willitrun-here {__version__}\n")
+        sys.stdout.flush()
         return 0
     if arguments in (["--help"], ["-h"]):
         from pathlib import Path  # noqa: PLC0415 - nothing else is imported for this
 
         sys.stdout.write((Path(__file__).parent / "data" / "help.txt").read_text(encoding="utf-8"))
+        sys.stdout.flush()
         return 0
     return run(arguments)
 
@@ -39,7 +58,8 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):
+        # click turns a closed pipe into exit code 1, which here would say that nothing runs.
         return closed_pipe()
     except Exception as error:  # noqa: BLE001 - unknown ones are raised again below
         return report(error)
@@ -48,14 +68,20 @@ def run(arguments: list[str]) -> int:
 
 def closed_pipe() -> int:
     """Leave quietly when the reader of a pipe is gone; the interpreter must not try to flush again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
     return 0
 
 
 def report(error: Exception) -> int:
-    """Print a known error's message and advice; anything else is a defect and is raised again."""
+    """Print a known error's message and advice; anything else but a file's failure is a defect and is raised again."""
     from willitrun_here.errors import known_errors  # noqa: PLC0415 - only on failure
 
+    if isinstance(error, OSError) and not isinstance(error, known_errors()):
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"willitrun-here: {where}{error.strerror or error}\n")
+        return 4
     if not isinstance(error, known_errors()):
         raise error
     advice = getattr(error, "advice", "")

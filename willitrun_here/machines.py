@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from msgspec import Struct
 
 from willitrun_catalog.datasheet import Datasheet
 from willitrun_here.errors import UnreadableError, UsageError
-from willitrun_probe.machine import Cpu, Finding, Gpu, Machine, Memory
+from willitrun_probe.machine import Cpu, Disk, Finding, Gpu, Machine, Memory, Vendor
 from willitrun_probe.units import GIB, parse_bytes
 
 ASSUMED_RAM_BYTES = 64 * GIB
@@ -20,6 +21,14 @@ ASSUMED_CORES = 8
 UNUSABLE_FRACTION = 0.015
 """What drivers and ECC keep of a card whose usable memory is not published (published ones: 1 to 3 %)."""
 MOST_GPUS = 64
+MOST_BYTES = 2**60
+MOST_WORDS = 4096
+
+VENDOR_WORDS: dict[Vendor, str] = {
+    "amd": r"amd|radeon|instinct|firepro|rx|mi\d+\w*",
+    "intel": "intel|arc|iris|xe",
+    "apple": "apple",
+}
 
 _COUNT = re.compile(r"(\d+)\s*[x\u00d7*]\s+|(\d+)\s*[x\u00d7]\s*(?=[A-Za-z])")
 _RAM = re.compile(
@@ -57,16 +66,34 @@ def open_machine(spec: str, *, timeout_s: float = 20.0) -> Machine:
     """Return the machine a `--machine` option names. Raises UnreadableError, CatalogError or UsageError."""
     if spec == "here":
         return here(timeout_s=timeout_s)
-    from pathlib import Path  # noqa: PLC0415 - not needed for this machine
-
+    if not spec.strip():
+        raise UsageError("--machine is empty", 'Write for example "RTX 3090, 64 GiB RAM".')
     path = Path(spec)
-    if path.is_dir():
+    if len(spec) > MOST_WORDS or "\0" in spec:
+        raise UsageError(f"--machine has {len(spec)} characters", f"At most {MOST_WORDS}, none of them NUL.")
+    if is_folder(path):
         from willitrun_probe.record import open_recording  # noqa: PLC0415
 
         return open_recording(path)
-    if path.suffix == ".json" or path.is_file():
+    if path.suffix == ".json" or is_file(path):
         return saved(path)
     return described(parse_words(spec))
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a folder is there; words can be too long for a file name, or a folder above it be closed."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a file is there, as `is_folder` does."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def here(*, timeout_s: float = 20.0) -> Machine:
@@ -78,7 +105,7 @@ def here(*, timeout_s: float = 20.0) -> Machine:
     return with_measurements(machine, read(machine.shape_hash))
 
 
-def saved(path: Any) -> Machine:
+def saved(path: Path) -> Machine:
     """Read a file that `probe --save` wrote."""
     from willitrun_probe.machine import from_json  # noqa: PLC0415
 
@@ -100,6 +127,14 @@ def parse_words(text: str) -> MachineWords:
     Parts are separated by commas or plus signs; a part is RAM, cores, a RAM bandwidth, or a GPU with an optional
     count before it and `(20 GiB free)` behind it.
     """
+    try:
+        return read_parts(text)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"--machine {text!r}: {error}", 'Write for example "RTX 3090, 64 GiB RAM".') from None
+
+
+def read_parts(text: str) -> MachineWords:
+    """Read the parts of a description; raises ValueError for a number that is none."""
     gpus: list[GpuWords] = []
     ram: int | None = None
     cores: int | None = None
@@ -141,10 +176,13 @@ def from_object(value: Mapping[str, Any]) -> Machine:
 
 def described(words: MachineWords) -> Machine:
     """Build a machine from words and data sheets. Raises CatalogError for a GPU nobody knows."""
+    check_numbers(words)
     gpus: list[Gpu] = []
     for kind in words.gpus:
         if not 1 <= kind.count <= MOST_GPUS:
             raise UsageError(f"{kind.count} GPUs of one kind in a machine", f"Give 1 to {MOST_GPUS}.")
+        if len(gpus) + kind.count > MOST_GPUS:
+            raise UsageError(f"more than {MOST_GPUS} GPUs in a machine", f"Give 1 to {MOST_GPUS}.")
         gpus += [given_gpu(kind, len(gpus) + i) for i in range(kind.count)]
     findings = []
     ram = words.ram_bytes
@@ -172,8 +210,34 @@ def described(words: MachineWords) -> Machine:
             bandwidth_bytes_per_s=rate,
             sources={} if rate is None else {"bandwidth_bytes_per_s": "given"},
         ),
+        disks=disks_of(words),
         findings=tuple(findings),
     )
+
+
+def disks_of(words: MachineWords) -> tuple[Disk, ...]:
+    """Return the disk whose rate was given."""
+    if words.disk_read_bytes_per_s is None:
+        return ()
+    return (Disk(path="/", purpose="models", read_bytes_per_s=words.disk_read_bytes_per_s),)
+
+
+def check_numbers(words: MachineWords) -> None:
+    """Refuse sizes below 0, rates that are not above 0 and numbers beyond any machine; raises UsageError."""
+    sizes = [("ram_bytes", words.ram_bytes), ("ram_total_bytes", words.ram_total_bytes), ("cores", words.cores)]
+    rates = [
+        ("ram_bandwidth_bytes_per_s", words.ram_bandwidth_bytes_per_s),
+        ("disk_read_bytes_per_s", words.disk_read_bytes_per_s),
+    ]
+    for gpu in words.gpus:
+        sizes += [("memory_total_bytes", gpu.memory_total_bytes), ("memory_free_bytes", gpu.memory_free_bytes)]
+        rates.append(("memory_bandwidth_bytes_per_s", gpu.memory_bandwidth_bytes_per_s))
+    for name, size in sizes:
+        if size is not None and not 0 <= size <= MOST_BYTES:
+            raise UsageError(f"machine: {name} {size} is not between 0 and {MOST_BYTES}")
+    for name, rate in rates:
+        if rate is not None and not 0 < rate <= MOST_BYTES:
+            raise UsageError(f"machine: {name} {rate} is not above 0 and at most {MOST_BYTES}")
 
 
 def name_of(words: MachineWords, ram: int) -> str:
@@ -195,7 +259,7 @@ def given_gpu(words: GpuWords, index: int) -> Gpu:
         total = free
     bandwidth = words.memory_bandwidth_bytes_per_s
     return Gpu(
-        vendor=sheet.vendor if sheet else "nvidia",  # type: ignore[arg-type]
+        vendor=sheet.vendor if sheet else vendor_of(words.name),  # type: ignore[arg-type]  # the catalog's vendors are these
         name=words.name if sheet is None else sheet.name,
         kind="integrated" if sheet is not None and sheet.unified and sheet.vendor != "apple" else "gpu",
         index=index,
@@ -208,6 +272,14 @@ def given_gpu(words: GpuWords, index: int) -> Gpu:
         unified=sheet.unified if sheet else False,
         sources={"memory_total_bytes": "given" if words.memory_total_bytes else "data-sheet"},
     )
+
+
+def vendor_of(name: str) -> Vendor:
+    """Return the maker that a name without a data sheet tells; NVIDIA where it tells none."""
+    for vendor, signs in VENDOR_WORDS.items():
+        if re.search(rf"\b(?:{signs})\b", name, re.IGNORECASE):
+            return vendor
+    return "nvidia"
 
 
 def known_sheet(words: GpuWords) -> Datasheet | None:

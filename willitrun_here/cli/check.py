@@ -9,6 +9,8 @@ import click
 from willitrun_here.cli.options import JSON, MACHINE, question, request
 from willitrun_here.cli.output import console, print_json, print_text
 
+PAGE_COLUMNS = 100
+
 
 @click.command()
 @click.argument("model")
@@ -38,21 +40,39 @@ def check(
 
     spec = open_model(model)
     result = ask(open_machine(machine), spec, asked)
-    if as_json or shape == "json":
+    if output is not None:
+        from pathlib import Path  # noqa: PLC0415
+
+        text = written(result, "json" if as_json else shape, explain=explain)
+        Path(output).write_text(text, encoding="utf-8")
+    elif as_json or shape == "json":
         print_json(result)
     elif shape == "text":
         from willitrun_here.render.text import render_answer  # noqa: PLC0415
 
         render_answer(result, console(), explain=explain)
     else:
-        text = rendered(result, shape)
-        if output is None:
-            print_text(text)
-        else:
-            from pathlib import Path  # noqa: PLC0415
-
-            Path(output).write_text(text, encoding="utf-8")
+        print_text(rendered(result, shape))
     return 1 if result.fit.status == "too-large" else 0
+
+
+def written(result: Any, shape: str, *, explain: bool) -> str:
+    """Return what goes into a file: plain text is as wide as a page, without colours."""
+    if shape == "json":
+        import msgspec  # noqa: PLC0415
+
+        return msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n"
+    if shape != "text":
+        return rendered(result, shape)
+    import io  # noqa: PLC0415
+
+    from rich.console import Console  # noqa: PLC0415
+
+    from willitrun_here.render.text import render_answer  # noqa: PLC0415
+
+    page = io.StringIO()
+    render_answer(result, Console(file=page, width=PAGE_COLUMNS, highlight=False), explain=explain)
+    return page.getvalue()
 
 
 def rendered(result: Any, shape: str) -> str:

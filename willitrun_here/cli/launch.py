@@ -48,6 +48,8 @@ def launch(
     from willitrun_here.ask import ask, open_model, target_of  # noqa: PLC0415
     from willitrun_here.machines import open_machine  # noqa: PLC0415
 
+    if execute and shape != "shell":
+        raise UsageError(f"--exec starts the engine and --as {shape} prints a file", "Drop one of them.")
     where = open_machine(machine)
     spec = open_model(model)
     wanted: frozenset[Section] = frozenset({"plan", "speed", "context"})
@@ -64,6 +66,7 @@ def launch(
 
 def show(target: Any, shape: str, *, as_json: bool) -> int:
     """Print the command or the file of a plan."""
+    from willitrun_here.ask import all_commands  # noqa: PLC0415
     from willitrun_here.launch import docker, kubernetes, ollama, systemd  # noqa: PLC0415
 
     files = {
@@ -72,21 +75,28 @@ def show(target: Any, shape: str, *, as_json: bool) -> int:
         "kubernetes": kubernetes.manifest,
         "modelfile": ollama.modelfile,
     }
-    if target.plan.engine == "vllm" and shape in {"compose", "kubernetes", "systemd", "modelfile"}:
-        from willitrun_here.launch import vllm  # noqa: PLC0415
-
-        print_text(vllm.document(target, shape))
-        return 0
+    plan = target.plan
+    if plan.engine == "vllm" and shape == "modelfile":
+        raise UsageError("a Modelfile is ollama's and the plan is for vllm", "Add --engine ollama.")
+    if plan.backend == "metal" and shape in {"docker", "compose", "kubernetes"}:
+        raise UsageError(f"--as {shape}: Metal cannot be reached from a container", "Take --as shell.")
     if shape in files:
-        print_text(files[shape](target))
-        return 0
-    from willitrun_here.ask import all_commands  # noqa: PLC0415
+        if plan.engine == "vllm":
+            from willitrun_here.launch import vllm  # noqa: PLC0415
 
+            text = vllm.document(target, shape)
+        else:
+            built: Any = dict(all_commands(target))[plan.engine]
+            for remark in built.notes:
+                note(f"# {remark}")
+            text = files[shape](target)
+        if as_json:
+            print_json({"as": shape, "text": text})
+        else:
+            print_text(text)
+        return 0
     commands = dict(all_commands(target))
-    name = "docker" if shape == "docker" else target.plan.engine
-    if name not in commands:
-        raise UsageError(f"no {name} command for {target.plan.engine} on {target.plan.backend}")
-    built: Any = commands[name]
+    built = commands["docker" if shape == "docker" else plan.engine]
     if as_json:
         print_json(built)
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,6 +22,25 @@ KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_n
 BACKENDS = ("cuda", "rocm", "vulkan", "metal", "cpu", "auto")
 
 
+MOST_TOKENS = 2**31
+MOST_COUNT = 2**20
+MOST_BYTES = 2**60
+_DIGITS = re.compile(r"[0-9]{1,12}")
+
+TOKEN_FIELDS = ("context", "prompt_tokens", "output_tokens", "min_context")
+COUNT_FIELDS = (
+    "concurrency",
+    "ubatch",
+    "parallel",
+    "tensor_parallel",
+    "pipeline_parallel",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+)
+LAYER_FIELDS = ("gpu_layers", "cpu_moe_layers")
+RATE_FIELDS = ("min_decode", "max_ttft")
+
+
 class Size(click.ParamType[int]):
     """A number of bytes: `512MiB`, `2GiB`, `1000000000`."""
 
@@ -30,9 +51,12 @@ class Size(click.ParamType[int]):
         if isinstance(value, int):
             return value
         try:
-            return parse_bytes(value)
-        except ValueError as error:
+            size = parse_bytes(value)
+        except (ValueError, OverflowError) as error:
             self.fail(str(error), param, ctx)
+        if size > MOST_BYTES:
+            self.fail(f"{value!r} is more memory than any machine has", param, ctx)
+        return size
 
 
 class Tokens(click.ParamType[int]):
@@ -46,7 +70,7 @@ class Tokens(click.ParamType[int]):
             return value
         factor = {"k": 1024, "m": 1024 * 1024}.get(value[-1:].lower(), 1)
         digits = value if factor == 1 else value[:-1]
-        if not digits.isdigit() or not 0 < int(digits) * factor <= 2**31:
+        if not _DIGITS.fullmatch(digits) or not 0 < int(digits) * factor <= MOST_TOKENS:
             self.fail(f"{value!r} is not a number of tokens; write for example 8192 or 32k", param, ctx)
         return int(digits) * factor
 
@@ -60,15 +84,16 @@ class CountOrAll(click.ParamType[int | str]):
         """Read a count or one of the two words."""
         if isinstance(value, int) or value in {"all", "auto"}:
             return value  # type: ignore[no-any-return]
-        if not value.isdigit():
+        if not _DIGITS.fullmatch(value):
             self.fail(f"{value!r} is neither a count nor 'all' or 'auto'", param, ctx)
         return int(value)
 
 
 SIZE, TOKENS, COUNT_OR_ALL = Size(), Tokens(), CountOrAll()
-POSITIVE = click.IntRange(min=1)
-FRACTION = click.FloatRange(0.0, 1.0, min_open=True)
-RATE = click.FloatRange(min=0.0, min_open=True)
+POSITIVE = click.IntRange(min=1, max=MOST_COUNT)
+FRACTION = click.FLOAT
+RATE = click.FLOAT
+"""Ranges of numbers are checked with the other rules, in `check`, for a batch line has them too."""
 
 MACHINE = click.option(
     "--machine",
@@ -96,7 +121,9 @@ QUESTION = (
     ),
     click.option("--prompt-tokens", type=TOKENS, help="Length of the prompt."),
     click.option("--output-tokens", type=TOKENS, help="Length of the answer."),
-    click.option("--depth-tokens", type=click.IntRange(min=0), help="Context already filled when speed is taken."),
+    click.option(
+        "--depth-tokens", type=click.IntRange(0, MOST_TOKENS), help="Context already filled when speed is taken."
+    ),
     click.option("--margin", "margin_bytes", type=SIZE, help="Memory to leave free on every GPU."),
     click.option("--assume-idle", is_flag=True, help="Plan on total instead of free memory."),
     click.option("--min-context", type=TOKENS, help="Least context that is of use."),
@@ -130,6 +157,7 @@ def request(options: dict[str, Any]) -> Request:
 
 def check(asked: Request) -> None:
     """Refuse contradictions that no machine or model can resolve; raises UsageError with both values."""
+    check_ranges(asked)
     if asked.flash_attention is False and asked.kv_type in {"q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"}:
         raise UsageError(
             f"--kv-type {asked.kv_type} needs flash attention and --flash-attention off forbids it",
@@ -164,3 +192,30 @@ def check(asked: Request) -> None:
     given = [name for name, value in llama_only.items() if value is not None]
     if given and asked.engine == "vllm":
         raise UsageError(f"{given[0]} is for llama.cpp and --engine is vllm", "Take --engine llama.cpp.")
+
+
+def check_ranges(asked: Request) -> None:
+    """Refuse numbers that mean nothing and names nobody has; raises UsageError."""
+    for name in (*TOKEN_FIELDS, *COUNT_FIELDS):
+        between(asked, name, 1, MOST_TOKENS if name in TOKEN_FIELDS else MOST_COUNT)
+    for name in (*LAYER_FIELDS, "depth_tokens"):
+        between(asked, name, 0, MOST_TOKENS)
+    between(asked, "margin_bytes", 0, MOST_BYTES)
+    for name in RATE_FIELDS:
+        value = getattr(asked, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UsageError(f"--{name.replace('_', '-')} {value} is not above 0", "Give a positive number.")
+    share = asked.gpu_memory_utilization
+    if share is not None and not 0 < share <= 1:
+        raise UsageError(f"--gpu-memory-utilization {share} is not a share", "Give more than 0 and at most 1.")
+    for name, known in (("kv_type", KV_TYPES), ("backend", BACKENDS)):
+        value = getattr(asked, name)
+        if value is not None and value not in known:
+            raise UsageError(f"--{name.replace('_', '-')} {value!r} is unknown", f"Known: {', '.join(known)}.")
+
+
+def between(asked: Request, name: str, least: int, most: int) -> None:
+    """Refuse a number outside a range; words such as `all` pass."""
+    value = getattr(asked, name)
+    if isinstance(value, int) and not least <= value <= most:
+        raise UsageError(f"--{name.replace('_', '-')} {value} is not between {least} and {most}")
