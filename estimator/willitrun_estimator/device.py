@@ -57,6 +57,8 @@ class Host(Struct, frozen=True, kw_only=True):
     cpu_name: str | None = None
     flags: tuple[str, ...] = ()
     disk_read_bytes_per_s: float | None = None
+    disk_basis: str = "unknown"
+    """`measured` (also given), `assumed` or `unknown`."""
 
 
 class Devices(Struct, frozen=True, kw_only=True):

@@ -167,6 +167,14 @@ def limits(plan: Plan, found: Found, devices: Devices, speed: Speed | None, purp
                 message=f"{format_bytes(found.short_bytes)} of weights are read from disk again and again.",
             )
         )
+        if devices.host.disk_basis == "assumed":
+            rate = format_rate(devices.host.disk_read_bytes_per_s)
+            out.append(
+                Limit(
+                    code="disk-rate-assumed",
+                    message=f"The disk is assumed to read {rate}, a SATA SSD; `willitrun-here calibrate` measures it.",
+                )
+            )
     if plan.offloaded_fraction > 0 and devices.gpus:
         rate = format_rate(devices.host.bandwidth_bytes_per_s)
         out.append(

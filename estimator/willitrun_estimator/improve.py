@@ -9,10 +9,12 @@ from willitrun_estimator.device import Devices
 from willitrun_estimator.plan import Improvement
 from willitrun_estimator.question import Question
 from willitrun_estimator.search import Found
-from willitrun_probe.units import format_bytes, format_tokens
+from willitrun_probe.units import format_bytes, format_seconds, format_tokens
 
 LEAST_GAIN = 0.05
 """Smaller gains are not worth a sentence."""
+LEAST_COST = 0.005
+"""A smaller share would be printed as 0 %."""
 BUSY_BYTES = 512 * 1024**2
 """GPU memory in use by others below which closing programs is not worth mentioning."""
 
@@ -75,9 +77,11 @@ def described(after: Found, before: Found | None) -> str:
     if after.quant != before.quant:
         return f"{after.quant} fits instead of {before.quant}"
     if after.rate and before.rate and after.rate > before.rate * (1 + LEAST_GAIN):
-        return f"decoding is {after.rate / before.rate:.1f}x as fast"
+        return f"decoding rises from {before.rate:.1f} to {after.rate:.1f} tokens/s"
     if after.context_tokens > before.context_tokens:
         return f"the context grows from {format_tokens(before.context_tokens)} to {format_tokens(after.context_tokens)}"
+    if after.ttft_s and before.ttft_s and after.ttft_s < before.ttft_s * (1 - LEAST_GAIN):
+        return f"the first token comes after {format_seconds(after.ttft_s)} instead of {format_seconds(before.ttft_s)}"
     return f"the score rises from {before.score:.0f} to {after.score:.0f}"
 
 
@@ -132,15 +136,22 @@ def quantized_cache(question: Question, best: Found | None) -> Improvement | Non
     if before <= 0 or after <= before:
         return None
     speeds = now.rate(best.placement), then.rate(best.placement)
-    cost = f"{max(0.0, 1 - speeds[1] / speeds[0]):.0%}" if speeds[0] and speeds[1] else "some"
     return Improvement(
         code="quantized-cache",
         message=(
             f"A q8_0 KV cache raises the longest context from {format_tokens(before)} to {format_tokens(after)} "
-            f"for {cost} of the speed."
+            f"{at_what_cost(*speeds)}."
         ),
         gain=after / before - 1,
     )
+
+
+def at_what_cost(before: float | None, after: float | None) -> str:
+    """Say how much speed something costs: `at no cost in speed` below half a percent."""
+    if not before or not after:
+        return "at some cost in speed"
+    cost = 1 - after / before
+    return f"for {cost:.0%} of the speed" if cost >= LEAST_COST else "at no cost in speed"
 
 
 def more_ram(question: Question, best: Found | None) -> Improvement | None:

@@ -39,7 +39,8 @@ def speed(model: SpeedModel, placement: Placement, *, prompt_tokens: int, depth_
     """Return every speed of a plan; None where a device's rates are unknown."""
     token = decode(model, placement, depth_tokens=depth_tokens, short_bytes=short_bytes)
     prompt = prefill(model, placement, prompt_tokens=prompt_tokens, depth_tokens=depth_tokens)
-    seconds = model.load_s(placement)
+    # An assumed disk is good enough to say how slow paging is, not to promise a loading time.
+    seconds = None if model.devices.host.disk_basis == "assumed" else model.load_s(placement)
     load = None if seconds is None else interval(seconds, LOAD_SPREAD)
     warm = None
     if prompt is not None and token is not None:
