@@ -26,6 +26,8 @@ _MAKERS = frozenset(
 _USUAL_PARAMS = 8e9
 """Where a name leaves the size open, the size nearest to this is meant: most machines can hold it."""
 _MOST_ALTERNATIVES = 8
+_SHORTEST_PREFIX = 5
+"""Letters of a name without word breaks from which it is completed."""
 
 
 class ModelMatch(Struct, frozen=True, kw_only=True):
@@ -42,8 +44,9 @@ def find_model(query: str) -> ModelMatch:
     """Find the model that a name means; raises `UnknownModel` with the nearest names.
 
     Case and punctuation do not matter, words may be left out. What could mean several models means the canonical
-    instruct release, the newest first, then the size nearest to 8B; the others are in `alternatives`. A release of
-    the same shape as a catalog model (a fine-tune of its maker) is answered with that shape under its own name.
+    instruct release: the size nearest to 8B of the version that was named, the newest where none was; the others are
+    in `alternatives`. A name that runs words together (`gptoss`) means what begins like it. A release of the same
+    shape as a catalog model (a fine-tune of its maker) is answered with that shape under its own name.
     """
     exact = _exact(key(query))
     own = next((name for name in exact if not name.alias), None)
@@ -56,7 +59,7 @@ def find_model(query: str) -> ModelMatch:
         others = () if named else _alternatives(frozenset(model_words(query)), exact[0].position)
         return ModelMatch(spec=spec, alternatives=others, matched=exact[0].text)
     wanted = frozenset(model_words(query.rpartition("/")[2] or query)) - {"gguf"}
-    ranked = _ranked(wanted) or _ranked(wanted - _MAKERS)
+    ranked = _ranked(wanted) or _ranked(wanted - _MAKERS) or _run_together(key(query))
     if not ranked:
         raise UnknownModel(query, nearest_models(query))
     best = ranked[0]
@@ -102,26 +105,38 @@ def _ranked(wanted: frozenset[str]) -> list[_Name]:
     if not wanted:
         return []
     listings = shipped.compiled().listings
+    sized = any(is_size(word) for word in wanted)
+    versioned = any(word[0].isdigit() and not is_size(word) for word in wanted)
     best: dict[tuple[int, str], tuple[tuple[float, ...], _Name]] = {}
     for name in _names():
         if not name.short or not wanted <= name.words:
             continue
         listing = listings[name.position]
         more = name.words - wanted - RELEASE_WORDS - _MAKERS
-        extra = [word for word in more if not word[0].isdigit() and not is_size(word)]
-        sized = any(is_size(word) for word in wanted)
+        extra = [word for word in more if not word[0].isdigit() and not is_size(word) and word != "v"]
+        age = -_date(listing.release_date) if not name.alias or name.plain else 0
+        distance = 0 if sized else abs(log(max(listing.params, 1) / _USUAL_PARAMS))
         rank = (
             len(extra),
             name.alias and not name.plain,
             not listing.canonical,
-            -_date(listing.release_date) if not name.alias or name.plain else 0,
-            0 if sized else abs(log(max(listing.params, 1) / _USUAL_PARAMS)),
+            *((distance, age) if versioned else (age, distance)),
             len(name.text),
         )
         place = (name.position, "" if not name.alias or name.plain else name.text)
         if place not in best or rank < best[place][0]:
             best[place] = (rank, name)
     return [name for _, name in sorted(best.values(), key=lambda hit: hit[0])]
+
+
+def _run_together(wanted: str) -> list[_Name]:
+    """Order the names that begin with these letters once their punctuation is gone."""
+    if len(wanted) < _SHORTEST_PREFIX:
+        return []
+    found = [name for name in _names() if name.short and not name.alias and key(name.text).startswith(wanted)]
+    words = frozenset.intersection(*(name.words for name in found)) if found else frozenset()
+    at = {name.position for name in found}
+    return [name for name in _ranked(words) if name.position in at]
 
 
 def _date(text: str) -> int:

@@ -14,7 +14,7 @@ GIB = 1 << 30
 
 _MEMORY = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*gi?b\b", re.IGNORECASE)
 _MEMORY_TYPE = re.compile(r"\b(?:hbm\d?e?|gddr\d\w?|lpddr\d\w?)\b", re.IGNORECASE)
-_CORES = re.compile(r"\b(\d+)[- ]?cores?\b", re.IGNORECASE)
+_CORES = re.compile(r"\b(\d+)[- ]?c(?:ores?)?\b", re.IGNORECASE)
 _SAME_MEMORY = 0.1
 """A size that is off by more than a tenth is another variant."""
 _VARIANTS = {"sxm2": -1, "sxm3": -1, "sxm4": -1, "sxm5": -1, "sxm": -1, "pcie": 0, "nvl": 1, "gb10": -2}
@@ -26,30 +26,38 @@ _UNCOUNTED = frozenset({*_VARIANTS, "core", "cores"})
 def find_datasheet(query: str, memory_bytes: int | None = None) -> Datasheet:
     """Find the accelerator that a name means; raises `UnknownGpu` with the nearest names.
 
-    Vendor and brand words may be left out, words that no name has are ignored. A memory size, in the name or given,
-    picks among variants; without one the plainest name wins (no `Ti`, `Laptop` or `D`), then the larger memory.
+    Vendor and brand words may be left out, but what they exclude is excluded; words that no name has are ignored. A
+    memory size, in the name or given, picks among variants; without one the plainest name wins (no `Ti`, `Laptop` or
+    `D`), the one that says no more than was asked first, then the larger memory.
     """
     memory = _MEMORY.search(query)
     size = memory_bytes if memory_bytes is not None else (float(memory.group(1)) * GIB if memory else None)
     kind = _MEMORY_TYPE.search(query)
-    bare = _MEMORY_TYPE.sub(" ", _MEMORY.sub(" ", query))
-    wanted = frozenset(gpu_words(bare)) - GPU_NOISE
+    bare = _CORES.sub(r"\1-core", _MEMORY_TYPE.sub(" ", _MEMORY.sub(" ", query)))
+    all_words = frozenset(gpu_words(bare))
+    wanted, vendor = all_words - GPU_NOISE, _vendor(all_words)
     known = wanted & _vocabulary()
     if not known or not _has_number(known, wanted):
         raise UnknownGpu(query, nearest_gpus(query))
+    typed = memory is not None and memory_bytes is None
+    whole, plain = key(query), _plain_key(bare)
     best: tuple[tuple[float, ...], int] | None = None
     for name, name_words, at in _names():
         if not known <= name_words:
             continue
         sheet = shipped.datasheet_at(at)
+        if vendor not in {None, sheet.vendor}:
+            continue
         extra = [word for word in name_words - known if not word[0].isdigit() and word not in _UNCOUNTED]
         gap = _gap(sheet, size)
+        other_memory = gap > _SAME_MEMORY
         rank = (
-            key(name) != key(query),
-            gap > _SAME_MEMORY,
-            len(extra),
+            key(name) != whole or other_memory,
+            # A size that is typed tells products apart; one that is read comes with the product's whole name.
+            *((other_memory, len(extra)) if typed else (len(extra), other_memory)),
             kind is not None and (sheet.memory_type or "").lower() != kind.group().lower(),
             gap,
+            _plain_key(name) != plain,
             min((_VARIANTS.get(word, 0) for word in name_words - known), default=0),
             -(sheet.memory_bytes or 0),
             len(name),
@@ -61,9 +69,33 @@ def find_datasheet(query: str, memory_bytes: int | None = None) -> Datasheet:
     return shipped.datasheet_at(best[1])
 
 
+_BRANDS = {
+    **dict.fromkeys(("nvidia", "geforce", "quadro", "tesla", "rtx", "gtx"), "nvidia"),
+    **dict.fromkeys(("amd", "radeon", "instinct"), "amd"),
+    **dict.fromkeys(("intel", "arc"), "intel"),
+    "apple": "apple",
+}
+
+
+def _vendor(words: frozenset[str]) -> str | None:
+    """Tell the vendor that the words name, if they name one alone."""
+    vendors = {_BRANDS[word] for word in words if word in _BRANDS}
+    return vendors.pop() if len(vendors) == 1 else None
+
+
+@lru_cache(maxsize=1024)
+def _plain_key(name: str) -> str:
+    """Reduce a name to what is left without vendor, brand and `RTX`, in the order written; a memory size stays."""
+    return "".join(word for word in gpu_words(name) if word not in GPU_NOISE and word not in {"rtx", "gtx"})
+
+
 @lru_cache(maxsize=1)
 def _names() -> tuple[tuple[str, frozenset[str], int], ...]:
-    return tuple((name.text, frozenset(name.words), name.position) for name in shipped.compiled().gpu_search)
+    listed = []
+    for name in shipped.compiled().gpu_search:
+        modules = {"sxm"} if any(word.startswith("sxm") for word in name.words) else set()
+        listed.append((name.text, frozenset({*name.words, *modules}), name.position))
+    return tuple(listed)
 
 
 @lru_cache(maxsize=1)

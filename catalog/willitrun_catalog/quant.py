@@ -5,6 +5,7 @@ Block types are in `block_types`, the rules of the mixes in `mixes`, the formats
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -27,7 +28,9 @@ __all__ = [
     "CheckpointFormat",
     "UnknownQuant",
     "fitting_type",
+    "label_note",
     "ladder",
+    "plain_label",
     "quant_name",
     "row_bytes",
     "tensor_bytes",
@@ -81,7 +84,10 @@ class UnknownQuant(UnknownNameError):  # noqa: N818
 
 
 def quant_name(text: str) -> str:
-    """Find a quantization by its name in any case and with any separators; raises `UnknownQuant`."""
+    """Find a quantization by its name in any case and with any separators; raises `UnknownQuant`.
+
+    A dynamic label (`UD-Q4_K_XL`) gives the plain mix nearest to it; `label_note` says so.
+    """
     wanted = text.strip().upper().replace("-", "_").replace(" ", "_")
     for known in (*BASE_TYPES, *FORMATS):
         if wanted == known.upper().replace("-", "_"):
@@ -89,9 +95,42 @@ def quant_name(text: str) -> str:
     alias = _ALIASES.get(wanted) or _ALIASES.get(wanted.replace("_", "-"))
     if alias is not None:
         return alias
+    plain = plain_label(wanted)
+    if plain is not None:
+        return plain
     from difflib import get_close_matches  # noqa: PLC0415
 
     raise UnknownQuant(text, tuple(get_close_matches(wanted, [*BASE_TYPES, *FORMATS], n=3, cutoff=0.4)))
+
+
+_DYNAMIC = re.compile(r"UD[-_ ](.+)", re.IGNORECASE)
+
+
+def plain_label(text: str) -> str | None:
+    """Give the plain mix nearest to a dynamic label (`UD-`, types chosen tensor by tensor), None for any other text.
+
+    The base of the label is kept; `XL`, which raises some tensors, becomes the medium mix. So named by the publisher
+    (https://docs.unsloth.ai/basics/unsloth-dynamic-2.0-ggufs), whose files are some percent larger or smaller.
+    """
+    found = _DYNAMIC.fullmatch(text.strip())
+    if found is None:
+        return None
+    base = found.group(1).upper().replace("-", "_").replace(" ", "_")
+    stem = base.removesuffix("_XL")
+    # Q8_K_XL: there is no mix of 8-bit k-blocks.
+    options = (f"{stem}_M", stem, stem.removesuffix("_K") + "_0") if stem != base else (base,)
+    return next((option for option in options if option in BASE_TYPES), None)
+
+
+def label_note(text: str) -> str | None:
+    """Say in a sentence what a dynamic label was taken for, None where the label is a quantization of its own."""
+    plain = plain_label(text)
+    if plain is None:
+        return None
+    return (
+        f"{text.strip()} chooses types tensor by tensor; counted as {plain}, its file can differ by some percent: "
+        "name the file itself for exact bytes."
+    )
 
 
 def ladder(spec: ModelSpec, *, cpu_only: bool = False) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ _UNITS = frozenset({"b", "m", "k", "e"})
 """Letters that belong to the number before them: 8b, 135m, 128k, 16e."""
 
 
-_PIECE = re.compile(r"(?<![a-z])[ae]\d+(?:\.\d+)?[bm](?![a-z])|\d+(?:[._]\d+)*|[a-z]+")
-"""Active sizes (a3b, e4b) whole, numbers, letters."""
+_PIECE = re.compile(r"(?<![a-z])[aer]\d+(?:\.\d+)?[bm](?![a-z])|\d+(?:[._]\d+)*|[a-z]+")
+"""Active sizes (a3b, e4b) and the letter of a line with its size (r7b) whole, numbers, letters."""
 RELEASE_WORDS = frozenset(
     ("instruct", "it", "chat", "inst", "hf", "base", "pt", "gguf", "model", "bf16", "fp16", "preview"),
 )

@@ -26,8 +26,29 @@ KV_TYPES: dict[str, tuple[int, int]] = {
 }
 """Elements per block and bytes per block of every type that `--cache-type-k` takes (ggml-common.h)."""
 
-WINDOW_IGNORED = frozenset({"phi3", "phimoe"})
-"""Architectures whose file names a window that llama.cpp does not use (src/models/phi3.cpp)."""
+WINDOW_IGNORED = frozenset({"llama", "phi3", "phimoe"})
+"""Architectures whose file names a window that llama.cpp does not use.
+
+src/models/phi3.cpp drops it; src/models/llama.cpp never reads `attention.sliding_window`, which Mistral 7B v0.1 and
+Ministral 8B have.
+"""
+
+CACHELESS = frozenset(
+    (
+        *(
+            "bert",
+            "modern-bert",
+            "nomic-bert",
+            "nomic-bert-moe",
+            "neo-bert",
+            "jina-bert-v2",
+            "jina-bert-v3",
+            "eurobert",
+        ),
+        *("gemma-embedding", "dream", "llada", "llada-moe", "rnd1"),
+    ),
+)
+"""Encoders and diffusion models, which see a whole sequence at once: `llama_model::create_memory` gives them none."""
 
 
 def pad(value: int, multiple: int) -> int:
@@ -98,6 +119,8 @@ def largest_value_row(spec: ModelSpec) -> int:
 
 def cache_rows(spec: ModelSpec, mixer: Mixer, settings: Settings) -> tuple[tuple[str, int], ...]:
     """Type and elements of every row that one cell of this mixer's cache holds: K, V, an indexer's key."""
+    if spec.architecture in CACHELESS:
+        return ()
     if isinstance(mixer, Mla):
         # One compressed K row serves as V; the sparse indexer keeps a K row of its own.
         rows = [(settings.kv_type_k, mixer.kv_rank + mixer.rope_dim)]

@@ -56,7 +56,7 @@ class WeightProfile(Struct, frozen=True, kw_only=True):
     unloaded_bytes: int
     """Listed in the file and not loaded (next-token layers)."""
     file_bytes: int
-    """Tensors plus header and tokenizer metadata (estimated for a catalog model)."""
+    """Tensors plus header and tokenizer metadata: the real file's size if it has this quantization, or estimated."""
     params: int
     """Weights of the text model without next-token layers, a tied table once."""
     active_params: int
@@ -179,13 +179,18 @@ def _profile(spec: ModelSpec, quant: str, size: Sizer) -> WeightProfile:
         unloaded_bytes=sum(
             [weighed[number].resident_bytes + weighed[number].expert_bytes for number in model.order[loaded:]],
         ),
-        file_bytes=spec.file_bytes or total + metadata_bytes(spec, _tensor_count(model)),
+        file_bytes=_real_size(spec, quant) or total + metadata_bytes(spec, _tensor_count(model)),
         params=params,
         active_params=params - expert_elements + expert_elements * used // experts,
         bits_per_weight=8 * total / max(1, all_elements),
         matmul_type=max(matrices, key=matrices.__getitem__, default="F32"),
         type_bytes=tuple(sorted(types.items(), key=lambda entry: -entry[1])),
     )
+
+
+def _real_size(spec: ModelSpec, quant: str) -> int | None:
+    # The size of a checkpoint in 16 bits says nothing about the file that is made from it.
+    return spec.file_bytes if spec.quant is not None and spec.quant == quant else None
 
 
 def _used_experts(spec: ModelSpec) -> tuple[int, int]:

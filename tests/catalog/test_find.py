@@ -37,6 +37,67 @@ from willitrun_catalog.words import is_size, model_words
         ("gemma3 12b", "gemma-3-12b-it"),
         ("llama 70b", "llama-3.3-70b-instruct"),
         ("mistral 7b", "mistral-7b-instruct-v0.3"),
+        ("llama3.1", "llama-3.1-8b-instruct"),
+        ("Llama 3.3 70B", "llama-3.3-70b-instruct"),
+        ("llama3", "llama-3-8b-instruct"),
+        ("llama3.2", "llama-3.2-3b-instruct"),
+        ("llama3.2:1b", "llama-3.2-1b-instruct"),
+        ("llama-2-7b", "llama-2-7b-chat"),
+        ("llama-4-scout", "llama-4-scout-17b-16e-instruct"),
+        ("llama4 maverick", "llama-4-maverick-17b-128e-instruct"),
+        ("qwen3", "qwen3-8b"),
+        ("qwen3-8b", "qwen3-8b"),
+        ("qwen3:8b", "qwen3-8b"),
+        ("qwen3:4b", "qwen3-4b"),
+        ("qwen3-coder", "qwen3-coder-30b-a3b-instruct"),
+        ("qwen3-vl", "qwen3-vl-8b-instruct"),
+        ("qwen2.5", "qwen2.5-7b-instruct"),
+        ("qwen2.5:7b", "qwen2.5-7b-instruct"),
+        ("qwen2.5-coder", "qwen2.5-coder-7b-instruct"),
+        ("qwen2.5-coder-7b", "qwen2.5-coder-7b-instruct"),
+        ("qwen2.5-vl-7b", "qwen2.5-vl-7b-instruct"),
+        ("qwq", "qwq-32b"),
+        ("gemma3", "gemma-3-12b-it"),
+        ("gemma-3-27b-it", "gemma-3-27b-it"),
+        ("gemma3:1b", "gemma-3-1b-it"),
+        ("gemma2", "gemma-2-9b-it"),
+        ("gemma3n", "gemma-3n-e4b-it"),
+        ("gemma 4 31b", "gemma-4-31b-it"),
+        ("embeddinggemma", "embeddinggemma-300m"),
+        ("mistral", "mistral-7b-instruct-v0.3"),
+        ("mistral-small", "mistral-small-4-119b-2603"),
+        ("mistral small 3.2", "mistral-small-3.2-24b-instruct-2506"),
+        ("mistral-nemo", "mistral-nemo-instruct-2407"),
+        ("phi-4", "phi-4"),
+        ("phi4-mini", "phi-4-mini-instruct"),
+        ("phi-3-mini", "phi-3-mini-4k-instruct"),
+        ("deepseek-r1", "deepseek-r1"),
+        ("deepseek-r1:7b", "deepseek-r1-distill-qwen-7b"),
+        ("deepseek-r1:8b", "deepseek-r1-0528-qwen3-8b"),
+        ("deepseek-r1:70b", "deepseek-r1-distill-llama-70b"),
+        ("deepseek-r1-distill-qwen-7b", "deepseek-r1-distill-qwen-7b"),
+        ("deepseek-v2-lite", "deepseek-v2-lite-chat"),
+        ("gpt-oss", "gpt-oss-20b"),
+        ("gptoss", "gpt-oss-20b"),
+        ("kimi-k2", "kimi-k2-instruct"),
+        ("kimi k2 thinking", "kimi-k2-thinking"),
+        ("glm-4.5-air", "glm-4.5-air"),
+        ("glm-4.5", "glm-4.5"),
+        ("granite-3.3-8b", "granite-3.3-8b-instruct"),
+        ("command-r", "command-r-08-2024"),
+        ("command r7b", "command-r7b-12-2024"),
+        ("command-a", "command-a-03-2025"),
+        ("mixtral-8x7b", "mixtral-8x7b-instruct-v0.1"),
+        ("smollm2", "smollm2-1.7b-instruct"),
+        ("smollm3", "smollm3-3b"),
+        ("olmo-2", "olmo-2-1124-7b-instruct"),
+        ("olmo-2-32b", "olmo-2-0325-32b-instruct"),
+        ("falcon-h1", "falcon-h1-7b-instruct"),
+        ("yi-34b", "yi-1.5-34b-chat"),
+        ("exaone-4-32b", "exaone-4.0-32b"),
+        ("tinyllama", "tinyllama-1.1b-chat-v1.0"),
+        ("seed-oss", "seed-oss-36b-instruct"),
+        ("nemotron nano 9b", "nemotron-nano-9b-v2"),
     ],
 )
 def test_names_as_people_type_them(typed, meant):
@@ -62,6 +123,13 @@ def test_a_release_of_the_same_shape_keeps_its_name():
 def test_a_base_model_named_without_its_maker_means_the_instruct_release():
     assert find_model("gemma-2b").spec.name == "gemma-2b-it"
     assert find_model("google/gemma-2b").spec.hf_id == "google/gemma-2b"
+
+
+@pytest.mark.parametrize("typed", ["gpt-4", "claude", "pixtral", "wizardlm", "vicuna", "bge-m3", "hermes-3", "llama-9"])
+def test_models_that_are_not_in_the_catalog_are_said_to_be_unknown(typed):
+    with pytest.raises(UnknownModel) as caught:
+        find_model(typed)
+    assert caught.value.nearest
 
 
 def test_unknown_names_bring_the_nearest():

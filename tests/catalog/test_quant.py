@@ -6,7 +6,17 @@ from hypothesis import strategies as st
 
 from willitrun_catalog import shipped
 from willitrun_catalog.model import Tensor
-from willitrun_catalog.quant import BASE_TYPES, FORMATS, LADDER, UnknownQuant, ladder, quant_name, tensor_types
+from willitrun_catalog.quant import (
+    BASE_TYPES,
+    FORMATS,
+    LADDER,
+    UnknownQuant,
+    label_note,
+    ladder,
+    plain_label,
+    quant_name,
+    tensor_types,
+)
 from willitrun_estimator.weights import weight_profile
 
 
@@ -27,6 +37,34 @@ from willitrun_estimator.weights import weight_profile
 )
 def test_names_are_forgiving(typed, meant):
     assert quant_name(typed) == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("UD-Q4_K_XL", "Q4_K_M"),
+        ("ud-q2-k-xl", "Q2_K"),
+        ("UD-Q6_K_XL", "Q6_K"),
+        ("UD-Q8_K_XL", "Q8_0"),
+        ("UD-IQ3_XXS", "IQ3_XXS"),
+        ("UD-Q4_K_S", "Q4_K_S"),
+    ],
+)
+def test_dynamic_labels_are_counted_as_the_nearest_mix(typed, meant):
+    assert quant_name(typed) == plain_label(typed) == meant
+    assert meant in label_note(typed)
+
+
+@pytest.mark.parametrize("typed", ["UD-NONSENSE", "UD-", "UD-AWQ", "UD-Q9_K_XL"])
+def test_a_dynamic_label_of_nothing_is_unknown(typed):
+    assert label_note(typed) is None
+    with pytest.raises(UnknownQuant):
+        quant_name(typed)
+
+
+def test_a_plain_label_needs_no_note():
+    assert label_note("Q4_K_M") is None
+    assert plain_label("Q4_K_M") is None
 
 
 def test_unknown_quantization_names_the_nearest():

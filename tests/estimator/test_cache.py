@@ -61,6 +61,19 @@ def test_phi_ignores_its_window() -> None:
     assert cache.kv_bytes(spec(WINDOWED, architecture="phi3"), Settings(context_tokens=8192)) == 8192 * 4 * 192 * 2
 
 
+@pytest.mark.parametrize("name", ["mistral-7b-instruct-v0.1", "ministral-8b-instruct-2410"])
+def test_llama_reads_no_window(name: str) -> None:
+    mistral = model(name)
+    assert mistral.architecture == "llama"
+    assert all(cache.layer_window(mistral, layer) is None for layer in mistral.layers)
+    row = cache.layer_row_bytes(mistral, mistral.layers[0], Settings(context_tokens=32768))
+    assert cache.kv_bytes(mistral, Settings(context_tokens=32768)) == 32768 * row * mistral.block_count
+
+
+def test_an_encoder_keeps_no_cache() -> None:
+    assert cache.kv_bytes(model("embeddinggemma-300m"), Settings(context_tokens=2048)) == 0
+
+
 def test_unified_slots_share_cells_and_widen_the_window() -> None:
     four = Settings(context_tokens=8192, parallel=4)
     shared = Settings(context_tokens=8192, parallel=4, kv_unified=True)

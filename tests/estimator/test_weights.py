@@ -164,6 +164,16 @@ def test_a_file_s_types_win_over_the_label():
     assert weights.matmul_type == "Q6_K"
 
 
+def test_the_size_of_a_float_checkpoint_is_not_that_of_its_quantization():
+    checkpoint = structs.replace(shipped.model("qwen3-8b"), file_bytes=16_381_516_208)
+    assert weight_profile(checkpoint, "Q4_K_M") == structs.replace(
+        weight_profile(shipped.model("qwen3-8b"), "Q4_K_M"), spec=checkpoint
+    )
+    awq = structs.replace(checkpoint, quant="AWQ", file_bytes=6_099_999_999)
+    assert weight_profile(awq, "awq").file_bytes == 6_099_999_999
+    assert weight_profile(awq, "Q4_K_M").file_bytes < 5_100_000_000
+
+
 @pytest.mark.parametrize(
     ("quant", "bits"),
     [("BF16", 16), ("FP8", 8.002), ("AWQ", 4.156), ("GPTQ-INT4", 4.156), ("NVFP4", 4.5), ("BNB-NF4", 4.127)],
