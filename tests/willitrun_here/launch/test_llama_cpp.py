@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import shlex
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from tests.willitrun_here.launch.targets import from_source, on_recorded, on_words
+from willitrun_here.launch import llama_cpp
+from willitrun_here.launch.flags import Flags
+from willitrun_here.launch.target import Target, artifact, command, prompt_cache_mib, visible_gpus
+
+OLD = Flags(
+    names=frozenset({"-m", "-hf", "-hff", "-ngl", "-c", "-fa", "-ctk", "-ot", "-ub", "-b", "-t", "-np", "--no-mmap"}),
+    flash_takes_value=False,
+    layers_take_all=False,
+)
+
+RECORDED = (
+    ("rtx3090-shared", "llama-3.1-8b", {}),
+    ("rtx3090-shared", "qwen3-30b-a3b", {"quant": "Q8_0"}),
+    ("a100-mig", "llama-3.1-8b", {"context": 4096}),
+    ("h100x8-nvlink", "llama-3.3-70b", {"quant": "F16", "context": 32768}),
+    ("epyc-two-nodes", "gpt-oss-20b", {"quant": "MXFP4"}),
+    ("apple-m4-max", "qwen3-30b-a3b", {}),
+    ("mi100", "llama-3.1-8b", {}),
+    ("mixed-visible-uuid", "llama-3.1-8b", {}),
+    ("desktop-cpu-only", "llama-3.2-3b", {}),
+    ("arc-a770", "llama-3.1-8b", {"kv_type": "q8_0"}),
+)
+
+
+@pytest.mark.parametrize(
+    ("machine", "model", "asked"), RECORDED, ids=lambda value: value if value and isinstance(value, str) else ""
+)
+def test_commands_of_recorded_machines(machine, model, asked, golden):
+    target = on_recorded(machine, model, **{"quant": "Q4_K_M", "context": 8192, **asked})
+    built = llama_cpp.render(target)
+    plan = target.plan
+    golden(f"launch/{machine}-{model}.txt", built.shell.replace(" -", " \\\n  -") + "\n")
+    argv = list(built.argv)
+    assert argv[argv.index("-c") + 1] == str(plan.context_tokens)
+    assert argv[argv.index("-t") + 1] == str(plan.threads)
+    uuids = [uuid for uuid in plan.gpu_uuids if uuid]
+    assert built.env.get("CUDA_VISIBLE_DEVICES", ",".join(uuids)) == ",".join(uuids)
+
+
+def argument(target: Target, name: str) -> str | None:
+    argv = list(llama_cpp.render(target).argv)
+    return argv[argv.index(name) + 1] if name in argv else None
+
+
+def with_plan(target: Target, **fields) -> Target:
+    return structs.replace(target, plan=structs.replace(target.plan, **fields))
+
+
+def test_all_layers_are_named_in_the_build_s_own_way():
+    target = on_words()
+    assert argument(target, "-ngl") == "all"
+    assert argument(structs.replace(target, flags=OLD), "-ngl") == "999"
+    assert argument(with_plan(target, gpu_layers=20), "-ngl") == "20"
+    assert argument(with_plan(target, gpu_layers=target.plan.layers), "-ngl") == str(target.plan.layers)
+
+
+def test_flash_attention_is_a_bare_flag_for_old_builds():
+    target = on_words()
+    assert llama_cpp.flash_attention(target) == ["-fa", "on"]
+    old = structs.replace(target, flags=OLD)
+    assert llama_cpp.flash_attention(old) == ["-fa"]
+    assert llama_cpp.flash_attention(with_plan(old, flash_attention=False)) == []
+    assert llama_cpp.flash_attention(with_plan(target, flash_attention=False)) == ["-fa", "off"]
+
+
+def test_experts_in_ram_and_how_they_are_loaded():
+    target = on_words("RTX 3090, 128 GiB RAM", "qwen3-30b-a3b", cpu_moe_layers=3)
+    assert argument(target, "--n-cpu-moe") == "3"
+    assert argument(target, "--load-mode") == "none"
+    old = structs.replace(target, flags=OLD)
+    assert argument(old, "-ot") == r"blk\.(0|1|2)\.ffn_(up|down|gate)_exps=CPU"
+    assert "--no-mmap" in llama_cpp.render(old).argv
+    bare = structs.replace(target, flags=Flags(names=frozenset({"-m"})))
+    assert llama_cpp.load_mode(bare) == []
+
+
+def test_mapped_memory_stays_where_ram_is_short():
+    target = on_words("RTX 3090, 128 GiB RAM", "qwen3-30b-a3b", cpu_moe_layers=3)
+    *gpus, host = target.plan.devices
+    short = with_plan(target, devices=(*gpus, structs.replace(host, free_bytes=host.total_bytes - 1)))
+    assert llama_cpp.load_mode(short) == []
+    assert prompt_cache_mib(short) == 0
+
+
+def test_prompt_cache_takes_a_quarter_of_what_is_left():
+    target = on_words()
+    *gpus, host = target.plan.devices
+    four = structs.replace(host, free_bytes=host.total_bytes + 4 * 1024**3)
+    assert argument(with_plan(target, devices=(*gpus, four)), "-cram") == "1024"
+    assert argument(target, "-cram") is None, "the default needs no flag"
+
+
+def test_cache_type_split_slots_and_fit():
+    two = on_words("2x RTX 3090, 64 GiB RAM", "llama-3.3-70b", kv_type="q8_0", parallel=4)
+    assert argument(two, "-ctk") == argument(two, "-ctv") == "q8_0"
+    shares = argument(two, "-ts")
+    assert shares is not None
+    assert sum(map(float, shares.split(","))) == sum(two.plan.tensor_split)
+    assert argument(two, "-np") == "4"
+    assert argument(two, "-fit") == "off"
+    assert argument(structs.replace(two, flags=OLD), "-fit") is None
+    assert ("-kvu" in llama_cpp.render(with_plan(two, kv_unified=True)).argv) is True
+    assert "-kvu" not in llama_cpp.render(with_plan(two, kv_unified=False)).argv
+    one = with_plan(two, kv_type="f16", tensor_split=())
+    assert argument(one, "-ctk") is None
+    assert argument(one, "-ts") is None
+
+
+def test_the_batch_is_never_below_the_micro_batch():
+    target = with_plan(on_words(), ubatch=4096, batch=2048)
+    assert argument(target, "-b") == "4096"
+
+
+def test_the_server_is_bound_to_the_gpu_s_memory_node():
+    target = on_recorded("epyc-two-nodes", "llama-3.1-8b", quant="Q4_K_M")
+    assert llama_cpp.render(target).argv[0] in {"numactl", "llama-server"}
+    nodes = target.machine.cpu.numa_nodes
+    assert len(nodes) > 1
+    gpus = tuple(structs.replace(gpu, uuid=f"GPU-{i}", numa_node=1) for i, gpu in enumerate(target.machine.gpus))
+    machine = structs.replace(target.machine, gpus=gpus)
+    if gpus:
+        bound = with_plan(structs.replace(target, machine=machine), gpu_uuids=("GPU-0",))
+        assert llama_cpp.numa_prefix(bound) == ["numactl", "--cpunodebind=1", "--preferred=1"]
+        lost = tuple(structs.replace(gpu, numa_node=-1) for gpu in gpus)
+        unknown = structs.replace(bound, machine=structs.replace(machine, gpus=lost))
+        assert llama_cpp.numa_prefix(unknown) == []
+
+
+def test_where_the_weights_come_from():
+    target = on_words()
+    assert artifact(target).repo == target.spec.gguf_repos[0]
+    hub = artifact(from_source(target, "hf:org/some-GGUF:some-Q4_K_M.gguf"))
+    assert (hub.repo, hub.file) == ("org/some-GGUF", "some-Q4_K_M.gguf")
+    assert llama_cpp.model_arguments(from_source(target, "hf:org/repo-GGUF:a.gguf"))[2:] == ["-hff", "a.gguf"]
+    assert artifact(from_source(target, "models/a b.gguf")).path == "models/a b.gguf"
+    blob = from_source(target, "ollama:llama3", ("/root/.ollama/models/blobs/sha256-1",))
+    assert artifact(blob).path == "/root/.ollama/models/blobs/sha256-1"
+    nowhere = structs.replace(target, spec=structs.replace(target.spec, gguf_repos=()))
+    assert "put a Q4_K_M file" in (artifact(nowhere).note or "")
+    assert artifact(nowhere).path in llama_cpp.render(nowhere).argv
+
+
+def test_a_checkpoint_is_converted_first():
+    target = from_source(on_words(), "/m/My Model", ("/m/My Model/model.safetensors",), gguf_repos=())
+    built = llama_cpp.render(target)
+    assert "/m/My Model" not in built.argv, "llama-server cannot load a folder"
+    assert built.argv[built.argv.index("-m") + 1] == f"/m/{target.spec.name}-Q4_K_M.gguf"
+    (note,) = [note for note in built.notes if "safetensors" in note]
+    convert, quantize = note.split("made by: ")[1].split(" && ")
+    assert shlex.split(convert)[:2] == ["convert_hf_to_gguf.py", "/m/My Model"]
+    assert shlex.split(quantize)[-1] == "Q4_K_M"
+    whole = artifact(with_plan(target, quant="F16"))
+    assert "llama-quantize" not in (whole.note or "")
+    remote = artifact(from_source(target, "hf:org/model", gguf_repos=()))
+    assert "--remote org/model" in (remote.note or "")
+
+
+def test_visible_gpus_by_uuid_else_by_bus_order():
+    target = on_words("2x RTX 3090, 64 GiB RAM")
+    one = with_plan(target, gpu_uuids=(None,), gpu_indexes=(1,))
+    assert visible_gpus(one) == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1"}
+    assert visible_gpus(with_plan(one, gpu_indexes=(None,)))["CUDA_VISIBLE_DEVICES"] == "0"
+    assert visible_gpus(with_plan(one, gpu_uuids=("GPU-a",))) == {"CUDA_VISIBLE_DEVICES": "GPU-a"}
+    assert visible_gpus(with_plan(target, gpu_uuids=(None, None), gpu_indexes=(0, 1))) == {}
+    rocm = with_plan(one, backend="rocm", gpu_uuids=("GPU-1f",))
+    assert visible_gpus(rocm) == {"ROCR_VISIBLE_DEVICES": "GPU-1f"}
+    assert visible_gpus(with_plan(rocm, gpu_uuids=("1f-2e",))) == {"HIP_VISIBLE_DEVICES": "1"}
+    assert visible_gpus(with_plan(target, backend="vulkan", gpu_uuids=(None,))) == {}
+
+
+def test_a_cpu_plan_hides_the_gpus():
+    cpu = on_words(backend="cpu")
+    assert visible_gpus(cpu) == {"CUDA_VISIBLE_DEVICES": ""}
+    amd = on_words("RX 7900 XTX, 64 GiB RAM", backend="cpu")
+    assert visible_gpus(amd) == {"HIP_VISIBLE_DEVICES": ""}
+    assert visible_gpus(on_words("no GPU, 64 GiB RAM")) == {}
+
+
+@given(
+    st.lists(st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=12), max_size=6),
+    st.dictionaries(st.from_regex(r"[A-Z_]{1,8}", fullmatch=True), st.text("ab ',\"$\\", max_size=8), max_size=3),
+)
+def test_the_shell_line_means_the_same_words(words, env):
+    built = command(["program", *words], env)
+    read = shlex.split(built.shell)
+    assert read[len(env) :] == ["program", *words]
+    assert read[: len(env)] == [f"{name}={value}" for name, value in env.items()]
+
+
+def test_a_real_shell_reads_the_same_words():
+    words = ["a b", "$HOME", "`id`", "it's", '"', "\\", "*", "", "a\nb", "-x;y|z&"]
+    built = command(["printf", "%s\\0", *words], {"X": "a b"})
+    done = subprocess.run(["sh", "-c", built.shell], capture_output=True, check=True)
+    assert done.stdout.decode().split("\0")[:-1] == words
+
+
+def test_what_follows_the_dashes_comes_last():
+    target = structs.replace(on_words(), extra=("--jinja", "--alias", "a b"))
+    assert llama_cpp.render(target).argv[-3:] == ("--jinja", "--alias", "a b")
+
+
+def test_assumed_flags_are_said():
+    target = on_words()
+    assert "No llama-server was found" in llama_cpp.render(target).notes[0]
+    assert llama_cpp.render(structs.replace(target, flags=OLD)).notes == ()
