@@ -40,12 +40,10 @@ from willitrun_probe.machine import Machine
 
 Section = Literal[
     "plan", "speed", "context", "serving", "score", "tags", "quants", "workloads", "modes", "curve", "limits",
-    "improvements", "exact",
+    "improvements",
 ]  # fmt: skip
 SERVING_MODES = frozenset({"light-api", "scale-out"})
 SECTIONS: frozenset[Section] = frozenset(Section.__args__)  # type: ignore[attr-defined]
-EXACT_SECTIONS: frozenset[Section] = frozenset({"score", "limits", "tags", "improvements", "exact"})
-"""Asking for any of these is asking about one model, whose memory is then worked out exactly; a ranking is not."""
 RANKED_SECTIONS: frozenset[Section] = frozenset({"plan", "speed", "context"})
 LEAST_CURVE_TOKENS = 1024
 
@@ -82,7 +80,7 @@ def answer_on(
         return with_vllm(question)
     quants = quants_to_try(spec, request, devices)
     per_quant = searched(question, quants, every="quants" in sections)
-    best, ranked = winner(question, quants, per_quant, exact=bool(sections & EXACT_SECTIONS))
+    best, ranked = winner(question, quants, per_quant)
     if best is None:
         return too_large(question, quants)
     result = assembled(question, best, ranked, per_quant, sections)
@@ -141,7 +139,7 @@ def ranked_answer(devices: Devices, spec: ModelSpec, request: Request, *, floor:
             best = found[0]
     if best is None:
         return None
-    return assembled(question, best, [], {}, RANKED_SECTIONS)
+    return assembled(question, best, [], {}, RANKED_SECTIONS, exact=False)
 
 
 def checkpoint_asked(spec: ModelSpec, request: Request) -> bool:
@@ -180,15 +178,15 @@ def searched(question: Question, quants: tuple[str, ...], *, every: bool) -> dic
 
 
 def winner(
-    question: Question, quants: tuple[str, ...], per_quant: dict[str, list[Found]], *, exact: bool
+    question: Question, quants: tuple[str, ...], per_quant: dict[str, list[Found]]
 ) -> tuple[Found | None, list[Found]]:
     """Return the best plan and all others, best first; plans that page from disk only when nothing else starts.
 
-    With `exact`, the best one holds by the exact memory model too.
+    The best one holds by the exact memory model too.
     """
     ranked = rank(per_quant)
     sure: list[Found] = []
-    while exact and ranked and not any(ranked[0] is one for one in sure):
+    while ranked and not any(ranked[0] is one for one in sure):
         quant = ranked[0].quant
         per_quant[quant] = question.verified(per_quant[quant])
         sure += per_quant[quant][:1]
@@ -293,10 +291,12 @@ def assembled(
     ranked: list[Found],
     per_quant: dict[str, list[Found]],
     sections: frozenset[Section],
+    *,
+    exact: bool = True,
 ) -> Answer:
-    """Put the answer together, section by section."""
+    """Put the answer together, section by section; not `exact` for rankings, which look at memory quickly."""
     spec, devices = question.spec, question.devices
-    plan = plan_of(question, best, exact=bool(sections & EXACT_SECTIONS))
+    plan = plan_of(question, best, exact=exact)
     speed = speed_of(question, best, plan) if sections & {"speed", "tags", "limits"} else None
     fit = explain.fit(plan, best, spec.title)
     setup = setup_of(question, best)
@@ -306,7 +306,7 @@ def assembled(
         plan=plan,
         fit=fit,
         speed=speed if "speed" in sections else None,
-        context=context_of(setup, best, spec, exact=bool(sections & EXACT_SECTIONS))
+        context=context_of(setup, best, spec, exact=exact)
         if "context" in sections
         else Context(safe_tokens=0, max_tokens=0),
         serving=serving_of(question, best) if "serving" in sections else None,

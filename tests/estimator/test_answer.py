@@ -17,7 +17,7 @@ from willitrun_here.ask import sheet_of
 from willitrun_here.machines import open_machine
 
 GIB = 1 << 30
-PLAN = frozenset({"plan", "speed", "context", "exact"})
+PLAN = frozenset({"plan", "speed", "context"})
 
 
 def on(words: str, request: Request = Request()) -> Devices:  # noqa: B008 - a frozen value
