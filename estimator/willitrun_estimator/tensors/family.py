@@ -41,11 +41,15 @@ class Family(Struct, frozen=True, kw_only=True):
     ffn_bias: bool | None = None
     router_bias: bool | None = False
     """Trait `router-bias`: the balancing bias `exp_probs_b`."""
+    bare_router_bias: bool = False
+    """Its name has no suffix."""
     shared_gate: bool = False
     expert_bias: bool = False
     inner_norms: bool = False
     """Mamba: dt, B and C are normalised."""
     joined_beta: bool = False
+    last_norm: str = "output_norm"
+    """The norm after the blocks."""
     head_bias: bool = False
     supported: bool = True
     """Whether llama.cpp runs it; if not, the list is only good for sums and names follow the checkpoint."""
@@ -83,6 +87,7 @@ def block(family: Family, spec: ModelSpec, layer: Layer, index: int) -> Iterator
             joined=family.joined_gate_up,
             biased=family.flag(family.ffn_bias, "ffn-bias", spec),
             router_bias=family.flag(family.router_bias, "router-bias", spec),
+            bare_router_bias=family.bare_router_bias,
             shared_gate=family.shared_gate,
             expert_type=expert_type(spec),
         )
@@ -178,7 +183,7 @@ def outside(family: Family, spec: ModelSpec) -> Iterator[Part]:
     """List the tensors outside the blocks: table, head, last norm, tables of rotary factors."""
     hidden = spec.hidden_size
     yield matrix("token_embd", hidden, spec.vocab_size)
-    yield from scale("output_norm", hidden, biased=family.flag(family.norm_bias, "norm-bias", spec))
+    yield from scale(family.last_norm, hidden, biased=family.flag(family.norm_bias, "norm-bias", spec))
     if not spec.tied_embeddings:
         yield matrix("output", hidden, spec.vocab_size)
         if family.head_bias:
@@ -197,4 +202,8 @@ def _rotary_dim(spec: ModelSpec) -> int:
     sizes = dict(spec.sizes)
     if "rotary_dim" in sizes:
         return sizes["rotary_dim"]
-    return next((mixer.key_dim for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, Attention)), 0)
+    attention = [mixer for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, Attention)]
+    # The factors are those of full attention where windowed blocks have other heads (Gemma 4).
+    return next(
+        (mixer.key_dim for mixer in attention if mixer.window is None), attention[0].key_dim if attention else 0
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from willitrun_catalog.model import Dense, Ffn, Moe
-from willitrun_estimator.tensors.part import Part, bias, matrix
+from willitrun_estimator.tensors.part import Part, bare, bias, matrix
 
 
 def dense(
@@ -45,20 +45,21 @@ def feed_forward(
     joined: bool = False,
     biased: bool = False,
     router_bias: bool = False,
+    bare_router_bias: bool = False,
     shared_gate: bool = False,
     expert_type: str | None = None,
 ) -> Iterator[Part]:
     """Give the network of a block, dense or routed.
 
-    `router_bias` adds the balancing bias per expert (`exp_probs_b`), `shared_gate` the gate of the shared expert,
-    `expert_type` the type in which the makers trained the experts (MXFP4).
+    `router_bias` adds the balancing bias per expert (`exp_probs_b.bias`, without the suffix if `bare_router_bias`),
+    `shared_gate` the gate of the shared expert, `expert_type` the type in which the makers trained the experts (MXFP4).
     """
     if isinstance(ffn, Dense):
         yield from dense(hidden, ffn.width, gated=ffn.gated, joined=joined, biased=biased)
     elif isinstance(ffn, Moe):
         yield matrix("ffn_gate_inp", hidden, ffn.experts)
         if router_bias:
-            yield bias("exp_probs_b", ffn.experts)
+            yield (bare if bare_router_bias else bias)("exp_probs_b", ffn.experts)
         yield from experts(hidden, ffn, type=expert_type)
         if ffn.shared_width:
             yield from dense(hidden, ffn.shared_width, gated=ffn.gated, suffix="_shexp")

@@ -117,6 +117,35 @@ def test_hybrids_alternate():
     assert granite["blk.5.attn_v.weight"] == (4096, 1024)
 
 
+def test_the_last_norm_of_lfm2_has_another_name():
+    for name in ("lfm2-1.2b", "lfm2-8b-a1b"):
+        listed = shapes(name)
+        assert listed["token_embd_norm.weight"] == (2048,)
+        assert "output_norm.weight" not in listed
+
+
+def test_rotary_factors_are_those_of_full_attention():
+    # src/models/gemma4.cpp: half a head of the blocks without a window, 512 wide; those with one have 256.
+    assert shapes("gemma-4-31b-it")["rope_freqs.weight"] == (256,)
+    assert shapes("gemma-4-e2b-it")["rope_freqs.weight"] == (256,)
+    # conversion/exaone.py writes none without Llama 3's scaling, and llama.cpp counts them twice beside a
+    # next-token block.
+    assert "rope_freqs.weight" not in shapes("k-exaone-236b-a23b")
+
+
+def test_the_balancing_bias_of_hunyuan_3_has_no_suffix():
+    listed = shapes("hy3-preview")
+    assert listed["blk.1.exp_probs_b"] == (192,)
+    assert not any(name.endswith("exp_probs_b.bias") for name in listed)
+
+
+def test_the_next_token_block_of_ling_2_ends_with_its_own_norm():
+    spec = structs.replace(shipped.model("ling-mini-2.0"), mtp_layers=1)
+    names = {tensor.name for tensor in tensors(spec) if tensor.layer == spec.block_count}
+    assert {"blk.20.layer_output_norm.weight", "blk.20.nextn.eh_proj.weight", "blk.20.exp_probs_b.bias"} <= names
+    assert "blk.20.nextn.shared_head_norm.weight" not in names
+
+
 def test_shared_values_have_no_matrix():
     listed = shapes("gemma-4-31b-it")
     assert "blk.0.attn_v.weight" in listed

@@ -9,8 +9,9 @@ FAMILIES: dict[str, Family] = {
     "mamba2": Family(norms=ONE_NORM),
     "jamba": Family(inner_norms=True),
     "granitehybrid": Family(),
-    "lfm2": Family(qk_norm="head"),
-    "lfm2moe": Family(qk_norm="head", router_bias=True),
+    # The last norm of these files bears the name of one that elsewhere follows the token table.
+    "lfm2": Family(qk_norm="head", last_norm="token_embd_norm"),
+    "lfm2moe": Family(qk_norm="head", router_bias=True, last_norm="token_embd_norm"),
     "kimi-linear": Family(router_bias=True),
     "qwen3next": Family(
         norms=MIDDLE_NORMS,

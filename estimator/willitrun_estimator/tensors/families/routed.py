@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from willitrun_estimator.tensors.family import MIDDLE_NORMS, SANDWICH_NORMS, Family
+from collections.abc import Iterator
+
+from willitrun_catalog.model import Layer, ModelSpec
+from willitrun_estimator.tensors.family import MIDDLE_NORMS, SANDWICH_NORMS, Family, block
+from willitrun_estimator.tensors.part import Part, matrix, norm
+
+
+def _ling2_next(spec: ModelSpec, layer: Layer, index: int) -> Iterator[Part]:
+    yield from block(FAMILIES["bailingmoe2"], spec, layer, index)
+    yield matrix("nextn.eh_proj", 2 * spec.hidden_size, spec.hidden_size)
+    for name in ("nextn.enorm", "nextn.hnorm", "layer_output_norm"):
+        yield norm(name, spec.hidden_size)
+
 
 FAMILIES: dict[str, Family] = {
     "qwen2moe": Family(qkv_bias=True, shared_gate=True),
@@ -16,10 +28,10 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5-moe": Family(router_bias=True),
     "exaone-moe": Family(qk_norm="head", router_bias=True),
     "hunyuan-moe": Family(qk_norm="head"),
-    "hy_v3": Family(qk_norm="head", router_bias=True),
+    "hy_v3": Family(qk_norm="head", router_bias=True, bare_router_bias=True),
     "minimax-m2": Family(qk_norm="full", router_bias=True),
     "glm4moe": Family(norms=MIDDLE_NORMS, router_bias=True),
-    "bailingmoe2": Family(fused_qkv=True, qk_norm="head", router_bias=True),
+    "bailingmoe2": Family(fused_qkv=True, qk_norm="head", router_bias=True, next_token=_ling2_next),
     "deepseek2": Family(router_bias=None),
     "deepseek32": Family(router_bias=True),
     "glm-dsa": Family(router_bias=True),
