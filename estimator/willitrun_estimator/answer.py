@@ -32,7 +32,7 @@ from willitrun_estimator.plan import (
     Speed,
     WorkloadRow,
 )
-from willitrun_estimator.question import LlamaSetup, Question
+from willitrun_estimator.question import Kit, LlamaSetup, Question
 from willitrun_estimator.request import Mode, Request, Workload
 from willitrun_estimator.score import LENSES, PURPOSES, grade, score_parts
 from willitrun_estimator.search import Found, layouts_of
@@ -73,9 +73,13 @@ def answer_on(
     *,
     sections: frozenset[Section] = SECTIONS,
     corrections: Corrections | None = None,
+    kit: Kit | None = None,
 ) -> Answer:
-    """Answer for devices that were already merged with their data sheets; many models share them."""
-    question = Question(spec, devices, request, corrections=corrections)
+    """Answer for devices that were already merged with their data sheets; many models share them.
+
+    `kit` keeps what questions about this model on these devices can share (see `question.signature`).
+    """
+    question = Question(spec, devices, request, corrections=corrections, kit=kit)
     if request.engine == "vllm" or (request.engine is None and checkpoint_asked(spec, request)):
         return with_vllm(question)
     quants = quants_to_try(spec, request, devices)

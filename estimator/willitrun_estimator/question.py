@@ -42,6 +42,8 @@ HOST_SLACK = 1.25
 UNLIMITED_RATE = 1e9
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
 KV_TYPES = ("f16", "q8_0", "q4_0")
+CELLS = 256
+"""llama.cpp pads a context to this many tokens."""
 UBATCHES = (512, 1024, 2048)
 OLLAMA_UBATCHES = (512,)
 """`num_batch` of ollama's `DefaultOptions` (api/types.go)."""
@@ -158,6 +160,34 @@ def gpu_budget(gpu: Device, request: Request, runtime_bytes: int) -> int:
     return gpu.memory_free_bytes - GROWTH_BYTES - (DISPLAY_BYTES if gpu.display_active else 0)
 
 
+class Kit:
+    """What questions about one model on one machine can share: sums of weights, qualities and setups.
+
+    For many questions that differ only in what the search varies or the user fixes of it (`signature`).
+    """
+
+    def __init__(self) -> None:
+        self.profiles: dict[str, WeightProfile] = {}
+        self.qualities: dict[str, QuantQuality] = {}
+        self.setups: dict[tuple[str, str, int, tuple[int, ...]], LlamaSetup] = {}
+
+
+def signature(request: Request) -> Request:
+    """Return what of a request a setup depends on; requests with the same signature may share a kit."""
+    return structs.replace(
+        request,
+        quant=None,
+        context=None,
+        kv_type=None,
+        ubatch=None,
+        gpu_layers=None,
+        cpu_moe_layers=None,
+        min_context=None,
+        min_decode=None,
+        max_ttft=None,
+    )
+
+
 class Question:
     """A model, devices and a request, with everything that is computed once and used by many searches."""
 
@@ -168,14 +198,16 @@ class Question:
         request: Request,
         profiles: dict[str, WeightProfile] | None = None,
         corrections: Corrections | None = None,
+        kit: Kit | None = None,
     ) -> None:
         self.spec, self.devices, self.request = spec, devices, request
         self.corrections = corrections
         """What runs of this very machine taught, None for any other."""
         self.purpose = purpose_of(request)
         self.lens = LENSES[request.mode]
-        self.profiles = {} if profiles is None else profiles
-        self._qualities: dict[str, QuantQuality] = {}
+        self._kit = Kit() if kit is None else kit
+        self.profiles = self._kit.profiles if profiles is None else profiles
+        self._qualities = self._kit.qualities
         self._setups: dict[tuple[str, str, int, tuple[int, ...]], LlamaSetup] = {}
         self.objective = Objective(
             purpose=self.purpose, lens=self.lens, min_rate=request.min_decode, max_ttft_s=request.max_ttft
@@ -225,8 +257,11 @@ class Question:
         """Return the setup of one point of the space, built once."""
         key = (quant, kv_type, ubatch, gpus)
         known = self._setups.get(key)
+        if known is not None:
+            return known
+        known = self._kit.setups.get(key)
         if known is None:
-            known = self._setups[key] = LlamaSetup(
+            known = self._kit.setups[key] = LlamaSetup(
                 self.weights(quant),
                 self.subset(gpus),
                 self.settings(kv_type, ubatch),
@@ -234,6 +269,8 @@ class Question:
                 lens=self.lens,
                 purpose=self.purpose,
             )
+        known.needs.forget()  # what another question learned must not change this one's answer
+        self._setups[key] = known
         return known
 
     def space(self, quants: tuple[str, ...]) -> Space:
@@ -331,6 +368,11 @@ def fixed_units(gpu_layers: int | str | None, blocks: int) -> int | None:
 def purpose_of(request: Request) -> Purpose:
     """Return the workload's needs with what the request fixes in their place."""
     purpose = PURPOSES[request.workload]
+    slots = max(LENSES[request.mode].concurrency, request.concurrency)
+    if slots > 1:
+        # Slots share one cache: each needs room for its prompt and its answer, in whole cells.
+        each = (request.prompt_tokens or purpose.prompt_tokens) + (request.output_tokens or purpose.output_tokens)
+        purpose = structs.replace(purpose, context_tokens=slots * -(-each // CELLS) * CELLS)
     return structs.replace(
         purpose,
         prompt_tokens=request.prompt_tokens or purpose.prompt_tokens,
@@ -346,7 +388,8 @@ def contexts(spec: ModelSpec, request: Request, purpose: Purpose) -> tuple[int, 
     """
     if request.context is not None:
         return (request.context,)
-    top = min(spec.max_context_tokens, purpose.context_tokens)
+    slots = max(LENSES[request.mode].concurrency, request.concurrency)
+    top = min(spec.max_context_tokens * slots, purpose.context_tokens)
     least = request.min_context or 0
     if least > spec.max_context_tokens:
         raise EstimatorError(

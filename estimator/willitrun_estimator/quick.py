@@ -171,6 +171,10 @@ class QuickMemory:
         host = weights[-1] + sum(caches[-1]) + self.host_compute(placement, context_tokens)
         return tuple(need + more for need, more in zip((*gpus, host), self.correction, strict=True))
 
+    def forget(self) -> None:
+        """Drop what exact answers taught."""
+        self.correction = (0,) * len(self.correction)
+
     def correct(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
         """Take the difference to the exact answer of one placement into all further ones; return that answer."""
         exact = self.model.per_device_bytes(placement, context_tokens)
