@@ -18,7 +18,7 @@ from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.quick import QuickMemory
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import LENSES, PURPOSES, Lens, Purpose, quality_factor
-from willitrun_estimator.search import Found, Objective, Space, search_paging, search_quant
+from willitrun_estimator.search import Extremes, Found, Objective, Space, search_paging, search_quant
 from willitrun_estimator.weights import WeightProfile, weight_profile
 
 MIB = 1024**2
@@ -66,6 +66,7 @@ class LlamaSetup:
         self.weights, self.devices, self.settings = weights, devices, settings
         self.memory = MemoryModel(weights, devices, settings, build_of(build_number(request)))
         self.needs = QuickMemory(self.memory)
+        self.extremes: dict[bool, Extremes] = {}
         self.blocks = weights.spec.block_count
         self.experts_end = max((i + 1 for i, layer in enumerate(weights.layers) if layer.expert_bytes), default=0)
         self.budgets = tuple(

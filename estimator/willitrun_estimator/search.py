@@ -34,6 +34,11 @@ class Setup(Protocol):
     """One model in one quantization on one GPU set with fixed settings: what it needs and how fast it is."""
 
     @property
+    def extremes(self) -> dict[bool, Extremes]:
+        """Where the extremes of token times (True) and waits (False) are kept once worked out."""
+        ...
+
+    @property
     def needs(self) -> Needs:
         """Bytes per device of any layout."""
         ...
@@ -251,7 +256,10 @@ class Extremes(Struct, frozen=True):
 
     @classmethod
     def of(cls, one: Setup, gpus: int, *, rates: bool) -> Extremes:
-        """Work the extremes out: of token times (`rates`) or of waits."""
+        """Work the extremes out, once a setup: of token times (`rates`) or of waits."""
+        known = one.extremes.get(rates)
+        if known is not None:
+            return known
 
         def seconds(placement: Placement) -> float | None:
             if not rates:
@@ -271,13 +279,15 @@ class Extremes(Struct, frozen=True):
             seconds(structs.replace(placement, gpu_layers=1, split=tuple(int(units > 0) for units in placement.split)))
             for placement in placements
         ]
-        return cls(
+        found = cls(
             fastest(whole),
             fastest(moved),
             fastest(bare),
             host,
             max((time or 0.0 for time in whole), default=None) if None not in whole else None,
         )
+        one.extremes[rates] = found
+        return found
 
     def least(self, over_bytes: int, expert_bytes: int, movable_bytes: int) -> float | None:
         """Return the least seconds when at least `over_bytes` cannot be on GPUs; blocks leave them, the head last."""

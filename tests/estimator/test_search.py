@@ -70,6 +70,7 @@ class MadeUp:
         self.budgets = tuple(model.budgets[i] for i in gpus)
         self.speeds = tuple(model.speeds[i] for i in gpus)
         self.ubatch = ubatch
+        self.extremes: dict = {}
         self.alike = len(set(self.speeds)) == 1
 
     def overflow(self, context_tokens: int, ubatch: int) -> tuple[int, int, int]:
