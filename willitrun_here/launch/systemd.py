@@ -20,7 +20,7 @@ def assigned(word: str) -> str:
 
 def described(text: str) -> str:
     """Return text for one line of a unit: a model's title comes from its file and may hold anything."""
-    return " ".join(text.split()).replace("%", "%%").rstrip("\\")
+    return " ".join(text.split()).replace("%", "%%").rstrip("\\ ")
 
 
 def unit(target: Target) -> str:

@@ -1,0 +1,278 @@
+"""`launch --exec` against a small fake engine: what is said, what is compared, and that nothing stays running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from tests.willitrun_here.launch.targets import on_words
+from willitrun_estimator.request import Request
+from willitrun_here.ask import ask
+from willitrun_here.errors import LaunchError, UsageError
+from willitrun_here.launch import process, run
+from willitrun_here.launch.flags import parse_help
+from willitrun_here.machines import open_machine
+
+HERE = Path(__file__).parent
+FLAGS = parse_help((HERE / "help_new.txt").read_text())
+ASKED = Request(quant="Q4_K_M", context=8192)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    path = tmp_path / "bin" / "llama-server"
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "fake_engine.py"} "$@"\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("FAKE_STARTED", str(tmp_path / "started"))
+    return path
+
+
+@pytest.fixture
+def started(tmp_path):
+    def read() -> list[tuple[int, list[str]]]:
+        path = tmp_path / "started"
+        rows = path.read_text().splitlines() if path.exists() else []
+        return [(int(row.split(" ", 1)[0]), json.loads(row.split(" ", 1)[1])) for row in rows]
+
+    yield read
+    for pid, _ in read():
+        assert not running(pid), f"the engine {pid} is left running"
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def target_and_answer(program, **fields):
+    target = structs.replace(on_words(), program=str(program), flags=FLAGS, port=free_port(), **fields)
+    return target, ask(target.machine, target.spec, ASKED, sections=frozenset({"plan", "speed"}), commands=False)
+
+
+def begin(program, monkeypatch, mode, said=None, replan=run.replan_here):
+    monkeypatch.setenv("FAKE_ENGINE", mode)
+    target, result = target_and_answer(program)
+    return run.start(target, result, ASKED, replan=replan, say=(said if said is not None else []).append)
+
+
+def test_plan_and_reality_are_compared(program, monkeypatch, started):
+    said: list[str] = []
+    server, comparison, target = begin(program, monkeypatch, "", said)
+    with server:
+        assert comparison.probe is not None
+        assert comparison.probe.decode_tokens_per_s == 61.5
+        assert comparison.probe.output_tokens == 48
+        assert comparison.planned_decode_tokens_per_s is not None
+        assert comparison.tries == 1
+        kinds = {(row.device, row.kind): row.actual_bytes for row in comparison.buffers}
+        assert kinds[target.plan.devices[0].name, "kv_cache"] == 1024 << 20
+    assert any("loading the weights" in text for text in said)
+    ((_, argv),) = started()
+    assert argv[-2:] == ["-lv", "4"], "buffers are only named when asked"
+
+
+def test_an_unknown_argument_is_told_in_the_engine_s_words(program, monkeypatch, started):
+    with pytest.raises(LaunchError, match="unknown argument: --frobnicate") as caught:
+        begin(program, monkeypatch, "unknown-argument")
+    assert str(program) in caught.value.advice
+    assert len(started()) == 1, "not a question of memory: no second plan"
+
+
+def test_the_second_plan_works(program, monkeypatch, started):
+    said: list[str] = []
+    server, comparison, target = begin(program, monkeypatch, "no-memory-once", said)
+    with server:
+        assert comparison.tries == 2
+        assert target.machine.gpus[0].memory_free_bytes == on_words().machine.gpus[0].memory_free_bytes - run.STEP_BYTES
+    assert any("cudaMalloc failed: out of memory" in text for text in said)
+    assert len(started()) == 2
+
+
+def test_no_plan_left(program, monkeypatch, started):
+    with pytest.raises(LaunchError, match="every plan"):
+        begin(program, monkeypatch, "no-memory")
+    assert len(started()) == run.MOST_TRIES
+    with pytest.raises(LaunchError, match="every plan"):
+        begin(program, monkeypatch, "no-memory", replan=lambda *_: (None, None))
+    assert len(started()) == run.MOST_TRIES + 1
+
+
+def test_a_second_plan_counts_what_is_free(program, monkeypatch, started):
+    seen: list[Request] = []
+
+    def replan(machine, asked, spec):
+        seen.append(asked)
+        return None, None
+
+    monkeypatch.setenv("FAKE_ENGINE", "no-memory")
+    target, result = target_and_answer(program)
+    with pytest.raises(LaunchError):
+        run.start(target, result, structs.replace(ASKED, assume_idle=True), replan=replan, say=lambda _: None)
+    assert not seen[0].assume_idle
+    assert len(started()) == 1
+
+
+def test_less_is_free_where_the_plan_is():
+    target = on_words("2x RTX 3090, 64 GiB RAM")
+    before = target.machine.gpus[0].memory_free_bytes
+    assert run.shrunk(target, 1 << 30).gpus[0].memory_free_bytes == before - (1 << 30)
+    assert run.shrunk(target, 1 << 60).gpus[0].memory_free_bytes == 0
+    cpu = on_words("no GPU, 64 GiB RAM")
+    assert run.shrunk(cpu, 1 << 30).memory.available_bytes == 63 << 30
+
+
+@pytest.mark.parametrize("mode", ["no-timings", "half-timings", "no-http"])
+def test_an_engine_without_timings_still_serves(program, monkeypatch, started, mode):
+    server, comparison, _ = begin(program, monkeypatch, mode)
+    with server:
+        assert comparison.probe is None
+        assert comparison.buffers
+    assert len(started()) == 1
+
+
+def test_odd_answers_while_loading_are_not_ready(program, monkeypatch, started):
+    server, _, _ = begin(program, monkeypatch, "odd-health")
+    server.stop()
+    assert len(started()) == 1
+
+
+def test_time_runs_out(program, monkeypatch, started):
+    monkeypatch.setattr(run, "READY_S", 0.5)
+    with pytest.raises(LaunchError, match="did not start"):
+        begin(program, monkeypatch, "never-ready")
+    assert len(started()) == 1
+
+
+def test_an_engine_that_ignores_the_request_to_end_is_killed(program, monkeypatch, started):
+    monkeypatch.setattr(process, "STOP_S", 0.5)
+    server, _, _ = begin(program, monkeypatch, "stubborn")
+    server.stop()
+    assert server.process.returncode == -signal.SIGKILL
+    assert len(started()) == 1
+
+
+def test_a_wrapper_s_engine_is_stopped_too(program, monkeypatch, started):
+    server, _, _ = begin(program, monkeypatch, "wrapper")
+    server.stop()
+    assert len(started()) == 2
+    server.stop()
+
+
+def test_failure_while_comparing_stops_the_engine(program, monkeypatch, started):
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "measured", fail)
+    with pytest.raises(KeyboardInterrupt):
+        begin(program, monkeypatch, "")
+    assert len(started()) == 1
+
+
+def test_execute_checks_shows_and_stops(program, monkeypatch, started, capfd, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    target, result = target_and_answer(program)
+    assert run.execute(target, result, ASKED, check_only=True, as_json=False) == 0
+    shown = capfd.readouterr().out
+    assert "61.5 tok/s" in shown
+    assert "planned" in shown
+    assert run.execute(target, result, ASKED, check_only=True, as_json=True) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert document["comparison"]["probe"]["decode_tokens_per_s"] == 61.5
+    assert len(started()) == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"), [("dies-when-asked", "assertion failed"), ("stops-later", "lost the device")]
+)
+def test_an_engine_that_stops_by_itself_is_an_error(program, monkeypatch, started, mode, words, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FAKE_ENGINE", mode)
+    target, result = target_and_answer(program)
+    with pytest.raises(LaunchError, match=words):
+        run.execute(target, result, ASKED, check_only=False, as_json=True)
+    assert len(started()) == 1
+
+
+def test_a_port_in_use_is_not_taken_for_the_engine(program, started):
+    target, result = target_and_answer(program)
+    with socket.create_server(("127.0.0.1", target.port)), pytest.raises(LaunchError, match="in use"):
+        run.execute(target, result, ASKED, check_only=True, as_json=False)
+    assert not started()
+
+
+def test_only_what_can_be_started_is(program):
+    target, result = target_and_answer(program)
+    for_vllm = structs.replace(target, plan=structs.replace(target.plan, engine="vllm"))
+    with pytest.raises(UsageError, match="vllm"):
+        run.execute(for_vllm, result, ASKED, check_only=True, as_json=False)
+    assumed = structs.replace(target, flags=structs.replace(FLAGS, assumed=True))
+    with pytest.raises(LaunchError, match="does not answer --help"):
+        run.execute(assumed, result, ASKED, check_only=True, as_json=False)
+    with pytest.raises(LaunchError, match="no llama-server"):
+        run.execute(structs.replace(assumed, program="llama-server"), result, ASKED, check_only=True, as_json=False)
+
+
+def test_the_free_memory_of_unknown_gpus_is_unknown():
+    target = on_words()
+    assert run.free_now(target) == ()
+    named = structs.replace(target, plan=structs.replace(target.plan, gpu_uuids=("GPU-not-here",)))
+    assert run.free_now(named) == (None,)
+
+
+def test_remote_addresses_are_the_engine_s_own_argument():
+    target = on_words()
+    assert run.remote_addresses(target) == ()
+    assert run.remote_addresses(structs.replace(target, extra=("--rpc", "a:1,b:2"))) == ("a:1", "b:2")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_it_cleanly(program, started, tmp_path, number):
+    model = tmp_path / "m.gguf"
+    assert not model.exists()
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "willitrun_here", "launch", "llama-3.2-1b", "--exec", "--quant", "Q4_K_M",
+         "--context", "2048", "--backend", "cpu", "--engine", "llama.cpp", "--port", str(free_port())],
+        env={**os.environ, "WILLITRUN_LLAMA_SERVER": str(program), "HOME": str(tmp_path), "FAKE_ENGINE": ""},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert serving.stderr is not None
+    said = ""
+    while "serving on" not in said:
+        line = serving.stderr.readline()
+        assert line, said
+        said += line
+    ((pid, _),) = started()
+    assert running(pid)
+    serving.send_signal(number)
+    _, rest = serving.communicate(timeout=20)
+    assert serving.returncode == 0
+    assert "Traceback" not in rest
+    until = time.monotonic() + 2
+    while running(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def test_replanning_for_less_memory_finds_another_plan_or_none():
+    spec = on_words().spec
+    plan, _ = run.replan_here(open_machine("RTX 3090 (3 GiB free), 64 GiB RAM"), ASKED, spec)
+    assert plan is not None
+    assert plan.offloaded_fraction > 0
