@@ -128,6 +128,7 @@ def _model(path: Path, entry: dict[str, Any]) -> ModelSpec:
             gguf_repos=tuple(entry.get("gguf", ())),
             canonical=entry.get("canonical", False),
             sources=tuple(entry["sources"]),
+            findings=tuple(entry.get("findings", ())),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise FileFormatError(str(path), f"model {name!r}: {error!r}") from error

@@ -51,8 +51,6 @@ class Family(Struct, frozen=True, kw_only=True):
     last_norm: str = "output_norm"
     """The norm after the blocks."""
     head_bias: bool = False
-    supported: bool = True
-    """Whether llama.cpp runs it; if not, the list is only good for sums and names follow the checkpoint."""
     more: BlockBuilder | None = None
     """Further tensors of a block."""
     whole_block: BlockBuilder | None = None

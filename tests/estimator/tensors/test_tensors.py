@@ -146,6 +146,24 @@ def test_the_next_token_block_of_ling_2_ends_with_its_own_norm():
     assert "blk.20.nextn.shared_head_norm.weight" not in names
 
 
+def test_deepseek_4_names_the_norm_of_its_one_row_like_that_of_a_compressed_row():
+    listed = shapes("deepseek-v4-flash")
+    assert listed["blk.0.attn_kv.weight"] == (4096, 512)
+    assert listed["blk.0.attn_kv_a_norm.weight"] == (512,)
+
+
+def test_what_llama_cpp_does_not_load_says_so():
+    # src/models/phimoe.cpp: the query matrix is square.
+    refused = {spec.name for spec in shipped.models() if spec.findings}
+    square = {
+        spec.name: spec.hidden_size == spec.layers[0].mixers[0].heads * spec.layers[0].mixers[0].key_dim
+        for spec in shipped.models()
+        if spec.architecture == "phimoe"
+    }
+    assert square == {name: name not in refused for name in square}
+    assert {"lfm3-1.7b", "olmo-hybrid-7b", "llama-3.2-11b-vision-instruct"} <= refused
+
+
 def test_shared_values_have_no_matrix():
     listed = shapes("gemma-4-31b-it")
     assert "blk.0.attn_v.weight" in listed

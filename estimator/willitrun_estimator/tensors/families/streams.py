@@ -41,7 +41,7 @@ def _deepseek4(spec: ModelSpec, layer: Layer, index: int) -> Iterator[Part]:
     yield norm("attn_q_a_norm", sizes["q_rank"])
     yield matrix("attn_q_b", sizes["q_rank"], mixer.heads * mixer.key_dim)
     yield matrix("attn_kv", hidden, mixer.key_dim)
-    yield norm("attn_kv_norm", mixer.key_dim)
+    yield norm("attn_kv_a_norm", mixer.key_dim)
     groups = sizes["o_groups"]
     yield matrix("attn_output_a", mixer.heads * mixer.key_dim // groups, groups * sizes["o_rank"])
     yield matrix("attn_output_b", groups * sizes["o_rank"], hidden)
