@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import shutil
 import subprocess
+from itertools import pairwise
 
 import pytest
 from msgspec import structs
@@ -28,7 +29,7 @@ def composed(target) -> dict:
 
 
 def after(argv, name) -> list[str]:
-    return [value for flag, value in zip(argv, argv[1:], strict=False) if flag == name]
+    return [value for flag, value in pairwise(argv) if flag == name]
 
 
 @pytest.mark.parametrize("name", TARGETS)
