@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from msgspec import structs
 
@@ -18,7 +19,7 @@ from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.quick import QuickMemory
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import LENSES, PURPOSES, Lens, Purpose, quality_factor
-from willitrun_estimator.search import Extremes, Found, Objective, Space, search_paging, search_quant
+from willitrun_estimator.search import BOUND_SLACK, Extremes, Found, Objective, Space, search_paging, search_quant
 from willitrun_estimator.weights import WeightProfile, weight_profile
 
 MIB = 1024**2
@@ -37,9 +38,6 @@ ROOM_BYTES = 4 * MIB
 EXACT_STEPS = 3
 """Corrections after which a safe context is taken as it is: buffers are linear in the context, so one is enough but for
 the kink where another phase becomes the largest."""
-HOST_SLACK = 1.25
-"""A ceiling's allowance for caches and for a bandwidth that was measured low."""
-UNLIMITED_RATE = 1e9
 CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
 KV_TYPES = ("f16", "q8_0", "q4_0")
 CELLS = 256
@@ -64,14 +62,11 @@ class LlamaSetup:
         purpose: Purpose,
     ) -> None:
         self.weights, self.devices, self.settings = weights, devices, settings
-        self.memory = MemoryModel(weights, devices, settings, build_of(build_number(request)))
-        self.needs = QuickMemory(self.memory)
+        self.build = build_of(build_number(request))
+        self.request = request
         self.extremes: dict[bool, Extremes] = {}
         self.blocks = weights.spec.block_count
         self.experts_end = max((i + 1 for i, layer in enumerate(weights.layers) if layer.expert_bytes), default=0)
-        self.budgets = tuple(
-            gpu_budget(gpu, request, runtime) for gpu, runtime in zip(devices.gpus, self.needs.runtime, strict=True)
-        )
         self.host_budget = devices.host.ram_available_bytes - HOST_RESERVE_BYTES
         self.whole_split = (self.blocks + 1,) + (0,) * (len(devices.gpus) - 1)
         self.alike = len({(gpu.family, gpu.bandwidth_bytes_per_s, gpu.flops_per_s) for gpu in devices.gpus}) <= 1
@@ -80,6 +75,27 @@ class LlamaSetup:
         self.depth_tokens = request.depth_tokens or 0
         self.prompt_tokens = request.prompt_tokens or purpose.prompt_tokens
         self.concurrency = max(lens.concurrency, request.concurrency)
+
+    @cached_property
+    def memory(self) -> MemoryModel:
+        """The exact memory model, built when bytes are first asked for."""
+        return MemoryModel(self.weights, self.devices, self.settings, self.build)
+
+    @cached_property
+    def needs(self) -> QuickMemory:
+        """The quick look at memory."""
+        return QuickMemory(self.memory)
+
+    @cached_property
+    def budgets(self) -> tuple[int, ...]:
+        """What each GPU may be given."""
+        gpus, runtimes = self.devices.gpus, self.needs.runtime
+        return tuple(gpu_budget(gpu, self.request, runtime) for gpu, runtime in zip(gpus, runtimes, strict=True))
+
+    def forget(self) -> None:
+        """Drop what exact answers taught, so that one question does not change another's answer."""
+        if "needs" in self.__dict__:
+            self.needs.forget()
 
     def overflow(self, context_tokens: int, ubatch: int) -> tuple[int, int, int]:
         """Return what the GPUs cannot hold with the smallest compute buffer on one of them, all experts, all blocks."""
@@ -270,7 +286,7 @@ class Question:
                 lens=self.lens,
                 purpose=self.purpose,
             )
-        known.needs.forget()  # what another question learned must not change this one's answer
+        known.forget()
         self._setups[key] = known
         return known
 
@@ -290,28 +306,23 @@ class Question:
         )
 
     def ceiling(self, quant: str) -> float:
-        """Return a score no plan of a quantization can exceed, from bytes and bandwidths alone.
-
-        A token reads every active byte once; what the GPUs cannot hold is read at the host's rate, experts first.
-        """
-        weights, gpus, host = self.weights(quant), self.devices.gpus, self.devices.host
-        active = (
-            weights.cumulative_resident_bytes[-1] + weights.cumulative_expert_active_bytes[-1] + weights.output_bytes
-        )
-        fast = max((gpu.bandwidth_bytes_per_s or float("inf") for gpu in gpus), default=host.bandwidth_bytes_per_s)
-        slow = host.bandwidth_bytes_per_s
+        """Return a score no plan of a quantization can exceed, by its weights alone; 0 where memory cannot hold them."""
+        weights, gpus = self.weights(quant), self.devices.gpus
+        room = self.devices.host.ram_available_bytes
+        room += sum(gpu.memory_free_bytes for gpu in gpus if not gpu.unified)
+        if weights.tensor_bytes - weights.unloaded_bytes > room:
+            return 0.0
+        space = self.space((quant,))
+        one = self.setup(quant, space.kv_types[0], space.ubatches[0], tuple(range(len(gpus))))
         held = weights.cumulative_resident_bytes[-1] + weights.cumulative_expert_bytes[-1] + weights.output_bytes
         over = held - sum(gpu.memory_free_bytes for gpu in gpus) if gpus else 0
-        rate: float | None = None
-        if fast is not None and slow is not None and self.lens.concurrency == 1:
-            experts = weights.cumulative_expert_bytes[-1]
-            share = weights.cumulative_expert_active_bytes[-1] / experts if experts else 1.0
-            left = min(active, share * max(0, over))
-            rate = HOST_SLACK / ((active - left) / max(fast, slow) + left / max(slow, 1.0))
-        quality = quality_factor(self.kl_divergence(quant, "f16"))
-        longest = contexts(self.spec, self.request, self.purpose)[-1]
+        bytes_ = over, weights.cumulative_expert_bytes[-1], held - weights.output_bytes
+        step = Extremes.of(one, len(gpus), rates=True).least(*bytes_)
         return self.objective.judge(
-            quality=quality, rate=UNLIMITED_RATE if rate is None else rate, ttft_s=0.0, context_tokens=longest
+            quality=quality_factor(self.kl_divergence(quant, space.kv_types[0])),
+            rate=None if step is None else BOUND_SLACK / step,
+            ttft_s=0.0,
+            context_tokens=space.contexts[-1],
         )
 
     def search(self, quant: str, *, floor: float = 0.0, narrow: bool = False) -> list[Found]:
