@@ -15,6 +15,8 @@ GIB = 1 << 30
 _MEMORY = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*gi?b\b", re.IGNORECASE)
 _MEMORY_TYPE = re.compile(r"\b(?:hbm\d?e?|gddr\d\w?|lpddr\d\w?)\b", re.IGNORECASE)
 _CORES = re.compile(r"\b(\d+)[- ]?c(?:ores?)?\b", re.IGNORECASE)
+_SLICE = re.compile(r"\bmig\b.*", re.IGNORECASE)
+"""A slice of a card is named after it: `NVIDIA H100 80GB HBM3 MIG 1g.10gb`."""
 _SAME_MEMORY = 0.1
 """A size that is off by more than a tenth is another variant."""
 _VARIANTS = {"sxm2": -1, "sxm3": -1, "sxm4": -1, "sxm5": -1, "sxm": -1, "pcie": 0, "nvl": 1, "gb10": -2}
@@ -30,6 +32,7 @@ def find_datasheet(query: str, memory_bytes: int | None = None) -> Datasheet:
     memory size, in the name or given, picks among variants; without one the plainest name wins (no `Ti`, `Laptop` or
     `D`), the one that says no more than was asked first, then the larger memory.
     """
+    query = _SLICE.sub("", query)
     memory = _MEMORY.search(query)
     size = memory_bytes if memory_bytes is not None else (float(memory.group(1)) * GIB if memory else None)
     kind = _MEMORY_TYPE.search(query)

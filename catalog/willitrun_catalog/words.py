@@ -58,5 +58,5 @@ def gpu_words(text: str) -> tuple[str, ...]:
         if named and not re.fullmatch(r"(?:rtx|gtx|rx)\d+[a-z]*", piece):
             words.append(piece)
         else:
-            words += re.findall(r"\d+(?:\.\d+)?[dms]?(?![a-z])|\d+|[a-z]+", piece)
+            words += re.findall(r"\d+(?:\.\d+)?[dms]?(?![a-z\d])|\d+|[a-z]+", piece)
     return tuple(words)

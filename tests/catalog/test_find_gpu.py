@@ -98,6 +98,15 @@ GIB = 1 << 30
         ("Vega 64", "AMD Radeon RX Vega 64"),
         ("B580", "Intel Arc B580"),
         ("780M", "AMD Radeon 780M"),
+        ("rtx3080ti", "NVIDIA GeForce RTX 3080 Ti"),
+        ("4060ti 16gb", "NVIDIA GeForce RTX 4060 Ti 16 GB"),
+        ("1080ti", "NVIDIA GeForce GTX 1080 Ti"),
+        ("7900xtx", "AMD Radeon RX 7900 XTX"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA H100 SXM5 80 GB"),
+        ("3090 24GB", "NVIDIA GeForce RTX 3090"),
+        ("H100 80GB PCIe", "NVIDIA H100 PCIe 80 GB"),
+        ("MacBook Air M2", "Apple M2 (8-core GPU)"),
+        ("GTX 1060 3GB", "NVIDIA GeForce GTX 1060 3 GB"),
     ],
 )
 def test_names_as_people_and_drivers_write_them(typed, meant):
