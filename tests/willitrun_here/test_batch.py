@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from willitrun_here import batch
+
+LINE = {"model": "llama-3.2-1b", "machine": "RTX 3090, 64 GiB RAM", "quant": "Q4_K_M", "sections": ["plan"]}
+
+
+def line(**fields) -> bytes:
+    return json.dumps({**LINE, **fields}).encode()
+
+
+def answer(**fields) -> dict:
+    return json.loads(batch.answer_line(line(**fields)))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_order_and_ids_are_kept(jobs):
+    many = [line(id=i) if i % 7 else b"nonsense" for i in range(450)]
+    found = [json.loads(one) for one in batch.answers(itertools.chain(many, [b"\n", b"  "]), jobs=jobs)]
+    assert [one["id"] for one in found] == [i if i % 7 else None for i in range(450)]
+    assert [("error" in one) for one in found] == [i % 7 == 0 for i in range(450)]
+
+
+def test_few_lines_need_no_second_process():
+    assert len(list(batch.answers([line()], jobs=8))) == 1
+    assert list(batch.answers([], jobs=8)) == []
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_reading_ahead_is_bounded(jobs):
+    read = itertools.count()
+    lines = (b"nonsense" for _ in iter(lambda: next(read), 10**9))
+    taken = list(itertools.islice(batch.answers(lines, jobs=jobs), 5))
+    assert len(taken) == 5
+    assert next(read) <= batch.CHUNK_LINES * (2 * jobs + 2)
+
+
+@pytest.mark.parametrize("identity", [1, "a", None, 2**53])
+def test_ids_come_back(identity):
+    assert answer(id=identity)["id"] == identity
+    assert answer(id=identity, model="no-such-model-anywhere-x")["id"] == identity
+
+
+def test_only_the_sections_asked_for():
+    found = answer(sections=["plan", "speed"])
+    assert set(found) == {"schema", "id", "model", "machine", "fit", "score", "grade", "plan", "speed"}
+    assert found["plan"]["quant"] == "Q4_K_M"
+    whole = {name: value for name, value in LINE.items() if name != "sections"}
+    every = json.loads(batch.answer_line(json.dumps(whole).encode()))
+    assert {"quants", "workloads", "improvements", "limits"} <= set(every)
+    assert every["quants"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "words"),
+    [
+        ({"model": 3}, 2, "needs a model"),
+        ({"model": "no-such-model-anywhere-x"}, 4, "unknown model"),
+        ({"machine": "Voodoo 2"}, 4, "Voodoo"),
+        ({"machine": 5}, 2, "string or an object"),
+        ({"machine": {"gpu": 1}}, 2, "machine"),
+        ({"context": -5}, 2, "context"),
+        ({"context": 0}, 2, "context"),
+        ({"context": "8k"}, 2, "context"),
+        ({"concurrency": 0}, 2, "concurrency"),
+        ({"ubatch": 2**40}, 2, "ubatch"),
+        ({"gpu_layers": -1}, 2, "gpu-layers"),
+        ({"margin_bytes": -1}, 2, "margin"),
+        ({"kv_type": "f17"}, 2, "f17"),
+        ({"backend": "opencl"}, 2, "opencl"),
+        ({"engine": "exllama"}, 2, "exllama"),
+        ({"gpu_memory_utilization": 2.0}, 2, "share"),
+        ({"min_decode": -1}, 2, "min-decode"),
+        ({"contxt": 8192}, 2, "contxt"),
+        ({"sections": "plan"}, 2, "list"),
+        ({"sections": ["plans"]}, 2, "plans"),
+        ({"kv_type": "q8_0", "flash_attention": "off"}, 2, "flash"),
+        ({"backend": "rocm"}, 2, "rocm"),
+    ],
+)
+def test_what_is_wrong_becomes_an_answer(fields, code, words):
+    found = answer(id=9, **fields)
+    assert found["id"] == 9
+    assert found["error"]["code"] == code
+    assert words in found["error"]["message"]
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"null", b'"x"', b"\xff", b"{}" * 2, b'{"a":1,}', b" " * 3 + b"x"])
+def test_bad_lines_are_answered(text):
+    assert json.loads(batch.answer_line(text))["error"]["code"] == 2
+
+
+def test_lines_too_long_are_answered():
+    assert "bytes" in json.loads(batch.answer_line(b" " * (batch.MOST_LINE_BYTES + 1)))["error"]["message"]
+
+
+def test_auto_means_leaving_it_out():
+    options = dict.fromkeys(("context", "kv_type", "engine", "gpu_layers", "backend", "flash_attention"), "auto")
+    assert answer(**options) == answer()
+    assert answer(flash_attention="off")["plan"]["flash_attention"] is False
+    assert answer(flash_attention=False) == answer(flash_attention="off")
+
+
+def test_machines_as_objects():
+    found = answer(machine={"gpus": [{"name": "RTX 3090", "count": 2}], "ram_bytes": 64 * 2**30})
+    assert len(found["machine"]["gpus"]) == 2
