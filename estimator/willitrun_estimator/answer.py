@@ -170,12 +170,15 @@ def quants_to_try(spec: ModelSpec, request: Request, devices: Devices) -> tuple[
 
 
 def searched(question: Question, quants: tuple[str, ...], *, every: bool) -> dict[str, list[Found]]:
-    """Search every quantization; unless all are wanted, those that cannot win are cut short."""
-    per_quant: dict[str, list[Found]] = {}
+    """Search every quantization; unless all are wanted, those that cannot win are left out or cut short."""
+    if every:
+        return {quant: question.search(quant) for quant in quants}
+    per_quant: dict[str, list[Found]] = {quant: [] for quant in quants}
     floor = 0.0
-    for quant in quants:
-        found = question.search(quant, floor=0.0 if every else floor)
-        per_quant[quant] = found
+    for ceiling, quant in sorted(((question.ceiling(quant), quant) for quant in quants), reverse=True):
+        if ceiling <= floor:
+            break
+        per_quant[quant] = found = question.search(quant, floor=floor)
         if found:
             floor = max(floor, found[0].score)
     return per_quant
