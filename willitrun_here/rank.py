@@ -58,10 +58,18 @@ def best_of(specs: Iterable[ModelSpec], plan_on: Devices, request: Request, limi
         if result is None:
             continue
         points = overall(float(result.score), known_ability)
-        heapq.heappush(kept, (points, -order, structs.replace(result, rank_score=points)))
+        heapq.heappush(
+            kept, (points, -order, structs.replace(result, rank_score=points, rank_basis=basis(spec, known_ability)))
+        )
         if limit is not None and len(kept) > limit:
             heapq.heappop(kept)
     return [result for _, _, result in sorted(kept, key=lambda item: (-item[0], -item[1]))]
+
+
+def basis(spec: ModelSpec, known_ability: float) -> str:
+    """Say what the presumed ability rests on: no evaluation is shipped, so size and release date."""
+    when = spec.release_date or "an unknown date"
+    return f"ability {known_ability:.2f} from {(spec.params or 0) / 1e9:.1f} B parameters of {when}; no evaluation is shipped"
 
 
 def least_score(worst: float, known_ability: float) -> float:

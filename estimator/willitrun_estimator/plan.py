@@ -334,6 +334,8 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=False):
     score_parts: tuple[ScorePart, ...] = ()
     rank_score: float | None = None
     """In rankings: the score weighed with the model's presumed ability (size and age), 0..100."""
+    rank_basis: str | None = None
+    """What the presumed ability rests on."""
     findings: tuple[str, ...] = ()
     """Plain sentences the reader must know: an unknown architecture, a stale catalog, an assumption."""
     commands: dict[str, Command] = {}

@@ -39,7 +39,10 @@ def check(
     from willitrun_here.machines import open_machine  # noqa: PLC0415
 
     spec = open_model(model)
-    result = ask(open_machine(machine), spec, asked)
+    from willitrun_here.cli.output import waiting  # noqa: PLC0415
+
+    with waiting(f"planning {spec.title}", quiet=as_json or shape == "json"):
+        result = ask(open_machine(machine), spec, asked)
     if output is not None:
         from pathlib import Path  # noqa: PLC0415
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,6 +33,20 @@ def console() -> Console:
     from rich.console import Console  # noqa: PLC0415 - slow to import, needed only for tables
 
     return Console(highlight=False, soft_wrap=False)
+
+
+@contextmanager
+def waiting(message: str, *, quiet: bool) -> Iterator[None]:
+    """Show that something is going on when it takes over half a second in a terminal; `quiet` shows nothing."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console  # noqa: PLC0415 - slow to import
+
+    from willitrun_here.render.terminal import progress  # noqa: PLC0415
+
+    with progress(message, Console(stderr=True)):
+        yield
 
 
 def note(text: str) -> None:

@@ -27,7 +27,10 @@ def recommend(
     from willitrun_here.rank import rank  # noqa: PLC0415
 
     where = open_machine(machine)
-    rows = rank(where, asked, limit=None if everything else limit, local=local)
+    from willitrun_here.cli.output import waiting  # noqa: PLC0415
+
+    with waiting("ranking the catalog", quiet=as_json):
+        rows = rank(where, asked, limit=None if everything else limit, local=local)
     if as_json or shape == "json":
         print_json({"schema": "willitrun.recommend/1", "machine": where.name, "recommendations": rows})
     elif shape == "html":
@@ -38,6 +41,7 @@ def recommend(
         from willitrun_here.render.text import render_recommendations  # noqa: PLC0415
 
         render_recommendations(rows, console())
+        note("Overall weighs the score with the model's presumed ability, from its size and age.")
     if not rows:
         note("No model of the catalog runs here within these limits.")
     return 0 if rows else 1
