@@ -69,7 +69,8 @@ def best_of(specs: Iterable[ModelSpec], plan_on: Devices, request: Request, limi
 def basis(spec: ModelSpec, known_ability: float) -> str:
     """Say what the presumed ability rests on: no evaluation is shipped, so size and release date."""
     when = spec.release_date or "an unknown date"
-    return f"ability {known_ability:.2f} from {(spec.params or 0) / 1e9:.1f} B parameters of {when}; no evaluation is shipped"
+    size = (spec.params or 0) / 1e9
+    return f"ability {known_ability:.2f} from {size:.1f} B parameters of {when}; no evaluation is shipped"
 
 
 def least_score(worst: float, known_ability: float) -> float:

@@ -41,7 +41,6 @@ def recommend(
         from willitrun_here.render.text import render_recommendations  # noqa: PLC0415
 
         render_recommendations(rows, console())
-        note("Overall weighs the score with the model's presumed ability, from its size and age.")
     if not rows:
         note("No model of the catalog runs here within these limits.")
     return 0 if rows else 1
