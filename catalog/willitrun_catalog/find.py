@@ -23,6 +23,9 @@ _MAKERS = frozenset(
     ),
 )
 """Words that publishers of converted files put before a model's own name: `openai_gpt-oss-20b`."""
+_CONVERTED = re.compile(r"[-_.]gguf$", re.IGNORECASE)
+"""How repositories of converted files end, under the converter's account: `unsloth/Qwen3-8B-GGUF`."""
+_LATEST = re.compile(r":latest$", re.IGNORECASE)
 _USUAL_PARAMS = 8e9
 """Where a name leaves the size open, the size nearest to this is meant: most machines can hold it."""
 _MOST_ALTERNATIVES = 8
@@ -48,8 +51,10 @@ def find_model(query: str) -> ModelMatch:
     in `alternatives`. A name that runs words together (`gptoss`) means what begins like it. A release of the same
     shape as a catalog model (a fine-tune of its maker) is answered with that shape under its own name.
     """
+    query = _LATEST.sub("", query)
     exact = _exact(key(query))
-    own = next((name for name in exact if not name.alias), None)
+    converted = _exact(key(_CONVERTED.sub("", query.rpartition("/")[2])))
+    own = next((name for name in (*exact, *converted) if not name.alias), None)
     if own is not None:
         others = _alternatives(frozenset(model_words(query)), own.position)
         return ModelMatch(spec=shipped.model_at(own.position), alternatives=others, matched=own.text)

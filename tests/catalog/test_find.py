@@ -97,6 +97,9 @@ from willitrun_catalog.words import is_size, model_words
         ("exaone-4-32b", "exaone-4.0-32b"),
         ("tinyllama", "tinyllama-1.1b-chat-v1.0"),
         ("seed-oss", "seed-oss-36b-instruct"),
+        ("unsloth/Qwen3-30B-A3B-GGUF", "qwen3-30b-a3b"),
+        ("lmstudio-community/Qwen3-4B-GGUF", "qwen3-4b"),
+        ("qwen2.5:latest", "qwen2.5-7b-instruct"),
         ("nemotron nano 9b", "nemotron-nano-9b-v2"),
     ],
 )
