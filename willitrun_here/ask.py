@@ -12,7 +12,7 @@ from msgspec import structs
 from willitrun_catalog.datasheet import Datasheet
 from willitrun_catalog.model import ModelSpec
 from willitrun_estimator.answer import SECTIONS, Section, answer
-from willitrun_estimator.plan import Answer
+from willitrun_estimator.plan import Answer, Command
 from willitrun_estimator.request import Request
 from willitrun_probe.machine import Gpu, Machine
 
@@ -47,6 +47,25 @@ def open_model(text: str) -> ModelSpec:
     return open_any(text)
 
 
+def vllm_commands(target: Target, request: Request) -> dict[str, Command]:
+    """Return vLLM's own command beside a llama.cpp plan, where vLLM has a back end and would start."""
+    if target.plan.engine != "llama.cpp" or target.plan.backend not in {"cuda", "rocm"}:
+        return {}
+    from willitrun_estimator.errors import EstimatorError  # noqa: PLC0415 - only with such GPUs
+    from willitrun_estimator.hardware import devices  # noqa: PLC0415
+    from willitrun_estimator.vllm_answer import planned_for  # noqa: PLC0415
+    from willitrun_here.launch import vllm  # noqa: PLC0415
+
+    asked = Request(context=target.plan.context_tokens, mode=request.mode, workload=request.workload)
+    try:
+        planned = planned_for(target.spec, devices(target.machine, request, sheet_of), asked)
+    except EstimatorError:
+        return {}
+    if planned is None or planned.plan is None:
+        return {}
+    return {"vllm": vllm.render(structs.replace(target, plan=planned.plan))}
+
+
 def corrections_of(machine: Machine) -> Corrections | None:
     """Return what `calibrate` and earlier launches taught about this machine; nothing for a described one."""
     if not machine.shape_hash:
@@ -69,7 +88,9 @@ def ask(
     notes = tuple(f"{one.subject}: {one.reason}" for one in machine.findings)
     result = structs.replace(result, findings=(*result.findings, *notes))
     if commands and result.plan is not None and result.fit.status != "too-large":
-        result = structs.replace(result, commands=dict(all_commands(target_of(result, spec, machine))))
+        target = target_of(result, spec, machine)
+        built = dict(all_commands(target)) | vllm_commands(target, request)
+        result = structs.replace(result, commands=built)
     return result
 
 
