@@ -78,8 +78,8 @@ def serve(target: Target, result: Answer, asked: Request, *, check_only: bool, a
         show(comparison, target.plan, as_json=as_json)
         if check_only:
             return 0
-        sys.stderr.write(f"\nserving on http://{target.host}:{target.port} - Ctrl-C stops it\n")
         try:
+            sys.stderr.write(f"\nserving on http://{target.host}:{target.port} - Ctrl-C stops it\n")
             code = server.wait()
         except KeyboardInterrupt:
             sys.stderr.write("\nstopping\n")

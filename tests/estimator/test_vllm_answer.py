@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.estimator.answers_on import answered
+from willitrun_catalog.find import find_model
+from willitrun_estimator import hardware, vllm_answer
+from willitrun_estimator.question import Question
+from willitrun_estimator.request import Request
+from willitrun_here.ask import sheet_of
+from willitrun_here.machines import open_machine
+
+H100 = "H100 80GB, 256 GiB RAM"
+
+
+def question(words=H100, model="llama-3.1-8b", **asked):
+    request = Request(**asked)
+    return Question(find_model(model).spec, hardware.devices(open_machine(words), request, sheet_of), request)
+
+
+@pytest.mark.parametrize(
+    ("words", "reached"), [(H100, True), ("MI300X", True), ("Intel Arc A770", False), ("no GPU, 64 GiB RAM", False)]
+)
+def test_back_ends_that_vllm_has(words, reached):
+    assert vllm_answer.reaches(question(words).devices) is reached
+    one = question(words)
+    assert (vllm_answer.planned_for(one.spec, one.devices, one.request) is not None) is reached
+
+
+def test_the_whole_answer():
+    found = answered("llama-3.1-8b", H100, engine="vllm")
+    assert found.plan.engine == "vllm"
+    assert found.tags.runtime.value == "vllm"
+    assert found.grade in "SABCDF"
+    assert {part.name for part in found.score_parts} >= {"quality"}
+    (best,) = [row for row in found.quants if row.best]
+    assert best.quant == found.plan.quant
+    assert all(row.engine == "vllm" and row.memory_bytes > row.file_bytes for row in found.quants)
+    sizes = {row.quant: row.file_bytes for row in found.quants}
+    assert sizes["AWQ"] < sizes["FP8"] < sizes["BF16"]
+
+
+def test_what_cannot_start_has_no_plan_and_no_points():
+    found = answered("llama-3.1-405b", "RTX 3060 12GB, 16 GiB RAM", engine="vllm")
+    assert (found.plan, found.score, found.grade, found.tags) == (None, 0, "F", None)
+    assert found.fit.status == "too-large"
+    assert found.fit.message
+
+
+def test_formats_that_cannot_be_loaded_are_left_out():
+    assert (
+        vllm_answer.checkpoint_option(question("RTX 3060 12GB, 16 GiB RAM", "llama-3.1-405b"), "BF16", best=False)
+        is None
+    )
+    option = vllm_answer.checkpoint_option(question(kv_type="q8_0", ubatch=256), "BF16", best=True)
+    assert option is not None, "llama.cpp's own choices do not stand in vLLM's way"
+    assert option.best
+
+
+def test_many_users_count_the_aggregate():
+    alone = answered("llama-3.1-8b", H100, engine="vllm")
+    many = answered("llama-3.1-8b", H100, engine="vllm", mode="scale-out", concurrency=32)
+    assert many.serving.output_tokens_per_s[-1] > 5 * alone.speed.decode_tokens_per_s.expected
+
+
+def test_the_engine_is_chosen_by_the_mode():
+    build = lambda planned: planned  # noqa: E731 - a stand-in for building the answer
+    scaled, choice = vllm_answer.better_engine(question(mode="scale-out"), None, build)
+    assert choice is None or choice.engine == "vllm"
+    assert (scaled is None) == (choice is None)
+    assert vllm_answer.better_engine(question("no GPU, 64 GiB RAM", mode="scale-out"), None, build) == (None, None)
+    served = answered("llama-3.1-8b", H100, mode="scale-out")
+    assert served.plan.engine in {"vllm", "llama.cpp"}
