@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
-from willitrun_catalog.quant import FORMATS, ladder, quant_name
+from willitrun_catalog.quant import FORMATS, label_note, ladder, quant_name
 from willitrun_estimator import evidence, explain, hardware, pace, vllm_answer
 from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.device import Devices
@@ -156,6 +156,8 @@ def quants_to_try(spec: ModelSpec, request: Request, devices: Devices) -> tuple[
     """Return the fixed quantization, or those worth offering; a file has the one it has."""
     if request.quant is None:
         return ladder(spec, cpu_only=not devices.gpus)
+    if spec.quant is not None and request.quant.casefold() == spec.quant.casefold():
+        return (spec.quant,)
     name = quant_name(request.quant)
     if name == "MXFP4":
         name = "MXFP4_MOE"  # the same blocks under the name llama-quantize gives them
@@ -329,8 +331,14 @@ def assembled(
         request=question.request,
         curve=curve(setup, best, spec) if "curve" in sections else (),
         modes=mode_rows(question, best) if "modes" in sections else (),
-        findings=spec.findings,
+        findings=(*spec.findings, *labelled(spec, question.request)),
     )
+
+
+def labelled(spec: ModelSpec, request: Request) -> tuple[str, ...]:
+    """Return what to say about a publisher's label that was taken for a plain mix."""
+    note = None if request.quant is None or spec.quant is not None else label_note(request.quant)
+    return () if note is None else (note,)
 
 
 def too_large(question: Question, quants: tuple[str, ...]) -> Answer:
