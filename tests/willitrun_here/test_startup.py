@@ -46,14 +46,3 @@ def test_version_and_help_import_no_dependency_at_all(arguments: tuple[str, ...]
 )
 def test_json_answers_need_no_terminal_server_or_vendor_library(arguments: tuple[str, ...]) -> None:
     assert not loaded(*arguments) & HEAVY
-
-
-def test_the_kept_help_is_what_click_prints() -> None:
-    import click
-    from willitrun_here.cli import cli
-
-    context = click.Context(cli, info_name="willitrun-here", terminal_width=100, max_content_width=100)
-    done = subprocess.run(
-        [sys.executable, "-m", "willitrun_here", "--help"], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stdout == cli.get_help(context).rstrip() + "\n"
