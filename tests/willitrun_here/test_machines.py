@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ def test_words_become_a_machine():
     ("text", "counts", "ram"),
     [
         ("RTX 3090 + RTX 3060 12GB + 32GB RAM", [1, 1], 32 * 10**9),
-        ("4×RTX 3090; RAM: 128G", [4], 128 * GIB),
+        ("4\u00d7RTX 3090; RAM: 128G", [4], 128 * GIB),
         ("3 * RTX 3090, 8 GiB of memory", [3], 8 * GIB),
         ("no GPU, 16 GiB RAM", [], 16 * GIB),
         ("cpu", [], None),
@@ -53,7 +55,8 @@ def test_ram_nobody_gave_is_assumed_and_said():
 
 @pytest.mark.parametrize(
     "text", ["", "  ", ",", "RTX 3090, 1.2.3 GiB RAM", "0x RTX 3090", "65x RTX 3090", "40x RTX 3090, 40x RTX 3090",
-             "x" * 5000, "a\0b", "RTX 3090, " + "9" * 400 + " GiB RAM", "RTX 3090, 9999999999 GiB RAM", "RTX 3090, 0 GB/s"]
+             "x" * 5000, "a\0b", "RTX 3090, " + "9" * 400 + " GiB RAM", "RTX 3090, 9999999999 GiB RAM",
+             "RTX 3090, 0 GB/s"]
 )  # fmt: skip
 def test_words_that_mean_nothing(text):
     with pytest.raises(UsageError):
@@ -167,7 +170,5 @@ def test_counts_and_sizes_come_back(count, ram, cores):
 
 @given(st.text(max_size=60))
 def test_any_words(text):
-    try:
-        parse_words(text)
-    except UsageError as error:
-        assert error.advice
+    with suppress(UsageError):
+        assert parse_words(text).name == text

@@ -30,6 +30,9 @@ def test_the_short_help_names_every_command(run):
     assert all(name in shown for name in COMMANDS)
     assert run("--version").out.startswith("willitrun-here ")
     assert run("gpus -h").code == 0
+    long = run("--help check")
+    assert long.code == 0
+    assert all(name in long.out for name in COMMANDS), "click's own list is the same"
 
 
 @pytest.mark.parametrize(

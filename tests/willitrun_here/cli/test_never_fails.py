@@ -53,8 +53,8 @@ def test_any_option_values(capfdbinary, options, as_json):
 
 
 @given(st.text(max_size=40) | st.lists(st.sampled_from(
-    ["2x", "RTX 3090", "64 GiB RAM", "0 cores", "16 cores", ",", "+", "(3 GiB free)", "1.2.3 GiB RAM", "9" * 30, "RAM: 8G",
-     "x", "MI300X", "no GPU", "900 GB/s", "\0"]), max_size=6).map(" ".join))  # fmt: skip
+    ["2x", "RTX 3090", "64 GiB RAM", "0 cores", "16 cores", ",", "+", "(3 GiB free)", "1.2.3 GiB RAM", "9" * 30,
+     "RAM: 8G", "x", "MI300X", "no GPU", "900 GB/s", "\0"]), max_size=6).map(" ".join))  # fmt: skip
 @SOME
 def test_any_machine(capfdbinary, words):
     done = typed(capfdbinary, ["check", "llama-3.2-1b", "--quant", "Q4_K_M", "--json", f"--machine={words}x"])

@@ -66,7 +66,7 @@ def test_remote_devices_are_told_apart_by_address():
 @pytest.mark.parametrize(
     "line",
     [
-        "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 4403.49 MiB on device 0: cudaMalloc failed: out of memory",
+        "alloc_buffer: allocating 4403.49 MiB on device 0: cudaMalloc failed: out of memory",
         "terminate called after throwing an instance of 'std::bad_alloc'",
         "ggml_vulkan: Device memory allocation of size 1 failed. vk::Device::allocateMemory: ErrorOutOfDeviceMemory",
         "E llama_init_from_model: failed to create context with model 'x'",
