@@ -101,7 +101,7 @@ def answer_line(line: bytes) -> bytes:
         asked = _decoder.decode(line)
         identity = asked.pop("id", None)
         return _encoder.encode(answered(asked, identity))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         return failed(identity, str(error), "", 2)
     except known_errors() as error:
         return failed(identity, str(error), getattr(error, "advice", ""), int(getattr(error, "exit_code", 4)))
