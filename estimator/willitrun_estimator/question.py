@@ -306,7 +306,7 @@ class Question:
         )
 
     def ceiling(self, quant: str) -> float:
-        """Return a score no plan of a quantization can exceed, by its weights alone; 0 where memory cannot hold them."""
+        """Return a score no plan of a quantization can exceed, by weights alone; 0 where memory cannot hold them."""
         weights, gpus = self.weights(quant), self.devices.gpus
         room = self.devices.host.ram_available_bytes
         room += sum(gpu.memory_free_bytes for gpu in gpus if not gpu.unified)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
+
 from willitrun_catalog.find import find_model
 from willitrun_estimator.answer import answer_on
 from willitrun_estimator.device import Device, Devices, Host

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from willitrun_estimator.score import (
     GRADES,
     LENSES,
