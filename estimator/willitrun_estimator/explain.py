@@ -16,9 +16,6 @@ HIGH_BANDWIDTH = 700e9
 MEDIUM_BANDWIDTH = 250e9
 """GDDR6X and HBM cards are above the first, laptops and CPUs below the second."""
 
-LOW_BITS = 3.5
-"""Below this many bits per weight the damage grows fast (llama.cpp k-quants pull request 1684, perplexity table)."""
-
 
 def status(plan: Plan, short_bytes: int) -> Status:
     """Return the fit status of a plan that was laid out."""
