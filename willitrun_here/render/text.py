@@ -122,6 +122,8 @@ def render_table(table: tables.Table, console: Console) -> None:
             justify="right" if column.numeric else "left",
             overflow="fold",
             no_wrap=not column.wraps,
+            # A column may break between words, never within one.
+            min_width=max((len(word) for row in table.rows for word in row.cells[index].split()), default=0),
         )
     pointer = "> " if console.options.ascii_only else "\u25b8 "
     marks = any(row.marked for row in table.rows)

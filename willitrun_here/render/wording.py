@@ -113,15 +113,15 @@ def count(value: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """Write a share: 92 %; below one per cent and above zero it says so."""
+    """Write a share: 92%; below one per cent and above zero it says so."""
     if 0 < fraction < 0.005:  # noqa: PLR2004 - what rounds to nought
-        return "<1 %"
-    return f"{fraction * 100:.0f} %"
+        return "<1%"
+    return f"{fraction * 100:.0f}%"
 
 
 def gain(fraction: float) -> str:
-    """Write a relative gain: +62 %; from 100 % on as a factor."""
-    return f"\u00d7{1 + fraction:.1f}" if fraction >= 1 else f"{fraction * 100:+.0f} %"
+    """Write a relative gain: +62%; from 100% on as a factor."""
+    return f"\u00d7{1 + fraction:.1f}" if fraction >= 1 else f"{fraction * 100:+.0f}%"
 
 
 def runs(answer: Answer) -> bool:

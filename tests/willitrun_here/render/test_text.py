@@ -66,7 +66,7 @@ def test_a_colour_does_not_spread_over_its_neighbours(answers):
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, color_system="256")
     text.render_answer(answers.a100(), console)
     shown = console.export_text(styles=True).splitlines()
-    for first, second in ((" YES ", "Tight fit"), ("+62 %", "With 48 GiB")):
+    for first, second in ((" YES ", "Tight fit"), ("+62%", "With 48 GiB")):
         line = next(line for line in shown if first in line and second in line)
         between = line[line.index(first) : line.index(second)]
         assert "\x1b[0m" in between

@@ -30,12 +30,12 @@ def test_parameters_are_written_as_in_model_names(value, words):
     assert wording.count(value) == words
 
 
-@pytest.mark.parametrize(("value", "words"), [(0, "0 %"), (0.001, "<1 %"), (0.104, "10 %"), (1.0, "100 %")])
+@pytest.mark.parametrize(("value", "words"), [(0, "0%"), (0.001, "<1%"), (0.104, "10%"), (1.0, "100%")])
 def test_shares(value, words):
     assert wording.percent(value) == words
 
 
-@pytest.mark.parametrize(("value", "words"), [(0.62, "+62 %"), (1.0, "\u00d72.0"), (3.5, "\u00d74.5")])
+@pytest.mark.parametrize(("value", "words"), [(0.62, "+62%"), (1.0, "\u00d72.0"), (3.5, "\u00d74.5")])
 def test_gains(value, words):
     assert wording.gain(value) == words
 
@@ -58,7 +58,7 @@ def test_the_summary_names_what_was_counted(answers):
     text = wording.summary(answers.mi100())
     assert text == (
         "Kimi Linear 48B A3B Instruct in Q4_K_M takes 25.9 GiB of the 31.7 GiB free on AMD Instinct MI100 32GB, with a "
-        "context of 32K tokens. 10 % of the weights stay in host memory. Expect about 36 tok/s (25\u201347 tok/s)."
+        "context of 32K tokens. 10% of the weights stay in host memory. Expect about 36 tok/s (25\u201347 tok/s)."
     )
     assert wording.hardware(answers.two_gpus()) == "2\u00d7 NVIDIA GeForce RTX 3090"
 
