@@ -7,10 +7,10 @@ powers of two of the context. `footprint` is the same answer as named parts for 
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from willitrun_estimator import cache, overhead
+from willitrun_estimator.cache_sums import CacheSums
 from willitrun_estimator.compute import ComputeModel
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.plan import DeviceUse
@@ -29,50 +29,32 @@ class MemoryModel:
     """Bytes per device as a function of placement and context, for fixed weights, devices and settings.
 
     `settings.context_tokens` is only a default: every method takes the context. All tuples have one entry per GPU in
-    device order and the host last. Not thread-safe (it keeps what it has computed).
+    device order and the host last. Not thread-safe (it keeps what it has computed). `sums` and `compute` are parts that
+    models of other devices may share: caches depend on spec and settings alone, compute buffers on number and back end
+    of the GPUs beside.
     """
 
-    def __init__(self, weights: WeightProfile, devices: Devices, settings: Settings, build: Build = CURRENT) -> None:
-        spec = weights.spec
+    def __init__(
+        self,
+        weights: WeightProfile,
+        devices: Devices,
+        settings: Settings,
+        build: Build = CURRENT,
+        *,
+        sums: CacheSums | None = None,
+        compute: ComputeModel | None = None,
+    ) -> None:
         self.weights = weights
         self.devices = devices
         self.settings = settings
-        self.compute = ComputeModel(weights, devices, settings, build)
-        rows = [cache.layer_row_bytes(spec, layer, settings) for layer in spec.layers]
-        windows = [cache.layer_window(spec, layer) for layer in spec.layers]
-        self._rows = {
-            window: tuple(
-                accumulate((row if w == window else 0 for row, w in zip(rows, windows, strict=True)), initial=0)
-            )
-            for window in sorted(set(windows), key=lambda w: w or 0)
-        }
-        self._states = tuple(accumulate((cache.layer_state_bytes(layer, settings) for layer in spec.layers), initial=0))
+        self.compute = ComputeModel(weights, devices, settings, build) if compute is None else compute
+        self.sums = CacheSums(weights.spec, settings) if sums is None else sums
         self._resident = weights.cumulative_resident_bytes
         self._experts = weights.cumulative_expert_bytes
         self._runtime = tuple(overhead.runtime_bytes(gpu, weights, settings) for gpu in devices.gpus)
-        self._output = cache.output_bytes(spec, settings)
+        self._output = cache.output_bytes(weights.spec, settings)
         self._host_weights = weights.embedding_bytes + weights.host_extra_bytes
-        self._padded = any(gpu.backend in {"cuda", "rocm"} for gpu in devices.gpus) and (
-            cache.is_quantized(settings.kv_type_k) or cache.is_quantized(settings.kv_type_v)
-        )
-        self._padding: dict[int, tuple[int, ...]] = {}
-        self._cells: dict[int, tuple[tuple[tuple[int, ...], int], ...]] = {}
-
-    def _cells_of(self, context_tokens: int) -> tuple[tuple[tuple[int, ...], int], ...]:
-        """For each kind of cache: cumulative bytes of a cell over blocks, and its cells over all streams."""
-        known = self._cells.get(context_tokens)
-        if known is None:
-            full, streams = cache.stream_cells(self.settings, context_tokens)
-            known = tuple(
-                (
-                    rows,
-                    streams * (full if window is None else cache.window_cells(window, self.settings, full)),
-                )
-                for window, rows in self._rows.items()
-                if rows[-1]
-            )
-            self._cells[context_tokens] = known
-        return known
+        self._padded = any(gpu.backend in {"cuda", "rocm"} for gpu in devices.gpus)
 
     def spans(self, placement: Placement) -> tuple[tuple[int, int], ...]:
         """Give the first and last-plus-one unit of each GPU; unit `block_count` is the output head."""
@@ -108,28 +90,12 @@ class MemoryModel:
             host += self.weights.output_bytes - shared
         return (*out, host)
 
-    def _paddings(self, context_tokens: int) -> tuple[int, ...]:
-        """Cumulative bytes over blocks that CUDA's tensors take beyond their elements; empty where there are none."""
-        settings = self.settings
-        if not self._padded:
-            return ()
-        known = self._padding.get(context_tokens)
-        if known is None:
-            spec = self.weights.spec
-            known = self._padding[context_tokens] = tuple(
-                accumulate(
-                    (cache.layer_padding_bytes(spec, layer, settings, context_tokens) for layer in spec.layers),
-                    initial=0,
-                )
-            )
-        return known
-
     def cache_bytes(self, placement: Placement, context_tokens: int) -> tuple[tuple[int, int], ...]:
         """Give KV cache and recurrent state on each GPU and on the host."""
         blocks = len(self._resident) - 1
-        kinds = self._cells_of(context_tokens)
-        padding = self._paddings(context_tokens)
-        states = self._states
+        kinds = self.sums.kinds(context_tokens)
+        padding = self.sums.paddings(context_tokens) if self._padded else ()
+        states = self.sums.states
         out = []
         kv_left = sum(rows[blocks] * cells for rows, cells in kinds)
         state_left = states[blocks]

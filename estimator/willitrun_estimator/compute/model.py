@@ -30,6 +30,8 @@ HOST_ALIGNMENT = 32
 
 _PLANNED: OrderedDict[tuple[object, ...], tuple[ModelSpec, tuple[Program, ...]]] = OrderedDict()
 _PLANNED_LIMIT = 2048
+MOST_KNOWN = 4096
+"""Answers kept by one model, so that many questions take no more memory than some."""
 
 
 class ComputeModel:
@@ -77,6 +79,10 @@ class ComputeModel:
         key = (placement, context_tokens)
         known = self._known.get(key)
         if known is None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+                self._programs.clear()
+                self._values.clear()
             values = self._numbers(context_tokens)
             programs = self._programs.get(placement)
             if programs is None:

@@ -16,6 +16,9 @@ OFFLOAD_ROWS = 32
 PIPELINE_COPIES = 4
 """`GGML_SCHED_MAX_COPIES`."""
 
+MOST_PEAKS = 1024
+"""Peaks kept of one program, so that a million different contexts take no more memory than a thousand."""
+
 KEEP = "keep"
 """Marks a dependency that holds a source until it is copied and is no view of it."""
 TAKE, GIVE = 0, 1
@@ -41,6 +44,8 @@ class Program:
         key = (values, copies)
         known = self._peaks.get(key)
         if known is None:
+            if len(self._peaks) >= MOST_PEAKS:
+                self._peaks.clear()
             known = self._peaks[key] = self._replay(values, copies)
         return known
 

@@ -1,0 +1,92 @@
+"""Cache and state of a model as sums over its blocks, for given cache types and slots: no device changes them."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from willitrun_catalog.model import Layer, ModelSpec
+from willitrun_estimator import cache
+from willitrun_estimator.placement import Settings
+
+Kinds = tuple[tuple[tuple[int, ...], int], ...]
+"""For each kind of cache: bytes of a cell over the first n blocks, and its cells over all streams."""
+
+MOST_CONTEXTS = 64
+"""Contexts whose sums are kept at a time."""
+
+
+class CacheSums:
+    """Sums over the first 0, 1, … n blocks. `settings.context_tokens` is not looked at: every method takes a context.
+
+    Raises EstimatorError for a cache type the model's rows cannot have. Not thread-safe (it keeps what it has summed).
+    """
+
+    def __init__(self, spec: ModelSpec, settings: Settings) -> None:
+        self.spec, self.settings = spec, settings
+        known: dict[int, tuple[int, int | None, int]] = {}
+        facts = []
+        for layer in spec.layers:
+            found = known.get(id(layer))
+            if found is None:
+                found = known[id(layer)] = (
+                    cache.layer_row_bytes(spec, layer, settings),
+                    cache.layer_window(spec, layer),
+                    cache.layer_state_bytes(layer, settings),
+                )
+            facts.append(found)
+        windows = sorted({window for _, window, _ in facts}, key=lambda window: window or 0)
+        self.rows = {
+            window: tuple(accumulate((row if own == window else 0 for row, own, _ in facts), initial=0))
+            for window in windows
+        }
+        self.states = tuple(accumulate((state for _, _, state in facts), initial=0))
+        self.quantized = cache.is_quantized(settings.kv_type_k) or cache.is_quantized(settings.kv_type_v)
+        self._kinds: dict[int, Kinds] = {}
+        self._paddings: dict[int, tuple[int, ...]] = {}
+        self._held: dict[int, list[int]] = {}
+
+    def kinds(self, context_tokens: int) -> Kinds:
+        """Return the kinds of cache the model has at a context."""
+        known = self._kinds.get(context_tokens)
+        if known is None:
+            if len(self._kinds) >= MOST_CONTEXTS:
+                self._kinds.clear()
+            full, streams = cache.stream_cells(self.settings, context_tokens)
+            known = self._kinds[context_tokens] = tuple(
+                (rows, streams * (full if window is None else cache.window_cells(window, self.settings, full)))
+                for window, rows in self.rows.items()
+                if rows[-1]
+            )
+        return known
+
+    def paddings(self, context_tokens: int) -> tuple[int, ...]:
+        """Return what CUDA and ROCm add to the tensors of a quantized cache; () where they add nothing."""
+        if not self.quantized:
+            return ()
+        known = self._paddings.get(context_tokens)
+        if known is None:
+            if len(self._paddings) >= MOST_CONTEXTS:
+                self._paddings.clear()
+            added: dict[int, int] = {}
+            known = self._paddings[context_tokens] = tuple(
+                accumulate((self._padding(layer, context_tokens, added) for layer in self.spec.layers), initial=0)
+            )
+        return known
+
+    def _padding(self, layer: Layer, context_tokens: int, added: dict[int, int]) -> int:
+        known = added.get(id(layer))
+        if known is None:
+            known = added[id(layer)] = cache.layer_padding_bytes(self.spec, layer, self.settings, context_tokens)
+        return known
+
+    def held(self, context_tokens: int) -> list[int]:
+        """Return the bytes of caches and states together, without what a back end adds."""
+        known = self._held.get(context_tokens)
+        if known is None:
+            if len(self._held) >= MOST_CONTEXTS:
+                self._held.clear()
+            known = list(self.states)
+            for rows, cells in self.kinds(context_tokens):
+                known = [total + row * cells for total, row in zip(known, rows, strict=True)]
+            self._held[context_tokens] = known
+        return known
