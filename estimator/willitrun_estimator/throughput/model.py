@@ -62,6 +62,7 @@ class SpeedModel:
 
     Methods return None where a device's bandwidth is unknown: no number instead of an invented one.
     `before_2025` predicts builds of that time, whose kernels waited longer for each other.
+    `work` is `Work(weights, settings)` where it is at hand: no device changes it.
     """
 
     def __init__(
@@ -73,10 +74,11 @@ class SpeedModel:
         engine: str = "llama.cpp",
         constants: Constants | None = None,
         before_2025: bool = False,
+        work: Work | None = None,
     ) -> None:
         self.constants = shipped() if constants is None else constants
         self.weights, self.devices, self.settings, self.engine = weights, devices, settings, engine
-        self.work = Work(weights, settings)
+        self.work = Work(weights, settings) if work is None else work
         self.gpus = [GpuCost.of(device, self.work, self.constants, before_2025=before_2025) for device in devices.gpus]
         self.host = HostCost.of(devices.host, self.work, self.constants)
         self.token_s = self.constants.shared.token_s
