@@ -66,6 +66,29 @@ def vllm_commands(target: Target, request: Request) -> dict[str, Command]:
     return {"vllm": vllm.render(structs.replace(target, plan=planned.plan))}
 
 
+def ollama_commands(target: Target, request: Request) -> dict[str, Command]:
+    """Return ollama's own command beside a llama.cpp plan: it places whole layers, so it gets a plan of its own.
+
+    The weights, the context and the slots are those of the llama.cpp plan.
+    """
+    plan = target.plan
+    if plan.engine != "llama.cpp" or request.cpu_moe_layers:
+        return {}
+    from willitrun_estimator.errors import EstimatorError  # noqa: PLC0415 - beside llama.cpp only
+    from willitrun_here.launch import ollama  # noqa: PLC0415
+
+    asked = structs.replace(
+        request, engine="ollama", quant=plan.quant, context=plan.context_tokens, parallel=plan.parallel, ubatch=None
+    )
+    try:
+        own = answer(target.machine, target.spec, asked, sheet_of, sections=frozenset({"plan"}))
+    except EstimatorError:
+        return {}
+    if own.plan is None or own.fit.status == "too-large":
+        return {}
+    return {"ollama": ollama.render(structs.replace(target, plan=own.plan))}
+
+
 def corrections_of(machine: Machine) -> Corrections | None:
     """Return what `calibrate` and earlier launches taught about this machine; nothing for a described one."""
     if not machine.shape_hash:
@@ -89,7 +112,7 @@ def ask(
     result = structs.replace(result, findings=(*result.findings, *notes))
     if commands and result.plan is not None and result.fit.status != "too-large":
         target = target_of(result, spec, machine)
-        built = dict(all_commands(target)) | vllm_commands(target, request)
+        built = dict(all_commands(target)) | ollama_commands(target, request) | vllm_commands(target, request)
         result = structs.replace(result, commands=built)
     return result
 
@@ -122,7 +145,7 @@ def cache_folder() -> Path:
 
 
 def all_commands(target: Target) -> Iterable[tuple[str, object]]:
-    """Yield the command of every engine that can run the plan."""
+    """Yield the plan's own command and the same in a container."""
     from willitrun_here.launch import docker, llama_cpp, ollama  # noqa: PLC0415
 
     if target.plan.engine == "vllm":
@@ -135,6 +158,5 @@ def all_commands(target: Target) -> Iterable[tuple[str, object]]:
         yield "llama.cpp", llama_cpp.render(target)
     else:
         yield "llama.cpp", llama_cpp.render(target)
-        yield "ollama", ollama.render(target)
     if target.plan.backend != "metal":
         yield "docker", docker.render(target)

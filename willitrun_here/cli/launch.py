@@ -50,6 +50,8 @@ def launch(
 
     if execute and shape != "shell":
         raise UsageError(f"--exec starts the engine and --as {shape} prints a file", "Drop one of them.")
+    if shape == "modelfile" and asked.engine is None:
+        asked = structs.replace(asked, engine="ollama")
     where = open_machine(machine)
     spec = open_model(model)
     wanted: frozenset[Section] = frozenset({"plan", "speed", "context"})

@@ -36,7 +36,7 @@ def model_arguments(target: Target) -> list[str]:
         return ["-m", weights.path]
     if weights.file is not None:
         return ["-hf", weights.repo or "", "-hff", weights.file]
-    return ["-hf", f"{weights.repo}:{target.plan.quant}"]
+    return ["-hf", f"{weights.repo}:{weights.tag}"]
 
 
 def plan_arguments(target: Target) -> list[str]:

@@ -29,7 +29,7 @@ def origin(target: Target) -> str:
     if target.spec.source.startswith("ollama:"):
         return target.spec.source.removeprefix("ollama:")
     weights = artifact(target)
-    return weights.path if weights.path is not None else f"hf.co/{weights.repo}:{target.plan.quant}"
+    return weights.path if weights.path is not None else f"hf.co/{weights.repo}:{weights.tag}"
 
 
 def environment(target: Target) -> dict[str, str]:
@@ -63,9 +63,6 @@ def render(target: Target) -> Command:
         notes=(
             artifact(target).note,
             "The environment belongs to the ollama server: set it where `ollama serve` is started.",
-            "ollama cannot keep experts in RAM layer by layer; it places whole layers."
-            if target.plan.cpu_moe_layers
-            else None,
         ),
         files={"Modelfile": text},
     )

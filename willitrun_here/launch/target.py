@@ -8,6 +8,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from willitrun_catalog.model import ModelSpec
+from willitrun_catalog.publishers import DYNAMIC, Published, published
 from willitrun_estimator.plan import Command, Plan
 from willitrun_here.launch.flags import Flags
 from willitrun_probe.machine import Machine
@@ -37,6 +38,8 @@ class Artifact(Struct, frozen=True, kw_only=True):
 
     path: str | None = None
     repo: str | None = None
+    tag: str | None = None
+    """What selects the file in a repository."""
     file: str | None = None
     note: str | None = None
 
@@ -46,19 +49,32 @@ def artifact(target: Target) -> Artifact:
     source, quant = target.spec.source, target.plan.quant
     if source.startswith("hf:") and (target.spec.gguf_repos or source.endswith(".gguf")):
         repo, _, rest = source.removeprefix("hf:").partition(":")
-        return Artifact(repo=repo, file=rest) if rest.endswith(".gguf") else Artifact(repo=repo)
+        return Artifact(repo=repo, file=rest) if rest.endswith(".gguf") else Artifact(repo=repo, tag=quant)
     if source.endswith(".gguf"):
         return Artifact(path=source)
     if source.startswith("ollama:") and target.spec.files:
         return Artifact(path=target.spec.files[0])
     if is_checkpoint(target.spec):
         return converted(source, target.spec.name, quant)
-    if target.spec.gguf_repos:
-        return Artifact(repo=target.spec.gguf_repos[0])
+    found = published(target.spec.gguf_repos, quant)
+    if found is not None:
+        return Artifact(repo=found.repository, tag=found.tag, note=tag_note(found, quant))
     name = f"{target.spec.name}-{quant}.gguf"
     return Artifact(
         path=name, note=f"No GGUF repository of {target.spec.title} is known; put a {quant} file at {name} first."
     )
+
+
+def tag_note(found: Published, quant: str) -> str | None:
+    """Say when the file may not be there, or is a mix of the publisher's own."""
+    if not found.known:
+        return (
+            f"No repository of this model is known to hold {quant}: look at https://huggingface.co/{found.repository}, "
+            "or make it with llama-quantize."
+        )
+    if found.tag == f"{DYNAMIC}{quant}":
+        return f"{found.tag} is {found.repository.partition('/')[0]}'s own mix; its size differs a little from {quant}."
+    return None
 
 
 def is_checkpoint(spec: ModelSpec) -> bool:

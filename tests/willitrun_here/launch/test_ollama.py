@@ -46,9 +46,3 @@ def test_the_command_writes_exactly_the_modelfile(tmp_path):
     script = built.argv[2].split(" && ")[0]
     subprocess.run(["sh", "-c", script], cwd=tmp_path, check=True)
     assert (tmp_path / "Modelfile").read_text() == built.files["Modelfile"] == ollama.modelfile(target)
-
-
-def test_experts_layer_by_layer_are_said_to_be_impossible():
-    built = ollama.render(on_words("RTX 3090, 128 GiB RAM", "qwen3-30b-a3b", cpu_moe_layers=3))
-    assert any("experts" in note for note in built.notes)
-    assert not any("experts" in note for note in ollama.render(on_words()).notes)
