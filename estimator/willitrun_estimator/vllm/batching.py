@@ -2,7 +2,7 @@
 
     step(c)  = sqrt(memory(c)^2 + compute(c)^2) + layers x launch + all-reduces + c x sequence work
     memory   = (dense + head + experts touched by c tokens + c x cache of one sequence) / bandwidth
-    compute  = 2 x active weights x c / matrix rate
+    compute  = 2 x (dense weights + active expert weights / expert share) x c / matrix rate
     tokens/s = c x O / (O x step + c x (I x prefill + request work))
 
 c is the largest of the asked concurrency, `--max-num-seqs` and what the KV pool holds, padded to the next captured
@@ -40,6 +40,8 @@ class StepShape(Struct, frozen=True, kw_only=True):
     """Experts one token uses over all."""
     weights_per_token: float
     """Weights multiplied per token on one rank, for decoding (the head included)."""
+    expert_weights: float
+    """Of these, those of routed experts: small matrices that few tokens of a batch share."""
     head_weights: float
     layers: int
     hidden: int
@@ -67,6 +69,7 @@ class Terms(Struct, frozen=True, kw_only=True):
     cache_bytes: float
     """Cache of one sequence at its mean length, per rank."""
     weights_per_token: float
+    expert_weights: float
     head_weights: float
     layers: float
     collectives: float
@@ -107,11 +110,13 @@ def step_shape(
     if routed and checkpoint.dense_with_experts_bits is not None:
         bits = checkpoint.dense_with_experts_bits
     head_weights = head / checkpoint.other_bytes
+    expert_weights = 8 * active / checkpoint.expert_bits
     return StepShape(
         dense_bytes=dense + head,
         expert_bytes=experts,
         expert_share=share if routed else 0.0,
-        weights_per_token=8 * dense / bits + 8 * active / checkpoint.expert_bits + head_weights,
+        weights_per_token=8 * dense / bits + expert_weights + head_weights,
+        expert_weights=expert_weights,
         head_weights=head_weights,
         layers=spec.block_count,
         hidden=spec.hidden_size,
@@ -194,6 +199,7 @@ def terms(
         covered_share=1 - (1 - shape.expert_share) ** batch,
         cache_bytes=cache_bytes_per_sequence / shape.pipeline_parallel,
         weights_per_token=shape.weights_per_token,
+        expert_weights=shape.expert_weights,
         head_weights=shape.head_weights,
         layers=float(shape.layers),
         collectives=2.0 * shape.layers if wide else 0.0,
@@ -221,7 +227,8 @@ def step_s(point: Terms, constants: Rates) -> float:
     )
     memory = read / bandwidth
     flops = constants.decode_flops_share * _matrix_flops(point, constants)
-    compute = 2 * point.weights_per_token * point.padded / flops
+    multiplied = point.weights_per_token + (1 / constants.expert_decode_flops - 1) * point.expert_weights
+    compute = 2 * multiplied * point.padded / flops
     collective = constants.collective_s + point.padded * point.collective_bytes / (constants.link_share * point.link)
     busy: float = (memory**2 + compute**2) ** 0.5
     launch = point.layers * constants.layer_s + point.collectives * collective
@@ -235,6 +242,7 @@ def prefill_token_s(point: Terms, constants: Rates) -> float:
     weights = (point.dense_bytes + constants.expert_reads * point.expert_bytes) / bandwidth / point.tokens_per_chunk
     collective = point.collectives * point.collective_bytes / (constants.link_share * point.link)
     multiplied = point.weights_per_token - point.head_weights + point.attention_weights
+    multiplied += (1 / constants.expert_prefill_flops - 1) * point.expert_weights
     return 2 * multiplied / flops + weights + collective
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 import msgspec
 from msgspec import Struct
@@ -26,9 +27,7 @@ class FlagList(Struct, frozen=True, forbid_unknown_fields=True):
 @lru_cache(maxsize=1)
 def flag_list() -> FlagList:
     """Read the shipped list."""
-    from importlib.resources import files  # noqa: PLC0415 - only when a command is written
-
-    return msgspec.json.decode(files("willitrun_estimator.vllm").joinpath("flags.json").read_bytes(), type=FlagList)
+    return msgspec.json.decode((Path(__file__).parent / "flags.json").read_bytes(), type=FlagList)
 
 
 def known_flags(version: Version) -> frozenset[str]:
