@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -21,8 +22,10 @@ sys.exit(code)
 
 
 def loaded(*arguments: str) -> set[str]:
+    # A measured child would import the coverage tool and what that needs.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False, timeout=60, env=env
     )
     assert done.returncode == 0, done.stderr
     return set(done.stderr.rpartition("LOADED ")[2].split())

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 import uuid
 
 import pytest
@@ -138,18 +137,17 @@ def big_fleet(engine, make_report, make_machine, clock, count=10_000, shapes=60)
         connection.execute(insert(tables.machine), copies)
 
 
-def test_ten_thousand_machines_are_asked_in_time(
+def test_ten_thousand_machines_cost_the_plans_of_their_shapes(
     sqlite_engine, make_report, make_machine, make_spec, make_planner, clock
 ):
     big_fleet(sqlite_engine, make_report, make_machine, clock)
-    questions = Questions(sqlite_engine, make_planner(10.0), "1", clock)
-    took = []
-    for _ in range(4):
-        started = time.process_time()
-        answer = questions.where(make_spec(), Request())
-        took.append(time.process_time() - started)
+    planner = make_planner(10.0)
+    questions = Questions(sqlite_engine, planner, "1", clock)
+    answer = questions.where(make_spec(), Request())
     assert (len(answer.machines), answer.shapes) == (10_000, 60)
     assert {"runs-now", "runs-if-idle", "does-not-run"} == answer.counts.keys()
-    # The bars are 1 s and 0.1 s of a quiet machine's clock; here processor time with room for a slower one.
-    assert took[0] < 2.0
-    assert min(took[1:]) < 0.25
+    # Each shape is planned idle, and at no more than eight levels of free memory on as many cards as it has.
+    first = planner.calls
+    assert 60 <= first < 10_000 / 2
+    assert len(questions.where(make_spec(), Request()).machines) == 10_000
+    assert planner.calls == first
