@@ -63,26 +63,35 @@ def close_programs(question: Question, best: Found | None) -> Improvement | None
     after = again(question, hardware.idle(question.devices), quants_of(question))
     if after is None:
         return None
+    better, grown = described(after, best)
     return Improvement(
         code="close-programs",
-        message=f"Close what holds {format_bytes(held)} of GPU memory and {described(after, best)}.",
-        gain=gain(after, best),
+        message=f"Close what holds {format_bytes(held)} of GPU memory and {better}.",
+        gain=grown,
     )
 
 
-def described(after: Found, before: Found | None) -> str:
-    """Say what a better plan has over the present one."""
+def described(after: Found, before: Found | None) -> tuple[str, float]:
+    """Say what a better plan has over the present one, and by how much: the gain in just that."""
     if before is None:
-        return f"{after.quant} runs"
+        return f"{after.quant} runs", gain(after, before)
     if after.quant != before.quant:
-        return f"{after.quant} fits instead of {before.quant}"
+        return f"{after.quant} fits instead of {before.quant}", gain(after, before)
     if after.rate and before.rate and after.rate > before.rate * (1 + LEAST_GAIN):
-        return f"decoding rises from {before.rate:.1f} to {after.rate:.1f} tokens/s"
+        text = f"decoding rises from {rate(before.rate)} to {rate(after.rate)} tokens/s"
+        return text, after.rate / before.rate - 1
     if after.context_tokens > before.context_tokens:
-        return f"the context grows from {format_tokens(before.context_tokens)} to {format_tokens(after.context_tokens)}"
+        lengths = format_tokens(before.context_tokens), format_tokens(after.context_tokens)
+        return f"the context grows from {lengths[0]} to {lengths[1]}", after.context_tokens / before.context_tokens - 1
     if after.ttft_s and before.ttft_s and after.ttft_s < before.ttft_s * (1 - LEAST_GAIN):
-        return f"the first token comes after {format_seconds(after.ttft_s)} instead of {format_seconds(before.ttft_s)}"
-    return f"the score rises from {before.score:.0f} to {after.score:.0f}"
+        waits = format_seconds(after.ttft_s), format_seconds(before.ttft_s)
+        return f"the first token comes after {waits[0]} instead of {waits[1]}", before.ttft_s / after.ttft_s - 1
+    return f"the score rises from {before.score:.0f} to {after.score:.0f}", gain(after, before)
+
+
+def rate(tokens_per_s: float) -> str:
+    """Write a rate with the digits that differ: 19.6, 0.11."""
+    return f"{tokens_per_s:.1f}" if tokens_per_s >= 1 else f"{tokens_per_s:.2f}"
 
 
 def smaller_quant(best: Found | None, per_quant: dict[str, list[Found]]) -> Improvement | None:
@@ -116,11 +125,8 @@ def second_gpu(question: Question, best: Found | None) -> Improvement | None:
     after = again(question, structs.replace(question.devices, gpus=(*gpus, more)), quants_of(question))
     if after is None:
         return None
-    return Improvement(
-        code="second-gpu",
-        message=f"With a second {twin.name}, {described(after, best)}.",
-        gain=gain(after, best),
-    )
+    better, grown = described(after, best)
+    return Improvement(code="second-gpu", message=f"With a second {twin.name}, {better}.", gain=grown)
 
 
 def quantized_cache(question: Question, best: Found | None) -> Improvement | None:
@@ -164,8 +170,7 @@ def more_ram(question: Question, best: Found | None) -> Improvement | None:
     after = again(question, structs.replace(question.devices, host=host), (best.quant,))
     if after is None:
         return None
+    better, grown = described(after, best)
     return Improvement(
-        code="more-ram",
-        message=f"With {format_bytes(best.short_bytes)} more free RAM, {described(after, best)}.",
-        gain=gain(after, best),
+        code="more-ram", message=f"With {format_bytes(best.short_bytes)} more free RAM, {better}.", gain=grown
     )

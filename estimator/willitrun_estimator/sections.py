@@ -319,11 +319,12 @@ def curve(setup: LlamaSetup, found: Found, spec: ModelSpec) -> tuple[CurvePoint,
         sizes.append(size)
         size *= 2
     sizes.append(spec.max_context_tokens)
-    return tuple(
-        CurvePoint(
-            context_tokens=tokens,
-            device_bytes=tuple(setup.needs.per_device_bytes(found.placement, tokens)),
-            decode_tokens_per_s=pace.decode(setup.speed, found.placement, depth_tokens=tokens),
-        )
-        for tokens in sizes
-    )
+    held = setup.needs.per_device_bytes(found.placement, found.context_tokens)[-1]
+    points = []
+    for tokens in sizes:
+        needed = tuple(setup.needs.per_device_bytes(found.placement, tokens))
+        # What a plan already reads from disk grows with the context; a plan that reads nothing does not begin to.
+        short = max(0, found.short_bytes + needed[-1] - held) if found.short_bytes else 0
+        rate = pace.decode(setup.speed, found.placement, depth_tokens=tokens, short_bytes=short)
+        points.append(CurvePoint(context_tokens=tokens, device_bytes=needed, decode_tokens_per_s=rate))
+    return tuple(points)

@@ -67,18 +67,23 @@ def test_what_a_change_costs(before, after, words):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "words", "gain"),
     [
-        ({"quant": "Q8_0"}, "Q8_0 fits instead of Q4_K_M"),
-        ({"rate": 100.0}, "decoding rises from 50.0 to 100.0 tokens/s"),
-        ({"context_tokens": 32768}, "the context grows from 8K to 32K"),
-        ({"ttft_s": 0.1}, "the first token comes after 100 ms instead of 500 ms"),
-        ({"score": 90.0}, "the score rises from 80 to 90"),
+        ({"quant": "Q8_0", "score": 88.0}, "Q8_0 fits instead of Q4_K_M", 0.1),
+        ({"rate": 100.0}, "decoding rises from 50.0 to 100.0 tokens/s", 1.0),
+        ({"context_tokens": 32768}, "the context grows from 8K to 32K", 3.0),
+        ({"ttft_s": 0.1}, "the first token comes after 100 ms instead of 500 ms", 4.0),
+        ({"score": 90.0}, "the score rises from 80 to 90", 0.125),
     ],
 )
-def test_what_is_gained_is_named(change, words):
-    assert improve.described(found(**change), found()) == words
-    assert improve.described(found(**change), None).endswith("runs")
+def test_what_is_gained_is_named_with_its_own_gain(change, words, gain):
+    assert improve.described(found(**change), found()) == (words, pytest.approx(gain))
+    assert improve.described(found(**change), None)[0].endswith("runs")
+
+
+def test_slow_rates_keep_the_digits_that_differ():
+    words, gain = improve.described(found(rate=4.5), found(rate=0.11))
+    assert (words, round(gain)) == ("decoding rises from 0.11 to 4.5 tokens/s", 40)
 
 
 def test_something_instead_of_nothing_is_the_whole_score():
