@@ -20,6 +20,8 @@ ASSUMED_RAM_BYTES = 64 * GIB
 ASSUMED_CORES = 8
 UNUSABLE_FRACTION = 0.015
 """What drivers and ECC keep of a card whose usable memory is not published (published ones: 1 to 3 %)."""
+SAME_MEMORY = 0.1
+"""A stated size that is off by more than a tenth is another variant."""
 MOST_GPUS = 64
 MOST_BYTES = 2**60
 MOST_WORDS = 4096
@@ -252,6 +254,12 @@ def given_gpu(words: GpuWords, index: int) -> Gpu:
     total = words.memory_total_bytes
     if total is None and sheet is not None:
         total = sheet.memory_usable_bytes
+        from willitrun_catalog.find_gpu import memory_in  # noqa: PLC0415 - with a sheet, the search is loaded
+
+        stated = memory_in(words.name)
+        if stated is not None and sheet.memory_bytes is not None and abs(stated / sheet.memory_bytes - 1) > SAME_MEMORY:
+            # A variant that the catalog lacks: the sheet's chip with the memory that was named.
+            total = int(stated * (1 - UNUSABLE_FRACTION))
         if total is None and sheet.memory_bytes is not None:
             total = int(sheet.memory_bytes * (1 - UNUSABLE_FRACTION))
     free = words.memory_free_bytes if words.memory_free_bytes is not None else total

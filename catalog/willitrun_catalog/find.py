@@ -29,6 +29,11 @@ _LATEST = re.compile(r":latest$", re.IGNORECASE)
 _USUAL_PARAMS = 8e9
 """Where a name leaves the size open, the size nearest to this is meant: most machines can hold it."""
 _MOST_ALTERNATIVES = 8
+_SAME_SIZE = 0.1
+"""Names round the size: 14B for 14.7e9 parameters."""
+_FILES = frozenset({"gguf", "qat"})
+"""Words that tell how the weights were made or kept, not which model they are: quantization-aware training changes no
+shape."""
 _SHORTEST_PREFIX = 5
 """Letters of a name without word breaks from which it is completed."""
 
@@ -63,8 +68,8 @@ def find_model(query: str) -> ModelMatch:
         spec = _as_alias(exact[0]) if named else shipped.model_at(exact[0].position)
         others = () if named else _alternatives(frozenset(model_words(query)), exact[0].position)
         return ModelMatch(spec=spec, alternatives=others, matched=exact[0].text)
-    wanted = frozenset(model_words(query.rpartition("/")[2] or query)) - {"gguf"}
-    ranked = _ranked(wanted) or _ranked(wanted - _MAKERS) or _run_together(key(query))
+    wanted = frozenset(model_words(query.rpartition("/")[2] or query)) - _FILES
+    ranked = _ranked(wanted) or _ranked(wanted - _MAKERS) or _sized(wanted - _MAKERS) or _run_together(key(query))
     if not ranked:
         raise UnknownModel(query, nearest_models(query))
     best = ranked[0]
@@ -132,6 +137,22 @@ def _ranked(wanted: frozenset[str]) -> list[_Name]:
         if place not in best or rank < best[place][0]:
             best[place] = (rank, name)
     return [name for _, name in sorted(best.values(), key=lambda hit: hit[0])]
+
+
+def _sized(wanted: frozenset[str]) -> list[_Name]:
+    """Order the names that have all words but a size that their maker leaves out: `phi-4-14b` is phi-4, of 14.7B."""
+    sizes = {word for word in wanted if is_size(word)}
+    totals = [_params(word) for word in sizes if word[0].isdigit()]
+    if not totals:
+        return []
+    listings = shipped.compiled().listings
+    left = _ranked(wanted - sizes)
+    return [name for name in left if abs(listings[name.position].params / max(totals) - 1) < _SAME_SIZE]
+
+
+def _params(word: str) -> float:
+    """Read a parameter count: 14b, 1.5b, 360m."""
+    return float(re.sub(r"[^\d.]", "", word)) * {"k": 1e3, "m": 1e6}.get(word[-1], 1e9)
 
 
 def _run_together(wanted: str) -> list[_Name]:

@@ -17,6 +17,10 @@ _MEMORY_TYPE = re.compile(r"\b(?:hbm\d?e?|gddr\d\w?|lpddr\d\w?)\b", re.IGNORECAS
 _CORES = re.compile(r"\b(\d+)[- ]?c(?:ores?)?\b", re.IGNORECASE)
 _SLICE = re.compile(r"\bmig\b.*", re.IGNORECASE)
 """A slice of a card is named after it: `NVIDIA H100 80GB HBM3 MIG 1g.10gb`."""
+_PROFILE = re.compile(r"-(\d+)[abcq]\b", re.IGNORECASE)
+"""A virtual GPU is named after its card and its memory in GB: `NVIDIA A40-48Q` (NVIDIA vGPU user guide)."""
+_MOBILE = re.compile(r"\bmobile\b|\b(?:with )?max-?q(?: design)?\b", re.IGNORECASE)
+_MODULE = re.compile(r"\b(?:pcie|sxm\d?)\b", re.IGNORECASE)
 _SAME_MEMORY = 0.1
 """A size that is off by more than a tenth is another variant."""
 _VARIANTS = {"sxm2": -1, "sxm3": -1, "sxm4": -1, "sxm5": -1, "sxm": -1, "pcie": 0, "nvl": 1, "gb10": -2}
@@ -30,9 +34,34 @@ def find_datasheet(query: str, memory_bytes: int | None = None) -> Datasheet:
 
     Vendor and brand words may be left out, but what they exclude is excluded; words that no name has are ignored. A
     memory size, in the name or given, picks among variants; without one the plainest name wins (no `Ti`, `Laptop` or
-    `D`), the one that says no more than was asked first, then the larger memory.
+    `D`), the one that says no more than was asked first, then the larger memory. A name that fits nothing is read
+    more loosely: `Mobile` as `Laptop`, a module or a number of cores left out.
     """
-    query = _SLICE.sub("", query)
+    cut = _PROFILE.sub(r" \1GB", _SLICE.sub("", query))
+    for text in spellings(cut):
+        for names in (_names(), _joined()):
+            at = _best(text, memory_bytes, names)
+            if at is not None:
+                return shipped.datasheet_at(at)
+    raise UnknownGpu(query, nearest_gpus(query))
+
+
+def memory_in(name: str) -> int | None:
+    """Return the memory size that a name states, in bytes: 32 GiB for `MI50 32GB`, 8 GiB for `L40S-8Q`."""
+    stated = _MEMORY.search(_PROFILE.sub(r" \1GB", _SLICE.sub("", name)))
+    return int(float(stated.group(1)) * GIB) if stated else None
+
+
+def spellings(query: str) -> tuple[str, ...]:
+    """Return a name as written, then with less and less of what the catalog may not tell apart."""
+    laptop = _MOBILE.sub(" laptop ", query)
+    bare = _MODULE.sub(" ", laptop)
+    plain = _CORES.sub(" ", re.sub(r"\bmax-?q\b.*", " ", bare, flags=re.IGNORECASE))
+    return tuple(dict.fromkeys((query, laptop, bare, plain)))
+
+
+def _best(query: str, memory_bytes: int | None, names: tuple[tuple[str, frozenset[str], int], ...]) -> int | None:
+    """Return the position of the name that has all known words and says least beyond them; None when none has."""
     memory = _MEMORY.search(query)
     size = memory_bytes if memory_bytes is not None else (float(memory.group(1)) * GIB if memory else None)
     kind = _MEMORY_TYPE.search(query)
@@ -41,11 +70,11 @@ def find_datasheet(query: str, memory_bytes: int | None = None) -> Datasheet:
     wanted, vendor = all_words - GPU_NOISE, _vendor(all_words)
     known = wanted & _vocabulary()
     if not known or not _has_number(known, wanted):
-        raise UnknownGpu(query, nearest_gpus(query))
+        return None
     typed = memory is not None and memory_bytes is None
     whole, plain = key(query), _plain_key(bare)
     best: tuple[tuple[float, ...], int] | None = None
-    for name, name_words, at in _names():
+    for name, name_words, at in names:
         if not known <= name_words:
             continue
         sheet = shipped.datasheet_at(at)
@@ -67,9 +96,7 @@ def find_datasheet(query: str, memory_bytes: int | None = None) -> Datasheet:
         )
         if best is None or rank < best[0]:
             best = (rank, at)
-    if best is None:
-        raise UnknownGpu(query, nearest_gpus(query))
-    return shipped.datasheet_at(best[1])
+    return None if best is None else best[1]
 
 
 _BRANDS = {
@@ -99,6 +126,15 @@ def _names() -> tuple[tuple[str, frozenset[str], int], ...]:
         modules = {"sxm"} if any(word.startswith("sxm") for word in name.words) else set()
         listed.append((name.text, frozenset({*name.words, *modules}), name.position))
     return tuple(listed)
+
+
+@lru_cache(maxsize=1)
+def _joined() -> tuple[tuple[str, frozenset[str], int], ...]:
+    """Return each accelerator's first name with the words of all its names: `DGX Spark GB10` mixes two."""
+    words: dict[int, frozenset[str]] = {}
+    for _, own, at in _names():
+        words[at] = words.get(at, frozenset()) | own
+    return tuple((shipped.compiled().gpu_names[at], own, at) for at, own in words.items())
 
 
 @lru_cache(maxsize=1)

@@ -103,7 +103,8 @@ def quant_name(text: str) -> str:
     raise UnknownQuant(text, tuple(get_close_matches(wanted, [*BASE_TYPES, *FORMATS], n=3, cutoff=0.4)))
 
 
-_DYNAMIC = re.compile(r"UD[-_ ](.+)", re.IGNORECASE)
+_DYNAMIC = re.compile(r"UD[-_ ](.+)|(Q\d_K_XL)", re.IGNORECASE)
+"""Dynamic labels, of which `XL` is often written without `UD-`."""
 
 
 def plain_label(text: str) -> str | None:
@@ -113,9 +114,9 @@ def plain_label(text: str) -> str | None:
     (https://docs.unsloth.ai/basics/unsloth-dynamic-2.0-ggufs), whose files are some percent larger or smaller.
     """
     found = _DYNAMIC.fullmatch(text.strip())
-    if found is None:
+    if found is None or text.strip().upper() in BASE_TYPES:
         return None
-    base = found.group(1).upper().replace("-", "_").replace(" ", "_")
+    base = (found.group(1) or found.group(2)).upper().replace("-", "_").replace(" ", "_")
     stem = base.removesuffix("_XL")
     # Q8_K_XL: there is no mix of 8-bit k-blocks.
     options = (f"{stem}_M", stem, stem.removesuffix("_K") + "_0") if stem != base else (base,)

@@ -181,3 +181,23 @@ def test_words_of_a_name():
     assert model_words("Qwen3-30B-A3B") == ("qwen", "3", "30b", "a3b")
     assert model_words("granite-4.0") == ("granite", "4")
     assert [is_size(word) for word in ("8b", "a3b", "e4b", "3.1", "coder")] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("Phi-4-14B", "phi-4"),
+        ("DeepSeek-R1-671B", "deepseek-r1"),
+        ("DeepSeek-V2-Lite-16B", "deepseek-v2-lite-chat"),
+        ("Qwen3-Coder-Next-80B-A3B", "qwen3-coder-next"),
+        ("Gemma-4-E2B-QAT", "gemma-4-e2b-it"),
+    ],
+)
+def test_a_size_that_the_maker_leaves_out_may_be_said(typed, meant):
+    assert find_model(typed).spec.name == meant
+
+
+@pytest.mark.parametrize("typed", ["phi-4-27b", "deepseek-r1-400b"])
+def test_a_size_that_is_not_the_models_is_another_model(typed):
+    with pytest.raises(UnknownModel):
+        find_model(typed)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from willitrun_catalog import shipped
 from willitrun_catalog.find import UnknownGpu, find_datasheet
+from willitrun_catalog.find_gpu import memory_in
 
 GIB = 1 << 30
 
@@ -164,3 +165,31 @@ def test_any_text_finds_one_or_says_what_is_near(text):
     except UnknownGpu as error:
         found = error.nearest
     assert found
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("DGX Spark GB10", "NVIDIA GB10"),
+        ("Strix Halo 8060S", "AMD Radeon 8060S"),
+        ("H200 NVL PCIe", "NVIDIA H200 NVL"),
+        ("GTX 1660 Ti Mobile", "NVIDIA GeForce GTX 1660 Ti Laptop"),
+        ("GTX 1070 with Max-Q Design", "NVIDIA GeForce GTX 1070 Laptop"),
+        ("Apple M1 7c", "Apple M1"),
+        ("NVIDIA A40-48Q", "NVIDIA A40 PCIe"),
+        ("MI50 32GB", "AMD Instinct MI50"),
+    ],
+)
+def test_what_fits_no_name_is_read_more_loosely(typed, meant):
+    assert find_datasheet(typed).name == meant
+
+
+@pytest.mark.parametrize("typed", ["RTX A1000 Laptop GPU", "H300 PCIe", "RTX 4055 Mobile"])
+def test_a_model_number_is_never_dropped(typed):
+    with pytest.raises(UnknownGpu):
+        find_datasheet(typed)
+
+
+@pytest.mark.parametrize(("name", "gib"), [("MI50 32GB", 32), ("L40S-8Q", 8), ("RTX 3090", None), ("GPU 1.5 GiB", 1.5)])
+def test_the_memory_that_a_name_states(name, gib):
+    assert memory_in(name) == (None if gib is None else gib * GIB)

@@ -48,6 +48,8 @@ def test_names_are_forgiving(typed, meant):
         ("UD-Q8_K_XL", "Q8_0"),
         ("UD-IQ3_XXS", "IQ3_XXS"),
         ("UD-Q4_K_S", "Q4_K_S"),
+        ("Q4_K_XL", "Q4_K_M"),
+        ("q8_k_xl", "Q8_0"),
     ],
 )
 def test_dynamic_labels_are_counted_as_the_nearest_mix(typed, meant):
@@ -64,6 +66,7 @@ def test_a_dynamic_label_of_nothing_is_unknown(typed):
 
 def test_a_plain_label_needs_no_note():
     assert label_note("Q4_K_M") is None
+    assert label_note("Q3_K_XL") is None
     assert plain_label("Q4_K_M") is None
 
 

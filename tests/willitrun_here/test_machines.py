@@ -172,3 +172,18 @@ def test_counts_and_sizes_come_back(count, ram, cores):
 def test_any_words(text):
     with suppress(UsageError):
         assert parse_words(text).name == text
+
+
+@pytest.mark.parametrize(
+    ("words", "gib"),
+    [
+        ("MI50 32GB", 32),
+        ("RTX 3080 Laptop GPU 16GB", 16),
+        ("NVIDIA L40S-8Q", 8),
+        ("Tesla M40 24GB", 24),
+        ("RTX 3090", 24),
+    ],
+)
+def test_memory_that_a_name_states_is_believed(words, gib):
+    (gpu,) = open_machine(f"{words}, 64 GiB RAM").gpus
+    assert 0.95 * gib < gpu.memory_total_bytes / GIB <= gib
