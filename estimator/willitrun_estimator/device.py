@@ -43,6 +43,8 @@ class Device(Struct, frozen=True, kw_only=True):
     """To the fastest other GPU of the machine, one direction."""
 
 
+    driver_version: str | None = None
+    """As the driver says it: `580.95.05`; None when unknown."""
 class Host(Struct, frozen=True, kw_only=True):
     """CPU and RAM as the planner sees them."""
 
@@ -67,3 +69,5 @@ class Devices(Struct, frozen=True, kw_only=True):
     name: str
     gpus: tuple[Device, ...]
     host: Host
+    vllm_version: str | None = None
+    """Of the vLLM that is installed there; None without one, or when it did not say."""

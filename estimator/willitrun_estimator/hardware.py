@@ -49,7 +49,8 @@ def devices(machine: Machine, request: Request, find: FindDatasheet) -> Devices:
     kept = [one for one in merged if one is not None]
     if any(gpu.kind == "mig" for gpu in discrete or gpus):
         kept = largest_free(kept)
-    return Devices(name=machine.name, gpus=tuple(kept), host=host(machine))
+    vllm = next((engine.version for engine in machine.engines if engine.name == "vllm"), None)
+    return Devices(name=machine.name, gpus=tuple(kept), host=host(machine), vllm_version=vllm)
 
 
 def largest_free(planned: Iterable[Device]) -> list[Device]:
@@ -115,6 +116,7 @@ def device(gpu: Gpu, backend: Backend, sheet: Datasheet | None, request: Request
         display_active=bool(gpu.display_active),
         sheet=sheet.name if sheet else None,
         peer_bytes_per_s=max(peers, default=None),
+        driver_version=gpu.driver_version,
     )
 
 

@@ -110,6 +110,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     enforce_eager: bool = False
     kernel: str | None = None
     """vLLM: how the quantized weights are computed, e.g. `marlin (weight-only)`."""
+    engine_version: str | None = None
+    """vLLM: the release whose rules the plan was made by, e.g. `0.26`."""
 
 
 class Fit(Struct, frozen=True, kw_only=True):

@@ -67,8 +67,18 @@ def launch(
 
 
 def show(target: Any, shape: str, *, as_json: bool) -> int:
-    """Print the command or the file of a plan."""
+def commands_of(target: Any) -> dict[str, Any]:
+    """Return the plan's commands; those for an installed vLLM are checked by its own parser."""
+    if target.plan.engine == "vllm":
+        from willitrun_here.launch import vllm  # noqa: PLC0415
+
+        return dict(vllm.commands(target, installed=vllm.checked(target)))
     from willitrun_here.ask import all_commands  # noqa: PLC0415
+
+    return dict(all_commands(target))
+
+
+    """Print the command or the file of a plan."""
     from willitrun_here.launch import docker, kubernetes, ollama, systemd  # noqa: PLC0415
 
     files = {
@@ -86,18 +96,17 @@ def show(target: Any, shape: str, *, as_json: bool) -> int:
         if plan.engine == "vllm":
             from willitrun_here.launch import vllm  # noqa: PLC0415
 
-            text = vllm.document(target, shape)
+            remarks, text = vllm.remarks(target), vllm.document(target, shape)
         else:
-            built: Any = dict(all_commands(target))[plan.engine]
-            for remark in built.notes:
-                note(f"# {remark}")
-            text = files[shape](target)
+            remarks, text = commands_of(target)[plan.engine].notes, files[shape](target)
+        for remark in remarks:
+            note(f"# {remark}")
         if as_json:
             print_json({"as": shape, "text": text})
         else:
             print_text(text)
         return 0
-    commands = dict(all_commands(target))
+    commands = commands_of(target)
     built = commands["docker" if shape == "docker" else plan.engine]
     if as_json:
         print_json(built)

@@ -1,12 +1,13 @@
 """The `vllm serve` command of a plan: for a shell, docker, compose, systemd, Kubernetes and several nodes.
 
 Flags are those of https://docs.vllm.ai/en/latest/cli/serve/ and, by version, of the released wheels
-(`willitrun_estimator.vllm.flags`). Images: https://docs.vllm.ai/en/latest/deployment/docker/.
+(`willitrun_estimator.vllm.flags`). Images: https://docs.vllm.ai/en/latest/deployment/docker/; for ROCm
+`vllm/vllm-openai-rocm` (`docs/getting_started/installation/gpu.rocm.inc.md` of vllm-project/vllm, which calls AMD's own
+`rocm/vllm` deprecated since 20 January 2026).
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,21 +15,21 @@ from willitrun_estimator.plan import Command
 from willitrun_estimator.vllm.flags import unknown_flags
 from willitrun_estimator.vllm.formats import format_of, is_format
 from willitrun_estimator.vllm.parallel import needs_expert_parallel
-from willitrun_estimator.vllm.versions import LATEST, Version
+from willitrun_estimator.vllm.versions import LATEST, Version, name_of, parse_version
 from willitrun_here.launch.systemd import quoted
 from willitrun_here.launch.target import Target, command, everything_planned
-from willitrun_here.launch.vllm_installed import Installed, find
+from willitrun_here.launch.vllm_installed import Installed, ask_parser, on, refusal
 from willitrun_here.launch.yaml import to_yaml
 
 IMAGES = {"cuda": "vllm/vllm-openai", "rocm": "vllm/vllm-openai-rocm"}
+ROCM_IMAGES_FROM: Version = (0, 14)
+"""The first release with an image for ROCm on Docker Hub (20 January 2026)."""
 PORT = 8000
 CACHE = "/root/.cache/huggingface"
 VOLUME = "huggingface"
 """Named volume of downloaded checkpoints; a `~` would not survive quoting."""
 UUIDS_FROM: Version = (0, 24)
 """Older releases read CUDA_VISIBLE_DEVICES as numbers and fail on UUIDs (`vllm/platforms/interface.py`)."""
-MASTER_PORT = 29501
-RAY_PORT = 6379
 ONLINE = {"fp8": "fp8", "bitsandbytes": "bitsandbytes"}
 """Formats that vLLM makes of a 16-bit checkpoint while loading it (`--quantization`)."""
 _HALF_ONLY_BELOW = 8.0
@@ -37,9 +38,9 @@ _HALF_ONLY_BELOW = 8.0
 def commands(target: Target, *, installed: Installed | None = None) -> Iterator[tuple[str, Command]]:
     """Yield the command for this machine's shell, for docker, and SGLang's for the same plan where it holds.
 
-    Without `installed` the `vllm` on PATH counts, where there is one.
+    Without `installed` the vLLM that the probe found on the machine counts, where there is one.
     """
-    installed = installed or find(shutil.which("vllm"))
+    installed = installed or on(target.machine)
     yield "vllm", render(target, installed=installed)
     if target.plan.backend in IMAGES:
         yield "docker", docker(target, installed=installed)
@@ -48,27 +49,46 @@ def commands(target: Target, *, installed: Installed | None = None) -> Iterator[
     yield "sglang", sglang.render(target)
 
 
+def checked(target: Target) -> Installed | None:
+    """Give the machine's vLLM with the flags of its own parser, which takes as long as importing it; None without."""
+    installed = on(target.machine)
+    return None if installed is None else ask_parser(installed)
+
+
 def render(target: Target, *, installed: Installed | None = None) -> Command:
     """Give the complete `vllm serve` command, in the flags of the installed version."""
     argv = [installed.program if installed else "vllm", "serve", *arguments(target, host=target.host, port=target.port)]
-    return command(argv, visible(target, version_of(installed)), notes=notes(target, argv, installed))
+    return command(argv, visible(target, version_of(target, installed)), notes=notes(target, argv, installed))
 
 
-def version_of(installed: Installed | None) -> Version:
-    """Give the version to write for: the installed one, or the latest known."""
-    return installed.version if installed else LATEST
+def version_of(target: Target, installed: Installed | None) -> Version:
+    """Give the version to write for: the installed one, or the one that was planned for."""
+    if installed is not None:
+        return installed.version
+    return parse_version(target.plan.engine_version) if target.plan.engine_version else LATEST
 
 
 def notes(target: Target, argv: list[str], installed: Installed | None) -> tuple[str | None, ...]:
-    """Say what the reader must know: the checkpoint to take, the version assumed, flags that it does not have."""
-    version = version_of(installed)
-    written = f"{version[0]}.{version[1]}"
+    """Say what the reader must know: the checkpoint to take, the version, what its parser objects to."""
+    version = version_of(target, installed)
+    planned = version_of(target, None)
+    written = name_of(version)
     missing = installed.unknown(argv) if installed else unknown_flags(argv, version)
+    asked = installed is not None and installed.flags is not None
+    objection = refusal(installed, argv) if installed and asked and not missing else None
     return (
         checkpoint_note(target),
         None if installed else f"No vllm was found here; the flags are those of vLLM {written}.",
+        f"The plan was made for vLLM {name_of(planned)} and {written} is installed." if planned != version else None,
         f"vLLM {written} does not know {', '.join(missing)}." if missing else None,
+        f"The installed vLLM refuses this command: {objection}." if objection else None,
+        f"Checked by the parser of the installed vLLM {written}." if asked and not (missing or objection) else None,
     )
+
+
+def remarks(target: Target, *, installed: Installed | None = None) -> tuple[str, ...]:
+    """Say what the reader of a compose file, unit or manifest must know."""
+    return render(target, installed=installed).notes
 
 
 def model(target: Target) -> str:
@@ -168,9 +188,11 @@ def visible(target: Target, version: Version) -> dict[str, str]:
 
 
 def image(target: Target, installed: Installed | None = None) -> str:
-    """Name the image of the back end and version."""
-    version = version_of(installed)
-    return f"{IMAGES[target.plan.backend]}:v{version[0]}.{version[1]}.0"
+    """Name the image of the back end and version; for ROCm at least the first that was published."""
+    version = version_of(target, installed)
+    if target.plan.backend == "rocm":
+        version = max(version, ROCM_IMAGES_FROM)
+    return f"{IMAGES[target.plan.backend]}:v{name_of(version)}.0"
 
 
 def shm_gib(target: Target) -> int:
@@ -217,7 +239,7 @@ def docker(target: Target, *, installed: Installed | None = None) -> Command:
 
 def document(target: Target, shape: str, *, installed: Installed | None = None) -> str:
     """Give a compose file, a systemd unit or a Kubernetes manifest; raises ValueError for other shapes."""
-    installed = installed or find(shutil.which("vllm"))
+    installed = installed or on(target.machine)
     if shape == "compose":
         return compose(target, installed=installed)
     if shape == "systemd":

@@ -1,4 +1,4 @@
-"""The installed vLLM: its version without importing it, and its own argument parser when asked.
+"""The installed vLLM: its version without importing it, and its own argument parser where a command is launched.
 
 Importing vLLM takes tens of seconds; the version stands in the name of its `dist-info` folder beside the interpreter
 that the `vllm` script names.
@@ -15,6 +15,7 @@ from msgspec import Struct
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.vllm.flags import unknown_flags
 from willitrun_estimator.vllm.versions import Version, parse_version
+from willitrun_probe.machine import Machine
 
 _DIST_INFO = re.compile(r"vllm-(.+)\.dist-info")
 _FLAG = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")
@@ -52,6 +53,21 @@ def find(program: str | None) -> Installed | None:
     return Installed(program=program, version=version, release=release)
 
 
+def on(machine: Machine) -> Installed | None:
+    """Describe the vLLM that the probe found on a machine; of one that is not here, only the version is known."""
+    engine = next((one for one in machine.engines if one.name == "vllm"), None)
+    if engine is None:
+        return None
+    found = find(engine.path)
+    if found is not None or engine.version is None:
+        return found
+    try:
+        version = parse_version(engine.version)
+    except EstimatorError:
+        return None
+    return Installed(program="vllm", version=version, release=engine.version)
+
+
 def release_of(script: Path) -> str | None:
     """Read the release from the `dist-info` folder of the environment a script runs in."""
     try:
@@ -83,3 +99,18 @@ def ask_parser(installed: Installed, *, timeout_s: float = HELP_TIMEOUT_S) -> In
     if "--max-model-len" not in names:
         return installed
     return Installed(program=installed.program, version=installed.version, release=installed.release, flags=names)
+
+
+def refusal(installed: Installed, argv: list[str], *, timeout_s: float = HELP_TIMEOUT_S) -> str | None:
+    """Have the installed vLLM parse a whole command and stop at `--help`; give its objection, None when it has none.
+
+    Its parser reads from left to right and checks every value before it comes to `--help`.
+    """
+    try:
+        done = subprocess.run(
+            [installed.program, *argv[1:], "--help"], capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = [line.strip() for line in done.stderr.splitlines() if "error:" in line]
+    return lines[-1].partition("error:")[2].strip() if done.returncode and lines else None

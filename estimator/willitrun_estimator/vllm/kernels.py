@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from willitrun_estimator.device import Device
 from willitrun_estimator.vllm.formats import Format
-from willitrun_estimator.vllm.versions import Version
+from willitrun_estimator.vllm.versions import LATEST, Version, name_of
 
 How = Literal["native", "weight-only", "emulated"]
 
@@ -60,6 +60,14 @@ _ROCM: dict[str, tuple[How, str]] = {
 }
 _ROCM_FP8 = ("gfx94", "gfx95", "gfx12")
 _ROCM_MXFP4 = ("gfx95",)
+CUDA_13_DRIVER = 580
+LAST_CUDA_12: Version = (0, 26)
+"""The last release with wheels and images for CUDA 12."""
+_DRIVERS: tuple[tuple[Version, int], ...] = (((0, 27), CUDA_13_DRIVER), ((0, 0), 525))
+"""From this release on: the first driver branch of its CUDA
+(https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html)."""
+LAST_VOLTA: Version = (0, 14)
+"""The last release whose documentation names compute capability 7.0."""
 _BITSANDBYTES_UNTIL: Version = (0, 27)
 """The last release whose registry names bitsandbytes (`quantization/__init__.py`); GGUF went earlier."""
 
@@ -73,9 +81,12 @@ def floor(device: Device, version: Version) -> str | None:
         return None
     if device.backend != "cuda":
         return f"vLLM does not run on the {device.backend} back end"
-    least = 7.5 if version >= (0, 15) else 7.0
+    least = 7.5 if version > LAST_VOLTA else 7.0
     if device.compute_capability is not None and capability(device) < least:
-        return f"{device.name} has compute capability {device.compute_capability}; vLLM needs {least} or newer"
+        reason = f"{device.name} has compute capability {device.compute_capability}; vLLM needs {least} or newer"
+        if capability(device) >= 7.0:  # noqa: PLR2004 - the floor above
+            reason += f" (releases up to {name_of(LAST_VOLTA)} took 7.0: --engine-version {name_of(LAST_VOLTA)})"
+        return reason
     return None
 
 
@@ -84,11 +95,39 @@ def capability(device: Device) -> float:
     return float(device.compute_capability or 8.0)
 
 
+def least_driver(version: Version) -> int:
+    """Give the first NVIDIA driver branch that the released wheels run on (CUDA compatibility table of NVIDIA)."""
+    return next(branch for since, branch in _DRIVERS if version >= since)
+
+
 def driver_floor(version: Version) -> str:
-    """Say which driver the released wheels need (CUDA compatibility table of NVIDIA)."""
-    if version >= (0, 27):
-        return "CUDA 13 wheels: NVIDIA driver 580 or newer"
-    return "CUDA 12 wheels: NVIDIA driver 525 or newer"
+    """Say which driver the released wheels need."""
+    branch = least_driver(version)
+    return f"CUDA {13 if branch >= CUDA_13_DRIVER else 12} wheels: NVIDIA driver {branch} or newer"
+
+
+def driver_branch(device: Device) -> int | None:
+    """Give the branch of a GPU's NVIDIA driver, 580 of `580.95.05`; None when it is not known."""
+    first = (device.driver_version or "").partition(".")[0]
+    return int(first) if device.backend == "cuda" and first.isdecimal() else None
+
+
+def newest_for(devices: tuple[Device, ...]) -> Version:
+    """Give the newest release whose wheels the driver runs; the latest where the driver is unknown or too old for all.
+
+    `driver_too_old` then says why.
+    """
+    branches = [branch for branch in map(driver_branch, devices) if branch is not None]
+    known = min(branches, default=CUDA_13_DRIVER)
+    return LAST_CUDA_12 if _DRIVERS[-1][1] <= known < CUDA_13_DRIVER else LATEST
+
+
+def driver_too_old(devices: tuple[Device, ...], version: Version) -> str | None:
+    """Say that the driver is too old for a release; None where it is not, or not known."""
+    branches = [branch for branch in map(driver_branch, devices) if branch is not None]
+    if not branches or min(branches) >= least_driver(version):
+        return None
+    return f"NVIDIA driver {min(branches)} is too old for vLLM {name_of(version)} ({driver_floor(version)})"
 
 
 def kernel(checkpoint: Format, device: Device, version: Version) -> Kernel:
@@ -125,6 +164,6 @@ def _described(checkpoint: Format, how: How, name: str, device: Device) -> Kerne
     reasons: dict[str, str] = {
         "native": f"{device.name} computes {checkpoint.name} natively",
         "weight-only": f"weight-only on {device.name}: {checkpoint.name} saves memory, the arithmetic is no faster",
-        "emulated": f"{device.name} has no units for {checkpoint.name}: it is emulated, and slow",
+        "emulated": f"{device.name} has no units for {checkpoint.name}: emulated, slowly, its speed is not known",
     }
     return Kernel(how=how, name=name if how == "native" else f"{name} ({how})", reason=reasons[how])

@@ -8,6 +8,7 @@ from willitrun_estimator.plan import Limit, Serving
 from willitrun_estimator.vllm import cache
 from willitrun_estimator.vllm.batching import FAST_LINK_FROM
 from willitrun_estimator.vllm.kernels import Kernel, capability
+from willitrun_estimator.vllm.memory import SAFETY_UNIFIED_BYTES
 from willitrun_estimator.vllm.settings import SEQUENCE_STEP, Setup
 from willitrun_estimator.vllm.weights import is_latent
 from willitrun_probe.units import format_bytes
@@ -23,6 +24,16 @@ def limits_of(
     split, device = setup.split, gpus[0]
     if how.how != "native":
         found.append(Limit(code="weight-only" if how.how == "weight-only" else "emulated", message=how.reason))
+    if setup.checkpoint.method == "bitsandbytes":
+        found.append(
+            Limit(
+                code="speed-unknown",
+                message=(
+                    f"the speed of {setup.checkpoint.name} in vLLM is not known here; it may be slower than 16 bits, "
+                    "AWQ or GPTQ checkpoints are faster"
+                ),
+            )
+        )
     if device.backend == "cuda" and capability(device) < BFLOAT16_FROM:
         found.append(
             Limit(code="half-only", message=f"{device.name} has no bfloat16: the model runs in float16 (--dtype half)")
@@ -73,6 +84,16 @@ def limits_of(
                 message=(
                     f"every sequence holds {format_bytes(setup.layouts[0].state_bytes)} of recurrent state a layer: "
                     f"--max-num-seqs may not exceed the pool's {setup.blocks} blocks"
+                ),
+            )
+        )
+    if device.unified:
+        found.append(
+            Limit(
+                code="unified-memory",
+                message=(
+                    "GPU and host share memory: vLLM takes what the host uses meanwhile for its own, so the cache "
+                    f"may be {format_bytes(SAFETY_UNIFIED_BYTES)} smaller or larger from start to start"
                 ),
             )
         )

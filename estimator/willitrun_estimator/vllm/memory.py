@@ -29,11 +29,15 @@ GRAPH_BYTES_PER_LAYER = round(0.0126 * GIB)
 """CUDA graphs on H100 at the default capture sizes: 0.57 GiB and 0.0126 GiB a layer (median residual 0.07 GiB)."""
 GRAPHS_DEFAULT = 512
 """Largest captured batch by default; graphs of fewer sequences are fewer."""
-_UNIFIED_LIBRARIES_BYTES = round(0.3 * GIB)
 SAFETY_BYTES = GIB // 2
 """What a plan that must start keeps beyond the estimate, on every GPU."""
 SAFETY_WIDE_BYTES = 3 * GIB // 2
 """The same with tensor parallelism, CUDA graphs that are subtracted, or a vision tower."""
+SAFETY_UNIFIED_BYTES = 3 * GIB
+"""The same on unified memory. There vLLM takes free memory from the operating system (`MemorySnapshot.measure` in
+`vllm/utils/mem_utils.py`; https://github.com/vllm-project/vllm/pull/35356), so what the host allocates between two
+looks, the compiler's processes above all, counts as the engine's: two starts of one model with the same flags on one
+GB10 found 40.61 and 44.03 GiB for the cache."""
 
 _CUDA_TOTAL_GIB: dict[str, tuple[float, float]] = {
     "H100": (79.65, 79.19),

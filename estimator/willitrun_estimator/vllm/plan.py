@@ -15,17 +15,30 @@ from willitrun_estimator.request import Request
 from willitrun_estimator.score import PURPOSES
 from willitrun_estimator.vllm import cache
 from willitrun_estimator.vllm.formats import FORMATS, Format, format_of, is_format
-from willitrun_estimator.vllm.kernels import Kernel, driver_floor, floor, kernel
+from willitrun_estimator.vllm.kernels import (
+    CUDA_13_DRIVER,
+    Kernel,
+    driver_floor,
+    driver_too_old,
+    floor,
+    kernel,
+    newest_for,
+)
 from willitrun_estimator.vllm.limits import limits_of
-from willitrun_estimator.vllm.objectives import objective, targets
-from willitrun_estimator.vllm.parallel import indivisible, splits
+from willitrun_estimator.vllm.objectives import TIE, objective, targets
+from willitrun_estimator.vllm.parallel import Split, indivisible, splits
 from willitrun_estimator.vllm.serving import pace, serving_curve
 from willitrun_estimator.vllm.settings import Setup, Shortage, settle
-from willitrun_estimator.vllm.versions import LATEST, Rules, Version, parse_version, rules
+from willitrun_estimator.vllm.versions import LATEST, Rules, Version, name_of, parse_version, rules
 from willitrun_probe.units import format_bytes
 
 SMALLER_ONLY_FOR = 0.15
 """A checkpoint of fewer bits is taken over the model's own only for this much more of the objective."""
+LAST_RESORT = frozenset({"bitsandbytes"})
+"""Formats taken only where no other fits: vLLM itself says that they may be slower than no quantization
+(`vllm/config/model.py`: "not fully optimized yet"), and no speed of them was found."""
+SAME_GPUS_TIE = 0.03
+"""A split of the same GPUs is taken over a simpler one only for this much more."""
 FP8_STREAMED_FROM: Version = (0, 14)
 """Weights are made FP8 one by one while loading (`vllm/model_executor/layers/quantization/fp8.py`)."""
 COMFORTABLE_REQUESTS = 4.0
@@ -62,11 +75,11 @@ class _Candidate(Struct, frozen=True, kw_only=True):
 def vllm_plan(spec: ModelSpec, devices: Devices, request: Request, *, version: str | Version | None = None) -> VllmPlan:
     """Plan a model on vLLM.
 
-    `version` is the installed one; `request.engine_version` and then the latest known take its place. Raises
-    EstimatorError for a quantization, KV type or version that vLLM does not have.
+    `version` goes before `request.engine_version`, the installed one and the newest that the driver runs, in this
+    order. Raises EstimatorError for a quantization, KV type or version that vLLM does not have.
     """
-    asked = version if version is not None else request.engine_version
-    ruled = rules(asked if isinstance(asked, tuple) else parse_version(asked) if asked else LATEST)
+    asked = version or request.engine_version or devices.vllm_version or newest_for(devices.gpus)
+    ruled = rules(asked if isinstance(asked, tuple) else parse_version(asked))
     formats = checkpoints(spec, request, ruled.version)
     kv_type = kv_type_of(request.kv_type)
     reason = _refusal(spec, devices, formats, ruled)
@@ -76,6 +89,8 @@ def vllm_plan(spec: ModelSpec, devices: Devices, request: Request, *, version: s
     shortage: Shortage | None = None
     problems: list[str] = []
     for checkpoint in formats:
+        if checkpoint.method in LAST_RESORT and best is not None and len(formats) > 1:
+            continue
         found, short = _best_split(spec, checkpoint, devices.gpus, request, ruled, kv_type, problems)
         if short is not None and (shortage is None or short.needed_bytes < shortage.needed_bytes):
             shortage = short
@@ -120,6 +135,9 @@ def _refusal(spec: ModelSpec, devices: Devices, formats: tuple[Format, ...], rul
     reasons = [floor(gpu, ruled.version) for gpu in devices.gpus]
     if all(reasons):
         return reasons[0]
+    too_old = driver_too_old(devices.gpus, ruled.version)
+    if too_old is not None:
+        return too_old
     if spec.source.endswith(".gguf"):
         return "vLLM loads safetensors checkpoints; a GGUF file belongs to llama.cpp"
     if formats[0].pads_experts and not any(isinstance(layer.ffn, Moe) for layer in set(spec.layers)):
@@ -140,7 +158,7 @@ def _best_split(
     """Find the best way to use the GPUs for one checkpoint."""
     usable = tuple(gpu for gpu in gpus if floor(gpu, ruled.version) is None)
     how = kernel(checkpoint, usable[0], ruled.version)
-    if how.how is None:
+    if how.how is None or (how.how == "emulated" and not _wanted(spec, request, checkpoint)):
         problems.append(how.reason)
         return None, None
     options = splits(
@@ -175,11 +193,28 @@ def _best_split(
             if shortage is None or setup.needed_bytes < shortage.needed_bytes:
                 shortage = setup
             continue
-        curve = serving_curve(spec, setup, chosen[0], request, ruled)
+        curve = serving_curve(spec, setup, chosen[0], request, ruled) if _paced(how, checkpoint) else None
         value = objective(request.mode, curve, targets(request)) if curve is not None else 1.0
-        if best is None or value > best.value * 1.03:
+        if best is None or value > best.value * (1 + _must_gain(best.setup.split, split)):
             best = _Candidate(setup=setup, how=how, serving=curve, value=value)
     return best, shortage
+
+
+def _wanted(spec: ModelSpec, request: Request, checkpoint: Format) -> bool:
+    """Tell whether a checkpoint was asked for, or is the model's own."""
+    if request.quant or spec.quant:
+        return True
+    return is_format(spec.native_type) and format_of(spec.native_type) == checkpoint
+
+
+def _paced(how: Kernel, checkpoint: Format) -> bool:
+    """Tell whether the batching law knows the kernel: it was fitted on native and Marlin-like ones."""
+    return how.how != "emulated" and checkpoint.method not in LAST_RESORT
+
+
+def _must_gain(one: Split, other: Split) -> float:
+    """Give by how much another split must be better: more for more GPUs, which could do something else."""
+    return TIE if other.ranks > one.ranks else SAME_GPUS_TIE
 
 
 def _assembled(spec: ModelSpec, devices: Devices, request: Request, ruled: Rules, best: _Candidate) -> VllmPlan:
@@ -187,7 +222,7 @@ def _assembled(spec: ModelSpec, devices: Devices, request: Request, ruled: Rules
     setup = best.setup
     usable = tuple(gpu for gpu in devices.gpus if floor(gpu, ruled.version) is None)
     gpus = tuple(usable[i] for i in setup.split.gpus)
-    plan = _plan(spec, devices, setup, best.how, gpus)
+    plan = _plan(spec, devices, setup, best.how, gpus, ruled.version)
     held = cache.concurrency(setup.blocks, setup.blocks_per_request)
     room = min(use.free_bytes - use.total_bytes for use in plan.devices if use.kind == "gpu")
     status: Status = "comfortable" if held >= COMFORTABLE_REQUESTS else "fits" if held >= TIGHT_REQUESTS else "tight"
@@ -213,15 +248,26 @@ def _assembled(spec: ModelSpec, devices: Devices, request: Request, ruled: Rules
         plan=plan,
         fit=fit,
         context=Context(safe_tokens=setup.safe_tokens, max_tokens=setup.longest_tokens),
-        speed=pace(spec, setup, gpus[0], request),
+        speed=pace(spec, setup, gpus[0], request) if _paced(best.how, setup.checkpoint) else None,
         serving=best.serving,
         limits=(*_beyond(spec, request), *limits_of(spec, setup, best.how, gpus, best.serving)),
-        findings=(driver_floor(ruled.version),) if gpus[0].backend == "cuda" else (),
+        findings=_findings(devices, ruled),
         value=best.value,
         version=ruled.version,
         concurrency_at_context=held * split.data_parallel,
         cache_tokens=tokens,
     )
+
+
+def _findings(devices: Devices, ruled: Rules) -> tuple[str, ...]:
+    """Say which driver the release needs, or that a newer one would allow a newer release."""
+    if devices.gpus[0].backend != "cuda":
+        return ()
+    if ruled.version == newest_for(devices.gpus) < LATEST:
+        driver = devices.gpus[0].driver_version
+        planned = f"Planned for vLLM {name_of(ruled.version)}, the newest that NVIDIA driver {driver} runs"
+        return (f"{planned}; later releases need driver {CUDA_13_DRIVER}.",)
+    return (driver_floor(ruled.version),)
 
 
 def _beyond(spec: ModelSpec, request: Request) -> tuple[Limit, ...]:
@@ -234,7 +280,9 @@ def _beyond(spec: ModelSpec, request: Request) -> tuple[Limit, ...]:
     return (Limit(code="context-beyond-model", message=message),)
 
 
-def _plan(spec: ModelSpec, devices: Devices, setup: Setup, how: Kernel, gpus: tuple[Device, ...]) -> Plan:
+def _plan(
+    spec: ModelSpec, devices: Devices, setup: Setup, how: Kernel, gpus: tuple[Device, ...], version: Version
+) -> Plan:
     split = setup.split
     uses = tuple(_use(gpu, setup, position) for position, gpu in enumerate(gpus))
     host = DeviceUse(
@@ -279,6 +327,7 @@ def _plan(spec: ModelSpec, devices: Devices, setup: Setup, how: Kernel, gpus: tu
         max_num_batched_tokens=setup.max_num_batched_tokens,
         enforce_eager=setup.enforce_eager,
         kernel=how.name,
+        engine_version=name_of(version),
     )
 
 

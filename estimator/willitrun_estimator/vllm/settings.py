@@ -28,6 +28,9 @@ from willitrun_probe.units import GIB
 
 FREE_MARGIN_BYTES = round(0.3 * GIB)
 """Left beside the budget when the utilization is derived from free memory; `--margin` takes its place."""
+UNIFIED_FREE_MARGIN_BYTES = 3 * GIB
+"""The same where GPU and host share memory: by the time vLLM looks, its own processes hold 2.6 to 2.7 GiB of it
+(GB10, 0.28: 113.69 of 116.43 and 29.83 of 32.40 GiB, https://github.com/llamastash/llamastash/pull/81)."""
 SEQUENCE_STEP = 8
 """Batches run in captured sizes, which come in steps of 8."""
 LEAST_CONTEXT = 2048
@@ -91,16 +94,18 @@ def settle(
     """Find settings for a split that are sure to start, or say what is missing. `gpus` are those of the split."""
     smallest = min(gpus, key=memory.cuda_total_bytes)
     total = memory.cuda_total_bytes(smallest)
-    margin = FREE_MARGIN_BYTES if request.margin_bytes is None else request.margin_bytes
-    free = min(gpu.memory_free_bytes for gpu in gpus)
+    usual = UNIFIED_FREE_MARGIN_BYTES if smallest.unified else FREE_MARGIN_BYTES
+    margin = usual if request.margin_bytes is None else request.margin_bytes
+    free = min(gpu.memory_free_bytes for gpu in gpus) - (0 if smallest.unified else memory.CONTEXT_BYTES)
     utilization = request.gpu_memory_utilization
     if utilization is None:
+        # vLLM compares with what is free after its CUDA context exists.
         utilization = min(rules.gpu_memory_utilization, floor(100 * (free - margin) / total) / 100)
     elif utilization * total > free:
         return Shortage(
             needed_bytes=round(utilization * total),
             available_bytes=free,
-            reason=f"of free memory for a utilization of {utilization:g}",
+            reason=f"of memory that is free once CUDA is up, for a utilization of {utilization:g},",
         )
     stages = stage_weights(
         spec,
@@ -140,7 +145,7 @@ def settle(
             spec, rules, layouts, budgets, split,
             context=context, fixed=request.context is not None, least=request.min_context or LEAST_CONTEXT,
             seqs=seqs, batched=batched, fixed_seqs=request.max_num_seqs is not None,
-            margin=margin_bytes(spec, split, rules),
+            margin=margin_bytes(spec, split, rules, unified=smallest.unified),
         )  # fmt: skip
         if isinstance(found, Shortage):
             shortage = found if shortage is None or found.available_bytes > shortage.available_bytes else shortage
@@ -259,8 +264,10 @@ def batch_sizes(spec: ModelSpec, request: Request, defaults: BatchDefaults, *, t
     return min(sequences, tokens), tokens
 
 
-def margin_bytes(spec: ModelSpec, split: Split, rules: Rules) -> int:
+def margin_bytes(spec: ModelSpec, split: Split, rules: Rules, *, unified: bool = False) -> int:
     """Give what a plan keeps beyond the estimate so that its start cannot fail."""
+    if unified:
+        return memory.SAFETY_UNIFIED_BYTES
     wide = split.tensor_parallel > 1 or spec.non_text_params > 0
     return memory.SAFETY_WIDE_BYTES if wide or rules.subtracts_graphs else memory.SAFETY_BYTES
 

@@ -57,11 +57,15 @@ def parse_version(text: str) -> Version:
     version = (int(match.group(1)), int(match.group(2)))
     if version < OLDEST:
         raise EstimatorError(
-            f"vLLM {version[0]}.{version[1]} is older than the rules known here, which begin with "
-            f"{OLDEST[0]}.{OLDEST[1]}",
+            f"vLLM {name_of(version)} is older than the rules known here, which begin with {name_of(OLDEST)}",
             "upgrade vLLM (pip install --upgrade vllm)",
         )
     return version
+
+
+def name_of(version: Version) -> str:
+    """Write a version like `0.33`."""
+    return f"{version[0]}.{version[1]}"
 
 
 def rules(version: Version = LATEST) -> Rules:

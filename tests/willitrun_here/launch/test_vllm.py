@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 
 import msgspec
 import pytest
@@ -18,7 +19,7 @@ from willitrun_here.launch import sglang, vllm, vllm_installed, vllm_nodes
 from willitrun_here.launch.flags import NEWEST
 from willitrun_here.launch.target import Target
 from willitrun_here.launch.vllm_installed import Installed
-from willitrun_probe.machine import Cpu, Gpu, Machine, Memory
+from willitrun_probe.machine import Cpu, Engine, Gpu, Machine, Memory
 from willitrun_probe.units import GIB
 
 H100, T4, MI300X = "NVIDIA H100 SXM5 80 GB", "NVIDIA Tesla T4", "AMD Instinct MI300X"
@@ -176,24 +177,58 @@ def test_documents_of_every_shape():
         vllm.document(built, "modelfile")
 
 
+HOSTS = ("10.0.0.1", "10.0.0.2")
+
+
+def spread(built, stages):
+    """Stretch the plan of one node over as many stages, as a plan for several nodes has them."""
+    ids = built.plan.gpu_uuids * (stages // built.plan.pipeline_parallel)
+    indexes = built.plan.gpu_indexes * (stages // built.plan.pipeline_parallel)
+    plan = structs.replace(built.plan, pipeline_parallel=stages, gpu_uuids=ids, gpu_indexes=indexes)
+    return structs.replace(built, plan=plan)
+
+
 def test_several_nodes_share_one_command_line():
-    built = target("llama-3.3-70b", count=2, quant="bf16", tensor_parallel=2)
-    hosts = ("10.0.0.1", "10.0.0.2")
-    head, worker = vllm_nodes.built_in(built, hosts)
+    built = spread(target("llama-3.3-70b", count=2, quant="bf16", tensor_parallel=2), 2)
+    head, worker = vllm_nodes.built_in(built, HOSTS)
     assert option(head.argv, "--pipeline-parallel-size") == "2"
     assert option(worker.argv, "--node-rank") == "1"
+    assert option(worker.argv, "--distributed-executor-backend") == "mp"
     assert "--headless" in worker.argv
     assert "--headless" not in head.argv
     assert option(worker.argv, "--master-addr") == "10.0.0.1"
+    assert head.env == {"VLLM_HOST_IP": "10.0.0.1"}
     assert unknown_flags(list(worker.argv), (0, 12)) == []
-    with pytest.raises(EstimatorError, match=r"0\.11"):
-        vllm_nodes.built_in(built, hosts, version=(0, 11))
-    with pytest.raises(EstimatorError, match="80 layers"):
-        vllm_nodes.built_in(built, tuple(f"h{i}" for i in range(81)))
-    start, join, serve = vllm_nodes.ray(built, hosts)
+    assert any("NCCL_SOCKET_IFNAME" in note for note in head.notes)
+    start, join, serve = vllm_nodes.ray(built, HOSTS)
     assert start.argv[:3] == ("ray", "start", "--head")
     assert "--address=10.0.0.1:6379" in join.argv
+    assert "--num-gpus=2" in join.argv
     assert option(serve.argv, "--distributed-executor-backend") == "ray"
+    assert unknown_flags(list(serve.argv), (0, 10)) == []
+
+
+def test_nodes_that_cannot_share_a_plan_are_refused():
+    built = target("llama-3.3-70b", count=2, quant="bf16", tensor_parallel=2)
+    with pytest.raises(EstimatorError, match="1 stages of 2 ranks"):
+        vllm_nodes.ray(built, HOSTS)
+    old = structs.replace(built, plan=structs.replace(built.plan, engine_version="0.11"))
+    with pytest.raises(EstimatorError, match=r"0\.11"):
+        vllm_nodes.built_in(spread(old, 2), HOSTS)
+
+
+@pytest.mark.parametrize(("card", "name"), [(H100, "CUDA_VISIBLE_DEVICES"), (MI300X, "HIP_VISIBLE_DEVICES")])
+def test_nodes_with_more_gpus_than_planned_hide_the_rest_by_number(card, name):
+    built = spread(target(card=card, count=1, spare=3, quant="bf16"), 2)
+    for made in (*vllm_nodes.built_in(built, HOSTS), *vllm_nodes.ray(built, HOSTS)[:2]):
+        assert made.env[name] == "0"
+
+
+def test_the_readers_own_arguments_come_last_and_once():
+    built = structs.replace(spread(target(quant="bf16"), 2), extra=("--seed", "7"))
+    for made in (*vllm_nodes.built_in(built, HOSTS), vllm_nodes.ray(built, HOSTS)[-1]):
+        assert made.argv[-2:] == ("--seed", "7")
+        assert made.argv.count("--seed") == 1
 
 
 def test_sglang_says_what_was_not_modelled():
@@ -272,6 +307,90 @@ def test_a_parser_that_does_not_answer_changes_nothing(tmp_path):
     assert vllm_installed.ask_parser(waiting, timeout_s=0.05) == waiting
     gone = structs.replace(known, program=str(tmp_path / "none"))
     assert vllm_installed.ask_parser(gone) == gone
+
+
+STAND_IN = """#!{python}
+import argparse, sys
+parser = argparse.ArgumentParser(prog="vllm")
+parser.add_argument("serve")
+parser.add_argument("model")
+for name in ("--served-model-name", "--host", "--port", "--quantization"):
+    parser.add_argument(name)
+for name in ("--max-model-len", "--max-num-batched-tokens"{known}):
+    parser.add_argument(name, type=int)
+parser.add_argument("--gpu-memory-utilization", type=float)
+parser.add_argument("--kv-cache-dtype", choices=["auto", "fp8"])
+if "--help=all" in sys.argv:
+    parser.print_help()
+    sys.exit(0)
+parser.parse_args()
+"""
+
+
+def installed_here(tmp_path, built, *, known=', "--max-num-seqs"'):
+    """Put a `vllm` with a parser of its own on a machine, as the probe reports it."""
+    program = environment(tmp_path, "0.33.0")
+    program.write_text(STAND_IN.format(python=sys.executable, known=known))
+    program.chmod(0o755)
+    (tmp_path / "env" / "lib" / "python3.12" / "site-packages" / "vllm-0.33.0.dist-info").mkdir(exist_ok=True)
+    engine = Engine(name="vllm", version="0.33.0", path=str(program))
+    return structs.replace(built, machine=structs.replace(built.machine, engines=(engine,)))
+
+
+def test_a_launched_command_is_checked_by_the_parser_of_the_installed_vllm(tmp_path):
+    built = installed_here(tmp_path, target(quant="fp8"))
+    made = vllm.render(built, installed=vllm.checked(built))
+    assert made.argv[0].endswith("/bin/vllm")
+    assert made.notes == ("Checked by the parser of the installed vLLM 0.33.",)
+
+
+def test_a_flag_that_the_installed_parser_lacks_is_named(tmp_path):
+    built = installed_here(tmp_path, target(quant="fp8"), known="")
+    made = vllm.render(built, installed=vllm.checked(built))
+    assert made.notes == ("vLLM 0.33 does not know --max-num-seqs.",)
+
+
+def test_a_value_that_the_installed_parser_refuses_is_named(tmp_path):
+    built = installed_here(tmp_path, target(quant="fp8", kv_type="fp8_e5m2"))
+    made = vllm.render(built, installed=vllm.checked(built))
+    assert len(made.notes) == 1
+    assert "refuses" in made.notes[0]
+    assert "fp8_e5m2" in made.notes[0]
+
+
+def test_a_parser_that_hangs_or_is_gone_objects_to_nothing(tmp_path):
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nsleep 5\n")
+    slow.chmod(0o755)
+    known = Installed(program=str(slow), version=(0, 33), release="0.33.0")
+    assert vllm_installed.refusal(known, [str(slow), "serve"], timeout_s=0.05) is None
+    gone = structs.replace(known, program=str(tmp_path / "none"))
+    assert vllm_installed.refusal(gone, ["vllm", "serve"]) is None
+
+
+def test_the_vllm_of_another_machine_is_known_by_its_version_only():
+    built = target(quant="bf16", version="0.19")
+    elsewhere = Engine(name="vllm", version="0.21.0", path="/nowhere/bin/vllm")
+    built = structs.replace(built, machine=structs.replace(built.machine, engines=(elsewhere,)))
+    made = dict(vllm.commands(built))
+    assert made["vllm"].argv[0] == "vllm"
+    assert any("made for vLLM 0.19 and 0.21 is installed" in note for note in made["vllm"].notes)
+    assert "vllm/vllm-openai:v0.21.0" in made["docker"].argv
+    for version in (None, "0.8.0"):
+        engine = structs.replace(elsewhere, version=version)
+        assert vllm_installed.on(structs.replace(built.machine, engines=(engine,))) is None
+    assert vllm.checked(target(quant="bf16")) is None
+
+
+def test_images_follow_the_planned_release():
+    assert "vllm/vllm-openai:v0.19.0" in dict(vllm.commands(target(quant="bf16", version="0.19")))["docker"].argv
+    early = target(card=MI300X, quant="bf16", version="0.12")
+    assert "vllm/vllm-openai-rocm:v0.14.0" in dict(vllm.commands(early))["docker"].argv
+
+
+def test_a_document_says_what_its_command_says():
+    asked = target(quant="awq")
+    assert any("checkpoint of its own" in note for note in vllm.remarks(asked))
 
 
 def test_plans_survive_json():
