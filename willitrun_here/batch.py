@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -11,11 +11,10 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from willitrun_catalog.model import ModelSpec
 from willitrun_estimator.answer import SECTIONS, Section, answer_on
 from willitrun_estimator.device import Devices
 from willitrun_estimator.hardware import devices
-from willitrun_estimator.question import Kit, signature
+from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
 from willitrun_here.ask import open_model, sheet_of
 from willitrun_here.errors import AgentError, UsageError, known_errors
@@ -24,8 +23,6 @@ from willitrun_probe.machine import Machine
 CHUNK_LINES = 200
 """Lines a worker gets at once: large enough that handing them over costs little, small enough to stream."""
 MOST_LINE_BYTES = 1 << 20
-MOST_KITS = 48
-MOST_USES = 2000
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(dict[str, Any])
@@ -72,26 +69,6 @@ def answer_chunk(chunk: list[bytes]) -> list[bytes]:
     return [answer_line(line) for line in chunk]
 
 
-class Kits:
-    """The kits of recent models, machines and requests; a kit is dropped after many uses, so that memory stays flat."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, tuple[Kit, int]] = OrderedDict()
-
-    def get(self, key: Hashable) -> Kit:
-        """Return the kit of a key, a fresh one where there is none."""
-        kit, uses = self._kept.pop(key, (None, 0))
-        if kit is None or uses >= MOST_USES:
-            kit, uses = Kit(), 0
-        self._kept[key] = kit, uses + 1
-        if len(self._kept) > MOST_KITS:
-            self._kept.popitem(last=False)
-        return kit
-
-
-KITS = Kits()
-
-
 def answer_line(line: bytes) -> bytes:
     """Answer one line; errors become an object with the request's id, a message and an exit code."""
     identity: Any = None
@@ -125,8 +102,8 @@ def answered(asked: dict[str, Any], identity: Any) -> Any:
     request = to_request(asked)
     key = machine_key(machine)
     plan_on = devices_of(key, request_key(request))
-    kit = KITS.get((model, key, signature(request)))
-    result = answer_on(plan_on, spec_of(model), request, sections=wanted, kit=kit)
+    made_ready = prepared(model)
+    result = answer_on(plan_on, made_ready.spec, request, sections=wanted, prepared=made_ready)
     result = structs.replace(result, id=identity)
     if sections is None:
         return result
@@ -192,10 +169,10 @@ def machine_of(key: str) -> Machine:
     return open_machine(key)
 
 
-@lru_cache(maxsize=1024)
-def spec_of(model: str) -> ModelSpec:
-    """Open a model once."""
-    return open_model(model)
+@lru_cache(maxsize=64)
+def prepared(model: str) -> Prepared:
+    """Open a model once and keep its sums."""
+    return Prepared(open_model(model))
 
 
 __all__ = ["AgentError", "answer_line", "answers"]

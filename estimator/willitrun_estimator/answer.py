@@ -19,7 +19,8 @@ from willitrun_estimator.plan import (
     Context,
     Fit,
 )
-from willitrun_estimator.question import Kit, Question
+from willitrun_estimator.prepared import Prepared
+from willitrun_estimator.question import Question
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import grade
 from willitrun_estimator.search import Found, layouts_of
@@ -74,13 +75,13 @@ def answer_on(
     *,
     sections: frozenset[Section] = SECTIONS,
     corrections: Corrections | None = None,
-    kit: Kit | None = None,
+    prepared: Prepared | None = None,
 ) -> Answer:
     """Answer for devices that were already merged with their data sheets; many models share them.
 
-    `kit` keeps what questions about this model on these devices can share (see `question.signature`).
+    `prepared` are the model's sums where other questions share them.
     """
-    question = Question(spec, devices, request, corrections=corrections, kit=kit)
+    question = Question(spec, devices, request, corrections=corrections, prepared=prepared)
     if request.engine == "vllm" or (request.engine is None and checkpoint_asked(spec, request)):
         return with_vllm(question)
     quants = quants_to_try(spec, request, devices)
@@ -263,10 +264,11 @@ def too_large(question: Question, quants: tuple[str, ...]) -> Answer:
     gpus = space.gpu_sets[-1]
     units = 0 if not gpus else (spec.block_count + 1 if space.gpu_layers is None else space.gpu_layers)
     setup = question.setup(smallest, space.kv_types[-1], min(space.ubatches), gpus)
-    placement = (
-        layouts_of(setup, min(space.contexts)).proportional(units, space.cpu_moe_layers or 0)
-        if gpus
-        else Placement(gpu_layers=0)
+    layouts = layouts_of(setup, min(space.contexts))
+    placement = Placement(
+        gpu_layers=units,
+        split=layouts.proportional(units) if gpus else (),
+        cpu_moe_layers=space.cpu_moe_layers or 0 if gpus else 0,
     )
     context_tokens = min(space.contexts)
     uses = setup.memory.uses(placement, context_tokens)

@@ -34,7 +34,7 @@ def improvements(question: Question, best: Found | None, per_quant: dict[str, li
 
 def again(question: Question, devices: Devices, quants: tuple[str, ...]) -> Found | None:
     """Return the best plan on changed devices; quantizations that cannot beat the best so far are cut short."""
-    other = Question(question.spec, devices, question.request, question.profiles)
+    other = Question(question.spec, devices, question.request, prepared=question.prepared)
     best: Found | None = None
     for quant in quants:
         found = other.search(quant, floor=best.score if best else 0.0)
@@ -45,7 +45,7 @@ def again(question: Question, devices: Devices, quants: tuple[str, ...]) -> Foun
 
 def quants_of(question: Question) -> tuple[str, ...]:
     """Return the quantizations the question was about."""
-    return tuple(question.profiles)
+    return tuple(question.tried)
 
 
 def gain(after: Found, before: Found | None) -> float:

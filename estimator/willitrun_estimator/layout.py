@@ -2,7 +2,8 @@
 
 The blocks a GPU gets are contiguous and llama.cpp fills from the back, so a layout is two numbers (units on GPUs,
 blocks with experts in host memory) and a split of the units. Bytes grow with each of them, so the extremes under the
-budgets are found by bisection; decode time is linear in the numbers of blocks, so an optimum lies at an extreme.
+budgets are found by looking beside a guess from the sums; decode time is linear in the numbers of blocks, so an
+optimum lies at an extreme.
 """
 
 from __future__ import annotations
@@ -11,43 +12,72 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from willitrun_estimator.placement import Placement
+from willitrun_estimator.stack import Stack
 
 BORDER_STEPS = 2
 """Points of the border tried beside a corner: time is linear along it, so only rounding can make one of them better."""
 
 
+class Parts(Protocol):
+    """Compute buffers by the part a GPU has in a layout (`quick.Buffers`)."""
+
+    @property
+    def only(self) -> int: ...  # noqa: D102
+    @property
+    def first(self) -> int: ...  # noqa: D102
+    @property
+    def between(self) -> int: ...  # noqa: D102
+    @property
+    def last(self) -> int: ...  # noqa: D102
+
+
 class Needs(Protocol):
-    """What a layout needs: bytes per GPU, in order, then the host's."""
+    """What a layout needs, as the search sees it."""
+
+    @property
+    def own(self) -> Sequence[int]:
+        """What each GPU that takes part needs beside its span and its buffer; the host last."""
+        ...
+
+    def stack(self, context_tokens: int, /) -> Stack:
+        """Return the bytes of the blocks."""
+        ...
+
+    def buffers(self, context_tokens: int, units: int, moved: int, /, *, many: bool) -> Parts:
+        """Return the compute buffers when so many units are on GPUs."""
+        ...
 
     def per_device_bytes(self, placement: Placement, context_tokens: int, /) -> Sequence[int]:
         """Return bytes per GPU and, last, of the host."""
         ...
 
 
-def largest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
-    """Return the largest n in low..high for which the monotone test holds (true first), None if it never does."""
-    if high < low or not holds(low):
-        return None
-    while low < high:
-        middle = (low + high + 1) // 2
-        if holds(middle):
-            low = middle
+def largest(low: int, high: int, holds: Callable[[int], bool], guess: int | None = None) -> int | None:
+    """Return the largest n in low..high for which the monotone test holds (true first), None if it never does.
+
+    By bisection, or from a guess in steps that double: a good one costs two tests.
+    """
+    holding, failing = low - 1, high + 1
+    probe, step = (low, max(1, high - low)) if guess is None else (min(max(guess, low), high), 1)
+    while failing - holding > 1:
+        if holds(probe):
+            holding = probe
         else:
-            high = middle - 1
-    return low
+            failing = probe
+        if holding < low:
+            probe = max(failing - step, low)
+        elif failing > high:
+            probe = min(holding + step, high)
+        else:
+            probe = (holding + failing) // 2
+        step *= 2
+    return None if holding < low else holding
 
 
-def smallest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
+def smallest(low: int, high: int, holds: Callable[[int], bool], guess: int | None = None) -> int | None:
     """Return the smallest n in low..high for which the monotone test holds (false first), None if it never does."""
-    if high < low or not holds(high):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    found = largest(-high, -low, lambda n: holds(-n), None if guess is None else -guess)
+    return None if found is None else -found
 
 
 class Layouts:
@@ -59,104 +89,141 @@ class Layouts:
         budgets: Sequence[int],
         context_tokens: int,
         *,
-        blocks: int,
         experts_end: int,
         host_short: Callable[[Sequence[int]], int],
         alike: bool,
     ) -> None:
         self.needs = needs
         self.host_short = host_short
-        self.budgets = tuple(max(0, budget) for budget in budgets)
+        self.budgets = tuple([max(0, budget) for budget in budgets])
         self.alike = alike
         """The GPUs are equally fast, so that a split only has to fit."""
-        self._even: dict[tuple[int, int], Placement | None] = {}
         self.context_tokens = context_tokens
-        self.blocks = blocks
-        self.units = blocks + 1
+        self.stack = needs.stack(context_tokens)
+        self.blocks = self.stack.blocks
+        self.units = self.blocks + 1
         self.experts_end = experts_end
         """One past the last block with routed experts; 0 for a dense model."""
+        self.rooms = [budget - own for budget, own in zip(self.budgets, needs.own, strict=False)]
+        """What each GPU has for a span and a compute buffer."""
+        self.total_room = sum(self.rooms)
+        self._feasible: dict[tuple[int, int], bool] = {}
+        self._even: dict[tuple[int, int], tuple[int, ...] | None] = {}
 
-    def fits(self, placement: Placement) -> bool:
+    def fits(self, units: int, moved: int, split: Sequence[int]) -> bool:
         """Tell whether every GPU stays within its budget (the host is judged apart)."""
-        used = self.needs.per_device_bytes(placement, self.context_tokens)
-        return all(use <= budget for use, budget in zip(used, self.budgets, strict=False))
+        taking = [device for device, count in enumerate(split) if count]
+        if not taking:
+            return True
+        last = taking[-1]
+        buffers = self.needs.buffers(self.context_tokens, units, moved, many=len(taking) > 1)
+        stack, rooms, first = self.stack, self.rooms, self.units - units
+        if len(taking) == 1:
+            return stack.gpu_bytes(first, units, moved) + buffers.only <= rooms[last]
+        buffer = buffers.first
+        for device in taking:
+            if device == last:
+                buffer = buffers.last
+            count = split[device]
+            if stack.gpu_bytes(first, count, moved) + buffer > rooms[device]:
+                return False
+            first += count
+            buffer = buffers.between
+        return True
 
-    def host_holds(self, units: int, cpu_moe: int) -> bool:
+    def host_holds(self, units: int, moved: int) -> bool:
         """Tell whether the host has room for what these numbers leave to it; the split does not change that."""
         split = (units,) + (0,) * (len(self.budgets) - 1)
-        placement = Placement(gpu_layers=units, split=split, cpu_moe_layers=cpu_moe)
+        placement = Placement(gpu_layers=units, split=split, cpu_moe_layers=moved)
         return self.host_short(self.needs.per_device_bytes(placement, self.context_tokens)) <= 0
 
-    def proportional(self, units: int, cpu_moe: int) -> Placement:
+    def proportional(self, units: int) -> tuple[int, ...]:
         """Share the units by budget: equal cards get equal shares and equal headroom."""
+        if len(self.budgets) == 1:
+            return (units,)
         total = sum(self.budgets) or 1
-        cuts, share = [], 0.0
-        for budget in self.budgets:
+        split, cut, share = [], 0, 0.0
+        for budget in self.budgets[:-1]:
             share += units * budget / total
-            cuts.append(round(share))
-        cuts[-1] = units
-        split = tuple(after - before for before, after in zip((0, *cuts), cuts, strict=False))
-        return Placement(gpu_layers=units, split=split, cpu_moe_layers=cpu_moe)
+            after = round(share)
+            split.append(after - cut)
+            cut = after
+        split.append(units - cut)
+        return tuple(split)
 
-    def filled(self, units: int, cpu_moe: int, *, from_back: bool) -> Placement | None:
+    def filled(self, units: int, moved: int, *, from_back: bool) -> tuple[int, ...] | None:
         """Fill GPU after GPU to its budget, from the first or from the last; None when the units do not fit."""
         count = len(self.budgets)
         split = [0] * count
         left = units
         order = range(count - 1, -1, -1) if from_back else range(count)
-        for turn, device in enumerate(order):
-            if turn == count - 1:
+        for device in order:
+            if device == order[-1]:
                 split[device] = left
                 break
-
-            def holds(take: int, device: int = device, left: int = left) -> bool:
-                trial = list(split)
-                trial[device] = take
-                rest = left - take
-                trial[0 if from_back else count - 1] += rest
-                used = self.needs.per_device_bytes(
-                    Placement(gpu_layers=units, split=tuple(trial), cpu_moe_layers=cpu_moe),
-                    self.context_tokens,
-                )
-                return used[device] <= self.budgets[device]
-
-            take = largest(0, left, holds) or 0
+            take = self._take(device, units, left, moved, started=left < units, from_back=from_back)
             split[device] = take
             left -= take
-        placement = Placement(gpu_layers=units, split=tuple(split), cpu_moe_layers=cpu_moe)
-        return placement if self.fits(placement) else None
+        return tuple(split) if self.fits(units, moved, split) else None
 
-    def even(self, units: int, cpu_moe: int) -> Placement | None:
+    def _take(self, device: int, units: int, left: int, moved: int, *, started: bool, from_back: bool) -> int:
+        """Return how many of the units left a GPU takes when the others get the rest; `started` where some have theirs.
+
+        From the front the units begin after those that were given out, from the back they end before them.
+        """
+        stack, room = self.stack, self.rooms[device]
+        begin = self.units - units
+        several = self.needs.buffers(self.context_tokens, units, moved, many=True)
+        alone = self.needs.buffers(self.context_tokens, units, moved, many=False)
+        after = begin + left if from_back else begin + units - left
+
+        def holds(take: int) -> bool:
+            if not take:
+                return True
+            rest = take < left
+            if not rest and not started:
+                buffer = alone.only
+            elif from_back:
+                buffer = several.between if rest and started else several.last if rest else several.first
+            else:
+                buffer = several.between if rest and started else several.first if rest else several.last
+            return stack.gpu_bytes(after - take if from_back else after, take, moved) + buffer <= room
+
+        usual = room - several.between
+        guess = stack.down_to(after, usual, moved) if from_back else stack.up_to(after, usual, moved)
+        return largest(0, left, holds, guess) or 0
+
+    def even(self, units: int, moved: int) -> tuple[int, ...] | None:
         """Return the split by budget, None where it does not fit."""
-        key = units, cpu_moe
+        key = units, moved
         if key not in self._even:
-            split = self.proportional(units, cpu_moe)
-            self._even[key] = split if self.fits(split) else None
+            split = self.proportional(units)
+            self._even[key] = split if self.fits(units, moved, split) else None
         return self._even[key]
 
     def splits(self, units: int, cpu_moe: int) -> list[Placement]:
         """Return the feasible splits worth trying: even by budget, front-loaded, back-loaded."""
-        if len(self.budgets) == 1 or units == 0:
-            split = (units,) + (0,) * (len(self.budgets) - 1)
-            only = Placement(gpu_layers=units, split=split, cpu_moe_layers=cpu_moe)
-            return [only] if self.fits(only) else []
-        even = self.even(units, cpu_moe)
-        if even is not None and self.alike:
-            return [even]
-        found = [] if even is None else [even]
-        for from_back in (False, True):
-            filled = self.filled(units, cpu_moe, from_back=from_back)
-            if filled is not None and filled not in found:
-                found.append(filled)
-        return found
+        moved = min(cpu_moe, self.blocks)
+        found = [self.even(units, moved)]
+        if len(self.budgets) > 1 and units and not (self.alike and found[0] is not None):
+            found += [self.filled(units, moved, from_back=back) for back in (False, True)]
+        return [
+            Placement(gpu_layers=units, split=split, cpu_moe_layers=cpu_moe)
+            for split in dict.fromkeys(found)
+            if split is not None
+        ]
 
-    def feasible(self, units: int, cpu_moe: int) -> bool:
+    def feasible(self, units: int, moved: int) -> bool:
         """Tell whether some split of these numbers fits."""
-        if self.even(units, cpu_moe) is not None:
-            return True
-        if len(self.budgets) == 1 or units == 0:
-            return False
-        return any(self.filled(units, cpu_moe, from_back=back) is not None for back in (False, True))
+        key = units, moved
+        known = self._feasible.get(key)
+        if known is None:
+            known = self._feasible[key] = self.even(units, moved) is not None or (
+                len(self.budgets) > 1
+                and units > 0
+                and any(self.filled(units, moved, from_back=back) is not None for back in (False, True))
+            )
+        return known
 
     def candidates(
         self, *, units: int | None = None, cpu_moe: int | None = None, gpu_first: bool = False
@@ -214,21 +281,32 @@ class Layouts:
 
     def most_units(self, cpu_moe: int) -> int | None:
         """Return the most units the GPUs hold, None when not even none do."""
-        return largest(0, self.units, lambda n: self.feasible(n, cpu_moe))
+        moved = min(cpu_moe, self.blocks)
+        guess = self.stack.down_to(self.units, self._spans_room(moved), moved)
+        return largest(0, self.units, lambda n: self.feasible(n, moved), guess)
+
+    def _spans_room(self, moved: int) -> int:
+        """Return about what all GPUs together have for spans when something stays in host memory."""
+        buffers = self.needs.buffers(self.context_tokens, 1, moved, many=len(self.budgets) > 1)
+        if len(self.budgets) == 1:
+            return self.total_room - buffers.only
+        between = (len(self.budgets) - 2) * buffers.between
+        return self.total_room - buffers.first - between - buffers.last
 
     def fewest_units(self, cpu_moe: int, most: int) -> int:
         """Return the fewest units that must leave the host for its memory to suffice, at most `most`."""
-        fewest = smallest(0, most, lambda n: self.host_holds(n, cpu_moe))
+        fewest = smallest(0, most, lambda n: self.host_holds(n, cpu_moe), 0)
         return most if fewest is None else fewest
 
     def least_share(self, units: int) -> int | None:
         """Return the fewest blocks whose experts must be in host memory for so many units to fit."""
-        return smallest(0, self.experts_end, lambda n: self.feasible(units, n))
+        guess = self.stack.least_moved(units, self._spans_room(1))
+        return smallest(0, self.experts_end, lambda n: self.feasible(units, n), guess)
 
     def share_range(self, units: int) -> Iterator[int]:
         """Yield the fewest blocks whose experts must be in host memory, and the most that it holds."""
         least = self.least_share(units)
-        most = largest(0, self.experts_end, lambda n: self.host_holds(units, n))
+        most = largest(0, self.experts_end, lambda n: self.host_holds(units, n), self.experts_end)
         yield from (n for n in (least, most) if n is not None)
 
     def _border(self) -> Iterator[tuple[int, int]]:
@@ -252,4 +330,4 @@ class Layouts:
 
     def most_below(self, count: int, cpu_moe: int) -> int | None:
         """Return the most units up to a count that fit with so many blocks' experts in host memory."""
-        return largest(self.units - cpu_moe, count, lambda n: self.feasible(n, cpu_moe))
+        return largest(self.units - cpu_moe, count, lambda n: self.feasible(n, cpu_moe), count - 1)

@@ -1,6 +1,6 @@
 """A quick look at a placement: exact weights, caches and states, compute buffers by closed forms.
 
-The search looks at thousands of placements and only the one it picks needs the allocator's exact answer
+The search looks at many placements and only the one it picks needs the allocator's exact answer
 (`footprint.MemoryModel`). Here the compute buffer of a GPU is the largest of the phases that dominate it, as measured
 with llama.cpp's planner: the logits, a block's feed-forward, its attention or its recurrent mixer, each in floats per
 token of the micro-batch, plus masks, copied weights and dequantized caches.
@@ -8,14 +8,16 @@ token of the micro-batch, plus masks, copied weights and dequantized caches.
 
 from __future__ import annotations
 
-from msgspec import Struct
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, Moe, Recurrent
 from willitrun_estimator import cache, overhead
-from willitrun_estimator.footprint import MemoryModel
+from willitrun_estimator.device import Devices
 from willitrun_estimator.layout import largest
-from willitrun_estimator.placement import Placement
+from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.plan import DeviceUse
+from willitrun_estimator.prepared import Prepared
+from willitrun_estimator.stack import Stack
 
 F32 = 4
 PIPELINE_COPIES = 4
@@ -25,81 +27,79 @@ ROUNDING = 1 << 20
 """Alignment and small inputs, per device."""
 
 
-class Widths(Struct, frozen=True):
-    """Floats per token that the widest phase of a model's blocks holds, and what depends on the context."""
+class Buffers(NamedTuple):
+    """Compute buffers by the part a GPU has in a layout: the only one, the first, one between, the last; the host's."""
 
-    block: int
-    attention: int
-    """Of the attention phase beside its masks, where the cache is dequantized into the buffer."""
-    scratch_elements: int
-    """Elements of one token in one layer's K and V, dequantized to f16."""
-    heads: int
-    window: int | None
-
-
-def widths(layers: tuple[Layer, ...], hidden: int) -> Widths:
-    """Return the widest phases over the distinct layers of a model."""
-    block = attention = scratch = heads = 0
-    window: int | None = None
-    for layer in dict.fromkeys(layers):
-        inner = [mixer_width(mixer, hidden) for mixer in layer.mixers]
-        block = max(block, ffn_width(layer, hidden), *(width + 2 * hidden for width in inner), 2 * hidden)
-        for mixer in layer.mixers:
-            if isinstance(mixer, Attention):
-                scratch = max(scratch, mixer.kv_heads * (mixer.key_dim + mixer.value_dim))
-                heads = max(heads, mixer.heads)
-                window = max(window or 0, mixer.window) if mixer.window is not None else window
-            elif isinstance(mixer, Mla):
-                scratch = max(scratch, mixer.kv_rank + mixer.rope_dim)
-                heads = max(heads, mixer.heads)
-        attention = max(attention, 4 * hidden)
-    return Widths(block, attention, scratch, heads, window)
-
-
-def ffn_width(layer: Layer, hidden: int) -> int:
-    """Return floats per token of a feed-forward's widest moment, the query beside it."""
-    query = max((mixer.heads * mixer.key_dim for mixer in layer.mixers if isinstance(mixer, Attention)), default=0)
-    ffn = layer.ffn
-    if isinstance(ffn, Dense):
-        return (3 if ffn.gated else 2) * ffn.width + 2 * hidden + query
-    if isinstance(ffn, Moe):
-        parallel = 3 * ffn.experts_used * ffn.width + 2 * hidden + query
-        joined = 2 * ffn.experts_used * hidden + ffn.experts_used * ffn.width + 2 * hidden
-        return max(parallel, joined) + 3 * ffn.shared_width
-    return 0
-
-
-def mixer_width(mixer: Mixer, hidden: int) -> int:
-    """Return floats per token of a mixer's widest moment."""
-    if isinstance(mixer, Mla):
-        row = mixer.kv_rank + mixer.rope_dim
-        return mixer.heads * (row + mixer.kv_rank + mixer.nope_dim + mixer.rope_dim) + 2 * row
-    if isinstance(mixer, Recurrent):
-        inner = mixer.inner_dim or mixer.heads * mixer.head_dim or hidden
-        return 6 * inner + 4 * mixer.groups * mixer.state_dim
-    if isinstance(mixer, Attention):
-        return 2 * mixer.heads * mixer.key_dim + 2 * mixer.kv_heads * mixer.key_dim
-    return 0
+    only: int
+    first: int
+    between: int
+    last: int
+    host: int
 
 
 class QuickMemory:
-    """Bytes per device for any placement, in a few microseconds."""
+    """Bytes per device for any placement, in a few microseconds; the GPUs in order, then the host."""
 
-    def __init__(self, model: MemoryModel) -> None:
-        weights, settings = model.weights, model.settings
-        spec = weights.spec
-        self.model, self.weights, self.settings = model, weights, settings
-        self.widths = widths(spec.layers, spec.hidden_size)
+    def __init__(self, prepared: Prepared, quant: str, devices: Devices, settings: Settings) -> None:
+        spec = prepared.spec
+        weights = prepared.weights(quant)
+        self.prepared, self.weights, self.devices, self.settings = prepared, weights, devices, settings
+        self.quant = quant
+        self.widths = prepared.widths
         self.vocab, self.hidden = spec.vocab_size, spec.hidden_size
         self.rows = settings.parallel if settings.logit_rows is None else settings.logit_rows
         self.quantized = settings.kv_type_k in QUANTIZED or settings.kv_type_v in QUANTIZED
-        self.expert_tensor = max((layer.largest_expert_tensor_bytes for layer in weights.layers), default=0)
-        self.block_tensor = max((layer.largest_tensor_bytes for layer in weights.layers), default=0)
+        self.padded = any(gpu.backend in {"cuda", "rocm"} for gpu in devices.gpus)
+        self.block_tensor, self.expert_tensor = prepared.largest_tensors(quant)
         self.blocks = spec.block_count
-        self.runtime = tuple(overhead.runtime_bytes(gpu, weights, settings) for gpu in model.devices.gpus)
-        self.correction: tuple[int, ...] = (0,) * (len(model.devices.gpus) + 1)
-        """Exact less quick on each device, once the exact answer of a placement is known."""
-        self._context: dict[int, tuple[int, int]] = {}
+        self.runtime = tuple(overhead.runtime_bytes(gpu, weights, settings) for gpu in devices.gpus)
+        self.own: tuple[int, ...] = (*self.runtime, 0)
+        """What each device that takes part has beside its span and its buffer: the runtime, and what was learned."""
+        self._stacks: dict[int, Stack] = {}
+        self._buffers: dict[tuple[int, bool, bool, bool], Buffers] = {}
+
+    def stack(self, context_tokens: int) -> Stack:
+        """Return the bytes of the blocks at a context."""
+        known = self._stacks.get(context_tokens)
+        if known is None:
+            known = self._stacks[context_tokens] = self.prepared.stack(
+                self.quant, self.settings, context_tokens, padded=self.padded
+            )
+        return known
+
+    def buffers(self, context_tokens: int, units: int, moved: int, *, many: bool) -> Buffers:
+        """Return the compute buffers when so many units are on GPUs, several of which have some where `many`."""
+        key = context_tokens, units > self.blocks, moved > 0, many
+        known = self._buffers.get(key)
+        if known is None:
+            known = self._buffers[key] = self._work_out(*key)
+        return known
+
+    def _work_out(self, context_tokens: int, all_units: bool, moved: bool, many: bool) -> Buffers:
+        tokens = min(self.settings.ubatch, context_tokens)
+        masks, attention = self.terms(context_tokens, self.settings.ubatch)
+        whole = all_units and not moved
+        copies = PIPELINE_COPIES if whole and many else 1
+        phase = max(F32 * tokens * self.widths.block, attention)
+        copied = 0
+        if self.settings.op_offload and not whole:
+            copied = self.expert_tensor if moved else max(self.block_tensor, self.expert_tensor)
+        logits = F32 * min(tokens, self.rows) * (self.vocab + self.hidden)
+        # Every stage of a pipeline keeps its copies of the hidden state it is handed, later ones of what they hand on.
+        handed = copies * F32 * tokens * self.hidden if copies > 1 else 0
+        held = phase + copies * masks
+        output = F32 * self.rows * self.vocab
+        if whole:
+            host = copies * (masks + F32 * tokens * self.hidden) + F32 * tokens * self.hidden + output
+        else:
+            host = phase + masks + output
+        return Buffers(
+            only=max(held + copied, logits) + ROUNDING + handed,
+            first=held + copied + ROUNDING + handed,
+            between=held + ROUNDING + 2 * handed,
+            last=max(held, logits) + ROUNDING + 2 * handed,
+            host=host,
+        )
 
     def least_compute(self, context_tokens: int, ubatch: int) -> tuple[int, int]:
         """Return the least compute buffer of a GPU with a block, and what copies add as soon as weights stay behind."""
@@ -107,13 +107,6 @@ class QuickMemory:
         block = max(F32 * min(ubatch, context_tokens) * self.widths.block, attention) + masks
         tensors = [size for size in (self.block_tensor, self.expert_tensor) if size]
         return block, min(tensors, default=0) if self.settings.op_offload else 0
-
-    def context_terms(self, context_tokens: int) -> tuple[int, int]:
-        """Return `terms` at the settings' own micro-batch, worked out once a context."""
-        known = self._context.get(context_tokens)
-        if known is None:
-            known = self._context[context_tokens] = self.terms(context_tokens, self.settings.ubatch)
-        return known
 
     def terms(self, context_tokens: int, ubatch: int) -> tuple[int, int]:
         """Return the bytes of one set of masks, and of what attention needs beside them."""
@@ -130,59 +123,36 @@ class QuickMemory:
             attention = 2 * full * self.widths.scratch_elements + F32 * u * self.widths.attention
         return masks, attention
 
-    def compute_bytes(self, placement: Placement, context_tokens: int) -> list[int]:
-        """Return the compute buffer of each GPU."""
-        u = min(self.settings.ubatch, context_tokens)
-        masks, attention = self.context_terms(context_tokens)
-        whole = placement.gpu_layers > self.blocks and not placement.cpu_moe_layers and not placement.kv_on_host
-        holders = sum(1 for units in placement.split if units) or 1
-        copies = PIPELINE_COPIES if whole and holders > 1 else 1
-        phase = max(F32 * u * self.widths.block, attention)
-        copied = 0
-        if self.settings.op_offload:
-            if placement.cpu_moe_layers:
-                copied = self.expert_tensor
-            elif placement.gpu_layers <= self.blocks:
-                copied = max(self.block_tensor, self.expert_tensor)
-        logits = F32 * min(u, self.rows) * (self.vocab + self.hidden)
-        # Every stage of a pipeline keeps its copies of the hidden state it is handed, later ones of what they hand on.
-        handed = copies * F32 * u * self.hidden if copies > 1 else 0
-        out = []
-        last = max((i for i, units in enumerate(placement.split) if units), default=-1)
-        copying = True
-        for device, units in enumerate(placement.split or (placement.gpu_layers,)):
-            if not units:
-                out.append(0)
-                continue
-            need = max(phase + copies * masks + (copied if copying else 0), logits if device == last else 0)
-            out.append(need + ROUNDING + (handed if copying else 2 * handed))
-            copying = False
-        return out
-
     def per_device_bytes(self, placement: Placement, context_tokens: int, /) -> tuple[int, ...]:
         """Return bytes per GPU, the runtime's own included, then the host's."""
-        weights = self.model.weights_bytes(placement)
-        caches = self.model.cache_bytes(placement, context_tokens)
-        compute = self.compute_bytes(placement, context_tokens)
-        gpus = [
-            held + kv + state + buffer + (runtime if held else 0)
-            for held, (kv, state), buffer, runtime in zip(weights, caches, compute, self.runtime, strict=False)
-        ]
-        host = weights[-1] + sum(caches[-1]) + self.host_compute(placement, context_tokens)
-        return tuple(need + more for need, more in zip((*gpus, host), self.correction, strict=True))
+        stack = self.stack(context_tokens)
+        units, moved = placement.gpu_layers, min(placement.cpu_moe_layers, self.blocks)
+        split = placement.split or ((units,) if self.devices.gpus else ())
+        taking = [device for device, count in enumerate(split) if count]
+        buffers = self.buffers(context_tokens, units, placement.cpu_moe_layers, many=len(taking) > 1)
+        used = [0] * len(self.devices.gpus)
+        first = self.blocks + 1 - units
+        for device in taking:
+            count = split[device]
+            used[device] = stack.gpu_bytes(first, count, moved) + part(buffers, device, taking) + self.own[device]
+            first += count
+        return (*used, stack.host_use(units, moved) + buffers.host + self.own[-1])
 
     def forget(self) -> None:
         """Drop what exact answers taught."""
-        self.correction = (0,) * len(self.correction)
+        self.own = (*self.runtime, 0)
 
-    def correct(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
-        """Take the difference to the exact answer of one placement into all further ones; return that answer."""
-        exact = self.model.per_device_bytes(placement, context_tokens)
+    def correct(self, placement: Placement, context_tokens: int, exact: Sequence[int]) -> None:
+        """Take the difference to the exact answer of one placement into all further ones."""
         quick = self.per_device_bytes(placement, context_tokens)
-        self.correction = tuple(
-            known + true - guess for known, true, guess in zip(self.correction, exact, quick, strict=True)
+        split = placement.split or ((placement.gpu_layers,) if self.devices.gpus else ())
+        self.own = (
+            *(
+                own + (true - guess if units else 0)
+                for own, true, guess, units in zip(self.own, exact, quick, split, strict=False)
+            ),
+            self.own[-1] + exact[-1] - quick[-1],
         )
-        return exact
 
     def safe_tokens(self, placement: Placement, limits: tuple[int, ...], most_tokens: int) -> int:
         """Return the largest context, in whole cells, that keeps every device within its limit; 0 when none does."""
@@ -196,42 +166,46 @@ class QuickMemory:
 
     def uses(self, placement: Placement, context_tokens: int) -> tuple[DeviceUse, ...]:
         """Return the same bytes as named parts: the GPUs in order, then the host."""
-        weights = self.model.weights_bytes(placement)
-        caches = self.model.cache_bytes(placement, context_tokens)
         totals = self.per_device_bytes(placement, context_tokens)
-        devices, output = self.model.devices, F32 * self.rows * self.vocab
-        names = [
-            *((gpu.name, gpu.memory_free_bytes) for gpu in devices.gpus),
-            ("host", devices.host.ram_available_bytes),
-        ]
+        sums, weights = self.prepared.sums(self.settings), self.weights
+        kinds, states = sums.kinds(context_tokens), sums.states
+        paddings = sums.paddings(context_tokens) if self.padded else ()
+        blocks, moved = self.blocks, min(placement.cpu_moe_layers, self.blocks)
         out = []
-        for index, (name, free) in enumerate(names):
-            host = index == len(devices.gpus)
-            held, (kv, state) = weights[index], caches[index]
-            runtime = self.runtime[index] if not host and held else 0
-            written = output if host else 0
+        first = blocks + 1 - placement.gpu_layers
+        split = placement.split or ((placement.gpu_layers,) if self.devices.gpus else ())
+        for index, gpu in enumerate(self.devices.gpus):
+            count = split[index]
+            start, end = min(first, blocks), min(first + count, blocks)
+            kv = sum((rows[end] - rows[start]) * cells for rows, cells in kinds)
+            kv += paddings[end] - paddings[start] if paddings else 0
+            state = states[end] - states[start]
+            held = self.stack(context_tokens).gpu_bytes(first, count, moved) - kv - state
+            runtime = self.runtime[index] if count else 0
             out.append(
                 DeviceUse(
-                    name=name,
-                    kind="host" if host else "gpu",
-                    weights_bytes=held,
-                    kv_cache_bytes=kv,
-                    recurrent_bytes=state,
-                    compute_bytes=totals[index] - held - kv - state - runtime - written,
-                    output_bytes=written,
-                    runtime_bytes=runtime,
-                    total_bytes=totals[index],
-                    free_bytes=free,
+                    name=gpu.name, kind="gpu", weights_bytes=held, kv_cache_bytes=kv, recurrent_bytes=state,
+                    compute_bytes=totals[index] - held - kv - state - runtime, output_bytes=0, runtime_bytes=runtime,
+                    total_bytes=totals[index], free_bytes=gpu.memory_free_bytes,
                 )
+            )  # fmt: skip
+            first += count
+        front = min(blocks + 1 - placement.gpu_layers, blocks)
+        kv, state = sum(rows[front] * cells for rows, cells in kinds), states[front]
+        held = self.stack(context_tokens).host_use(placement.gpu_layers, moved) - kv - state
+        output = cache.output_bytes(weights.spec, self.settings)
+        out.append(
+            DeviceUse(
+                name="host", kind="host", weights_bytes=held, kv_cache_bytes=kv, recurrent_bytes=state,
+                compute_bytes=totals[-1] - held - kv - state - output, output_bytes=output, runtime_bytes=0,
+                total_bytes=totals[-1], free_bytes=self.devices.host.ram_available_bytes,
             )
+        )  # fmt: skip
         return tuple(out)
 
-    def host_compute(self, placement: Placement, context_tokens: int) -> int:
-        """Return the host's compute and output buffers: inputs and masks, or whole phases where it computes."""
-        u = min(self.settings.ubatch, context_tokens)
-        masks, attention = self.context_terms(context_tokens)
-        output = F32 * self.rows * self.vocab
-        if placement.gpu_layers > self.blocks and not placement.cpu_moe_layers:
-            copies = PIPELINE_COPIES if sum(1 for units in placement.split if units) > 1 else 1
-            return copies * (masks + F32 * u * self.hidden) + F32 * u * self.hidden + output
-        return max(F32 * u * self.widths.block, attention) + masks + output
+
+def part(buffers: Buffers, device: int, taking: Sequence[int]) -> int:
+    """Return the compute buffer of a GPU among those that take part."""
+    if device != taking[0]:
+        return buffers.last if device == taking[-1] else buffers.between
+    return buffers.only if len(taking) == 1 else buffers.first

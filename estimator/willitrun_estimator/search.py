@@ -12,6 +12,7 @@ from typing import Protocol
 
 from msgspec import Struct, structs
 
+from willitrun_estimator.bounds import BOUND_SLACK, Extremes, extremes, together
 from willitrun_estimator.layout import Layouts, Needs
 from willitrun_estimator.placement import Placement
 from willitrun_estimator.score import (
@@ -24,19 +25,13 @@ from willitrun_estimator.score import (
     ttft_factor,
 )
 
-BOUND_SLACK = 1.005
-"""Headroom of the bound over single-device speeds, for terms that a mixed layout may save (a head on another card)."""
+HOST_ALONE = -1
 UNKNOWN_FACTOR = 0.5
 """What an unknown speed counts for: neither praise nor blame, so that quality and context decide."""
 
 
 class Setup(Protocol):
     """One model in one quantization on one GPU set with fixed settings: what it needs and how fast it is."""
-
-    @property
-    def extremes(self) -> dict[bool, Extremes]:
-        """Where the extremes of token times (True) and waits (False) are kept once worked out."""
-        ...
 
     @property
     def needs(self) -> Needs:
@@ -93,6 +88,8 @@ class Space(Struct, frozen=True, kw_only=True):
     ubatches: tuple[int, ...]
     gpu_sets: tuple[tuple[int, ...], ...]
     """Indexes into `Devices.gpus`; the empty set is the host alone."""
+    kinds: tuple[int, ...]
+    """For each GPU the first one that is as fast."""
     gpu_layers: int | None = None
     cpu_moe_layers: int | None = None
 
@@ -162,16 +159,6 @@ class Objective(Struct, frozen=True, kw_only=True):
         return points
 
 
-def single_device_placements(setup: Setup, gpus: int) -> list[Placement]:
-    """Return the layouts with everything on one device: each GPU, and the host."""
-    units = setup.blocks + 1
-    whole = [
-        Placement(gpu_layers=units, split=tuple(units if i == device else 0 for i in range(gpus)))
-        for device in range(gpus)
-    ]
-    return [*whole, Placement(gpu_layers=0, split=(0,) * gpus)]
-
-
 def search_quant(
     quant: str,
     space: Space,
@@ -208,15 +195,25 @@ def bounded(
 ) -> list[Combination]:
     """Return every combination with the score it cannot exceed, best bound first."""
     combinations: list[Combination] = []
-    narrow = min(space.ubatches)
+    narrow, first_type = min(space.ubatches), space.kv_types[0]
+    known: dict[tuple[int, int, bool], Extremes] = {}
+
+    def of(gpus: tuple[int, ...], ubatch: int, *, rates: bool) -> Extremes:
+        """Put the extremes of single GPUs together; GPUs of one kind are worked out once."""
+        parts = []
+        for kind in dict.fromkeys(space.kinds[gpu] for gpu in gpus) or (HOST_ALONE,):
+            key = kind, ubatch, rates
+            if key not in known:
+                one = setup(quant, first_type, ubatch, () if kind == HOST_ALONE else (kind,))
+                known[key] = extremes(one, rates=rates)
+            parts.append(known[key])
+        return together(parts)
+
+    qualities = [(kv_type, quality_factor(kl_divergence(quant, kv_type))) for kv_type in space.kv_types]
     for gpus in space.gpu_sets:
-        steps = Extremes.of(setup(quant, space.kv_types[0], narrow, gpus), len(gpus), rates=True)
-        waits = {
-            ubatch: Extremes.of(setup(quant, space.kv_types[0], ubatch, gpus), len(gpus), rates=False)
-            for ubatch in space.ubatches
-        }
-        for kv_type in space.kv_types:
-            quality = quality_factor(kl_divergence(quant, kv_type))
+        steps = of(gpus, narrow, rates=True)
+        waits = {ubatch: of(gpus, ubatch, rates=False) for ubatch in space.ubatches}
+        for kv_type, quality in qualities:
             one = setup(quant, kv_type, narrow, gpus)
             for context_tokens in space.contexts:
                 for ubatch in space.ubatches:
@@ -232,87 +229,6 @@ def bounded(
                     combinations.append(Combination(bound, gpus, kv_type, context_tokens, ubatch, quality, gpu_first))
     combinations.sort(key=lambda combination: (-combination.bound, combination.ubatch))
     return combinations
-
-
-class Extremes(Struct, frozen=True):
-    """Seconds (of a token or a wait): all on the fastest GPU, its experts on the host, its blocks, and everything.
-
-    None where a device's speed is unknown. Time is linear in what lies where, so a mixture that leaves so many bytes
-    to the host is no faster than `least` says.
-    """
-
-    whole: float | None
-    experts: float | None
-    blocks: float | None
-    host: float | None
-    slowest: float | None
-    """All on the slowest GPU."""
-
-    @property
-    def gpu_first(self) -> bool:
-        """Whether even the slowest GPU is faster than leaving anything to the host."""
-        others = [time for time in (self.experts, self.blocks, self.host) if time is not None]
-        return self.slowest is not None and self.slowest <= min(others, default=0.0)
-
-    @classmethod
-    def of(cls, one: Setup, gpus: int, *, rates: bool) -> Extremes:
-        """Work the extremes out, once a setup: of token times (`rates`) or of waits."""
-        known = one.extremes.get(rates)
-        if known is not None:
-            return known
-
-        def seconds(placement: Placement) -> float | None:
-            if not rates:
-                return one.ttft(placement)
-            rate = one.rate(placement)
-            return None if not rate else 1.0 / rate
-
-        placements = single_device_placements(one, gpus)
-        host = seconds(placements.pop())
-        whole = [seconds(placement) for placement in placements]
-        moved = [
-            seconds(structs.replace(placement, cpu_moe_layers=one.experts_end))
-            for placement in placements
-            if one.experts_end
-        ]
-        bare = [
-            seconds(structs.replace(placement, gpu_layers=1, split=tuple(int(units > 0) for units in placement.split)))
-            for placement in placements
-        ]
-        found = cls(
-            fastest(whole),
-            fastest(moved),
-            fastest(bare),
-            host,
-            max((time or 0.0 for time in whole), default=None) if None not in whole else None,
-        )
-        one.extremes[rates] = found
-        return found
-
-    def least(self, over_bytes: int, expert_bytes: int, movable_bytes: int) -> float | None:
-        """Return the least seconds when at least `over_bytes` cannot be on GPUs; blocks leave them, the head last."""
-        if self.whole is None or self.blocks is None:
-            return self.host
-        if self.host is None:
-            return None
-        low = min(self.whole, self.blocks, self.host, self.whole if self.experts is None else self.experts)
-        if over_bytes <= 0 or low < self.whole:
-            return low
-        over = min(over_bytes, movable_bytes)
-        plain = self.whole + over * (self.blocks - self.whole) / max(movable_bytes, 1)
-        if self.experts is None or not expert_bytes:
-            return min(plain, max(self.host, low))
-        first = min(over, expert_bytes)
-        rest = max(movable_bytes - expert_bytes, 1)
-        mixed = self.whole + first * (self.experts - self.whole) / expert_bytes
-        mixed += (over - first) * max(0.0, self.blocks - self.experts) / rest
-        return min(plain, mixed, max(self.host, low))
-
-
-def fastest(seconds: list[float | None]) -> float | None:
-    """Return the least of the known times; None when one is unknown or there is none."""
-    known = [value for value in seconds if value is not None]
-    return min(known) if known and len(known) == len(seconds) else None
 
 
 def worked_out(
@@ -361,7 +277,6 @@ def layouts_of(one: Setup, context_tokens: int) -> Layouts:
         one.needs,
         one.budgets,
         context_tokens,
-        blocks=one.blocks,
         experts_end=one.experts_end,
         host_short=one.host_short,
         alike=one.alike,
@@ -385,15 +300,7 @@ def search_paging(
     setup: Callable[[str, str, int, tuple[int, ...]], Setup],
 ) -> list[Found]:
     """Return plans that read weights from disk as they go, best first: the last resort when nothing else starts."""
-    smallest = Space(
-        quants=(quant,),
-        kv_types=space.kv_types,
-        contexts=(min(space.contexts),),
-        ubatches=(min(space.ubatches),),
-        gpu_sets=space.gpu_sets,
-        gpu_layers=space.gpu_layers,
-        cpu_moe_layers=space.cpu_moe_layers,
-    )
+    smallest = structs.replace(space, contexts=(min(space.contexts),), ubatches=(min(space.ubatches),))
     found = [
         plan
         for combination in bounded(quant, smallest, objective, kl_divergence, setup)

@@ -25,10 +25,11 @@ from willitrun_estimator.plan import (
     Speed,
     WorkloadRow,
 )
-from willitrun_estimator.question import LlamaSetup, Question
+from willitrun_estimator.question import Question
 from willitrun_estimator.request import Mode, Request, Workload
 from willitrun_estimator.score import LENSES, PURPOSES, grade, score_parts
 from willitrun_estimator.search import Found
+from willitrun_estimator.setup import LlamaSetup
 
 LEAST_CURVE_TOKENS = 1024
 
@@ -122,7 +123,7 @@ def labelled(spec: ModelSpec, request: Request) -> tuple[str, ...]:
 
 def model_facts(spec: ModelSpec, question: Question) -> ModelFacts:
     """Return the model as the answer shows it."""
-    weights = next(iter(question.profiles.values()))
+    weights = next(iter(question.tried.values()))
     return ModelFacts(
         name=spec.name,
         title=spec.title,
@@ -247,7 +248,7 @@ def quant_option(question: Question, quant: str, found: Found | None, *, best: b
 
 def best_for(question: Question, quant: str, change: Callable[[Request], Request]) -> tuple[Question, Found] | None:
     """Search one quantization again under a changed request; None when nothing starts."""
-    other = Question(question.spec, question.devices, change(question.request), question.profiles)
+    other = Question(question.spec, question.devices, change(question.request), prepared=question.prepared)
     found = other.search(quant) or other.search_paging(quant)
     return (other, found[0]) if found else None
 

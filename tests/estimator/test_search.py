@@ -9,40 +9,61 @@ from typing import NamedTuple
 import pytest
 
 from willitrun_estimator.placement import Placement
+from willitrun_estimator.quick import Buffers
 from willitrun_estimator.score import LENSES, PURPOSES, quality_factor
 from willitrun_estimator.search import Objective, Space, search_paging, search_quant
+from willitrun_estimator.stack import Stack
 
 
 class Needs:
     """Bytes of a made-up model: blocks with and without experts, a cache that grows with the context."""
 
-    def __init__(self, model: Model, quant_bytes: float, kv_bytes: float) -> None:
+    def __init__(self, model: Model, quant_bytes: int, kv_bytes: int, gpus: int) -> None:
         self.model, self.quant_bytes, self.kv_bytes = model, quant_bytes, kv_bytes
+        self.own = (0,) * (gpus + 1)
+
+    def cache_bytes(self, context_tokens: int) -> int:
+        return context_tokens // 1024 * self.kv_bytes
+
+    def stack(self, context_tokens: int) -> Stack:
+        model, times, cache = self.model, self.quant_bytes, self.cache_bytes(context_tokens)
+        lean = list(itertools.accumulate((size * times + cache for size in model.resident), initial=0))
+        return Stack(
+            lean=lean,
+            experts=list(itertools.accumulate((size * times for size in model.experts), initial=0)),
+            head_bytes=model.head * times,
+            host=lean,
+            host_bytes=model.embedding,
+            host_head_bytes=model.head * times,
+        )
+
+    def buffers(self, context_tokens: int, units: int, moved: int, *, many: bool) -> Buffers:
+        return Buffers(*(self.model.context,) * 4, host=0)
 
     def per_device_bytes(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
-        model = self.model
+        """Add up block by block, so that the search's sums are held against something else."""
+        model, times, cache = self.model, self.quant_bytes, self.cache_bytes(context_tokens)
         blocks = len(model.resident)
         first = blocks + 1 - placement.gpu_layers
-        used, host, unit = [], float(model.embedding), first
-        cache = context_tokens / 1024 * self.kv_bytes
+        used, host, unit = [], model.embedding, first
         for count in placement.split:
-            total = float(model.context) if count else 0.0
+            total = model.context if count else 0
             for index in range(unit, unit + count):
                 if index == blocks:
-                    total += model.head * self.quant_bytes
+                    total += model.head * times
                     continue
-                total += model.resident[index] * self.quant_bytes + cache
+                total += model.resident[index] * times + cache
                 if index >= placement.cpu_moe_layers:
-                    total += model.experts[index] * self.quant_bytes
+                    total += model.experts[index] * times
                 else:
-                    host += model.experts[index] * self.quant_bytes
-            used.append(round(total))
+                    host += model.experts[index] * times
+            used.append(total)
             unit += count
         for index in range(min(first, blocks)):
-            host += (model.resident[index] + model.experts[index]) * self.quant_bytes + cache
+            host += (model.resident[index] + model.experts[index]) * times + cache
         if first > blocks:
-            host += model.head * self.quant_bytes
-        return (*used, round(host))
+            host += model.head * times
+        return (*used, host)
 
 
 class Model(NamedTuple):
@@ -62,24 +83,19 @@ class MadeUp:
 
     def __init__(self, model: Model, quant: str, kv_type: str, ubatch: int, gpus: tuple[int, ...]) -> None:
         self.model = model
-        self.quant_bytes = {"big": 1.0, "small": 0.5}[quant]
-        kv_bytes = {"f16": 2.0, "q8_0": 1.0}[kv_type]
-        self.needs = Needs(model, self.quant_bytes, kv_bytes)
+        self.quant_bytes = {"big": 2, "small": 1}[quant]
+        self.needs = Needs(model, self.quant_bytes, {"f16": 4, "q8_0": 2}[kv_type], len(gpus))
         self.blocks = len(model.resident)
         self.experts_end = max((i + 1 for i, size in enumerate(model.experts) if size), default=0)
         self.budgets = tuple(model.budgets[i] for i in gpus)
         self.speeds = tuple(model.speeds[i] for i in gpus)
         self.ubatch = ubatch
-        self.extremes: dict = {}
         self.alike = len(set(self.speeds)) == 1
 
     def overflow(self, context_tokens: int, ubatch: int) -> tuple[int, int, int]:
-        model = self.model
-        cache = context_tokens / 1024 * self.needs.kv_bytes * self.blocks
-        weights = (sum(model.resident) + sum(model.experts) + model.head) * self.quant_bytes
-        experts = round(sum(model.experts) * self.quant_bytes)
-        blocks = round(weights + cache - model.head * self.quant_bytes)
-        return int(weights + cache) - self.blocks - 2 - sum(self.budgets), experts, blocks
+        stack = self.needs.stack(context_tokens)
+        over = stack.all_bytes - sum(self.budgets)
+        return over, stack.experts[-1], stack.all_bytes - stack.head_bytes
 
     def host_short(self, used: tuple[int, ...]) -> int:
         return used[-1] - self.model.host_budget
@@ -104,13 +120,13 @@ class MadeUp:
         return total
 
     def rate(self, placement: Placement) -> float:
-        return 400.0 / self.seconds(placement)
+        return 800.0 / self.seconds(placement)
 
     def ttft(self, placement: Placement) -> float:
-        return self.seconds(placement) * 5 / (self.ubatch / 512) ** 0.5
+        return self.seconds(placement) * 2.5 / (self.ubatch / 512) ** 0.5
 
     def paged_rate(self, placement: Placement, short_bytes: int) -> float:
-        return 400.0 / (self.seconds(placement) + short_bytes)
+        return 800.0 / (self.seconds(placement) + short_bytes)
 
 
 def made_up_model(rng: random.Random) -> Model:
@@ -129,8 +145,8 @@ def made_up_model(rng: random.Random) -> Model:
         context=rng.randint(0, 5),
         speeds=speeds,
         host_speed=rng.choice((2.0, 5.0, 12.0)),
-        budgets=tuple(round(rng.uniform(0.05, 1.1) * whole) for _ in range(gpus)),
-        host_budget=round(rng.uniform(0.4, 2.0) * whole) + 40,
+        budgets=tuple(round(rng.uniform(0.1, 2.2) * whole) for _ in range(gpus)),
+        host_budget=round(rng.uniform(0.8, 4.0) * whole) + 80,
     )
 
 
@@ -142,6 +158,7 @@ SPACE = Space(
     contexts=(4096, 8192),
     ubatches=(512, 2048),
     gpu_sets=((0,), (1,), (0, 1)),
+    kinds=(0, 1),
 )
 OBJECTIVE = Objective(purpose=PURPOSES["chat"], lens=LENSES["balanced"])
 
@@ -210,6 +227,7 @@ def test_the_search_finds_what_brute_force_finds_on_a_thousand_machines(chunk: i
             contexts=SPACE.contexts,
             ubatches=SPACE.ubatches,
             gpu_sets=sets,
+            kinds=tuple(range(len(model.budgets))),
         )
         expected = brute_force(model, space)
         assert searched(model, space) == pytest.approx(expected, rel=1e-9), (seed, model)
@@ -223,7 +241,14 @@ def test_a_quantization_that_cannot_win_is_cut_short() -> None:
         calls.append((quant, kv_type, ubatch, gpus))
         return MadeUp(model, quant, kv_type, ubatch, gpus)
 
-    space = Space(quants=("small",), kv_types=("f16", "q8_0"), contexts=(4096, 8192), ubatches=(512,), gpu_sets=((0,),))
+    space = Space(
+        quants=("small",),
+        kv_types=("f16", "q8_0"),
+        contexts=(4096, 8192),
+        ubatches=(512,),
+        gpu_sets=((0,),),
+        kinds=(0,),
+    )
     search_quant("small", space, OBJECTIVE, lambda q, kv: KL[q] + KV_KL[kv], setup, floor=99.0)
     with_floor = len(calls)
     calls.clear()
@@ -237,12 +262,12 @@ def test_paging_is_offered_when_ram_is_short_and_is_slower() -> None:
     def setup(quant: str, kv_type: str, ubatch: int, gpus: tuple[int, ...]) -> MadeUp:
         return MadeUp(model, quant, kv_type, ubatch, gpus)
 
-    space = Space(quants=("big",), kv_types=("f16",), contexts=(4096,), ubatches=(512,), gpu_sets=((0,),))
+    space = Space(quants=("big",), kv_types=("f16",), contexts=(4096,), ubatches=(512,), gpu_sets=((0,),), kinds=(0,))
     assert search_quant("big", space, OBJECTIVE, lambda q, kv: 0.0, setup) == []
     (paged, *_) = search_paging("big", space, OBJECTIVE, lambda q, kv: 0.0, setup)
     assert paged.short_bytes > 0
     assert paged.rate == pytest.approx(
-        400.0 / (setup("big", "f16", 512, (0,)).seconds(paged.placement) + paged.short_bytes)
+        800.0 / (setup("big", "f16", 512, (0,)).seconds(paged.placement) + paged.short_bytes)
     )
 
 

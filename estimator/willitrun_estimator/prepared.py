@@ -1,0 +1,124 @@
+"""One model made ready for many questions: sums that no machine changes, each made once and kept.
+
+A placement then costs look-ups and additions. What is kept is bounded, so that a million questions about a model take
+no more memory than a thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from willitrun_catalog.model import ModelSpec
+from willitrun_catalog.quality import QuantQuality, quality
+from willitrun_estimator import cache, overhead
+from willitrun_estimator.cache_sums import CacheSums
+from willitrun_estimator.compute import ComputeModel
+from willitrun_estimator.compute.build import Build
+from willitrun_estimator.device import Backend, Devices
+from willitrun_estimator.placement import Settings
+from willitrun_estimator.stack import Stack
+from willitrun_estimator.throughput.work import Work
+from willitrun_estimator.weights import WeightProfile, weight_profile
+from willitrun_estimator.widths import Widths, widths
+
+MOST_KEPT = 48
+"""Sums of one kind that are kept at a time; a model's quantizations times its cache types are about thirty."""
+MOST_STACKS = 128
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def kept(store: dict[Key, Value], key: Key, make: Callable[[], Value], most: int = MOST_KEPT) -> Value:
+    """Return the value of a key, made where it is not there; a full store starts anew."""
+    known = store.get(key)
+    if known is None:
+        if len(store) >= most:
+            store.clear()
+        known = store[key] = make()
+    return known
+
+
+class Prepared:
+    """The sums of one model. Questions about it share them, whatever the machine and the request. Not thread-safe."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.widths: Widths = widths(spec.layers, spec.hidden_size)
+        self._weights: dict[str, WeightProfile] = {}
+        self._qualities: dict[str, QuantQuality] = {}
+        self._sums: dict[Settings, CacheSums] = {}
+        self._works: dict[tuple[str, Settings], Work] = {}
+        self._stacks: dict[tuple[str, Settings, int, bool], Stack] = {}
+        self._computes: dict[tuple[str, Settings, int, Backend | None, Build], ComputeModel] = {}
+        self._largest: dict[str, tuple[int, int]] = {}
+        self._notes: dict[tuple[str, Settings, bool], tuple[overhead.Line, ...]] = {}
+
+    def weights(self, quant: str) -> WeightProfile:
+        """Return the weights in a quantization. Raises `UnknownQuant` and `UnknownArchitecture`."""
+        return kept(self._weights, quant, lambda: weight_profile(self.spec, quant))
+
+    def largest_tensors(self, quant: str) -> tuple[int, int]:
+        """Return the bytes of the largest resident matrix of a block, and of its largest expert tensor."""
+
+        def look() -> tuple[int, int]:
+            layers = self.weights(quant).layers
+            return (
+                max((layer.largest_tensor_bytes for layer in layers), default=0),
+                max((layer.largest_expert_tensor_bytes for layer in layers), default=0),
+            )
+
+        return kept(self._largest, quant, look)
+
+    def quality(self, quant: str) -> QuantQuality:
+        """Return what a quantization of this model costs."""
+
+        def look_up() -> QuantQuality:
+            return quality(quant, self.weights(quant).params, native_type=self.spec.native_type)
+
+        return kept(self._qualities, quant, look_up)
+
+    def sums(self, settings: Settings) -> CacheSums:
+        """Return the sums of caches and states."""
+        return kept(self._sums, settings, lambda: CacheSums(self.spec, settings))
+
+    def work(self, quant: str, settings: Settings) -> Work:
+        """Return the sums that speed follows from."""
+        return kept(self._works, (quant, settings), lambda: Work(self.weights(quant), settings))
+
+    def stack(self, quant: str, settings: Settings, context_tokens: int, *, padded: bool) -> Stack:
+        """Return the bytes of the blocks; `padded` where the GPUs' back end pads quantized caches."""
+
+        def make() -> Stack:
+            sums = self.sums(settings)
+            paddings = sums.paddings(context_tokens) if padded else ()
+            return Stack.of(self.weights(quant), sums.held(context_tokens), paddings)
+
+        return kept(self._stacks, (quant, settings, context_tokens, padded), make, MOST_STACKS)
+
+    def compute(self, quant: str, settings: Settings, devices: Devices, build: Build) -> ComputeModel:
+        """Return the model of compute buffers for as many GPUs of the same back end."""
+        gpus = devices.gpus
+        key = quant, settings, len(gpus), gpus[0].backend if gpus else None, build
+        return kept(self._computes, key, lambda: ComputeModel(self.weights(quant), devices, settings, build))
+
+    def host_notes(self, quant: str, settings: Settings, gpus: int) -> tuple[overhead.Line, ...]:
+        """Return what may further occupy host memory."""
+
+        def make() -> tuple[overhead.Line, ...]:
+            weights = self.weights(quant)
+            return overhead.host_notes(
+                weights, settings, repacked_bytes=overhead.repacked_bytes(weights, gpus, settings)
+            )
+
+        return kept(self._notes, (quant, settings, gpus > 0), make)
+
+    def takes(self, kv_type: str, settings: Settings) -> bool:
+        """Tell whether the rows of this model's caches are whole blocks of a cache type."""
+        block, _ = cache.KV_TYPES[kv_type]
+        layers = {id(layer): layer for layer in self.spec.layers}.values()
+        rows = (
+            row for layer in layers for mixer in layer.mixers for row in cache.cache_rows(self.spec, mixer, settings)
+        )
+        return all(elements % block == 0 for _, elements in rows)

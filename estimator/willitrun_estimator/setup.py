@@ -1,0 +1,210 @@
+"""One model in one quantization on one GPU set with fixed settings, as the search sees it: budgets, bytes, speed."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import cached_property
+
+from willitrun_estimator import throughput
+from willitrun_estimator.compute.build import Build, build_of
+from willitrun_estimator.device import Device, Devices
+from willitrun_estimator.errors import EstimatorError
+from willitrun_estimator.footprint import MemoryModel
+from willitrun_estimator.placement import Placement, Settings
+from willitrun_estimator.prepared import Prepared
+from willitrun_estimator.quick import QuickMemory
+from willitrun_estimator.request import Request
+from willitrun_estimator.score import Lens, Purpose
+from willitrun_estimator.search import Found
+
+MIB = 1024**2
+GROWTH_BYTES = 150 * MIB
+"""What a GPU process takes at its first prompts beyond its context and buffers (llama.cpp issues: 40-150 MiB)."""
+DISPLAY_BYTES = 512 * MIB
+"""Left to a compositor on a card that drives a screen: Linux desktops were seen at 550-810 MiB, most of it already
+counted as used when the plan is made."""
+HOST_RESERVE_BYTES = 512 * MIB
+"""Left to the engine's own process (vocabulary, HTTP server) and everything else on the host."""
+
+ROOM_BYTES = 4 * MIB
+"""How much the quick look may ask for in vain before a partial layout is searched again."""
+EXACT_STEPS = 3
+"""Corrections after which a safe context is taken as it is: buffers are linear in the context, so one is enough but for
+the kink where another phase becomes the largest."""
+
+
+class LlamaSetup:
+    """One point of the space but for the context and the layout. Not thread-safe: it keeps what it has worked out."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        quant: str,
+        devices: Devices,
+        settings: Settings,
+        *,
+        request: Request,
+        lens: Lens,
+        purpose: Purpose,
+    ) -> None:
+        self.prepared, self.quant, self.devices, self.settings = prepared, quant, devices, settings
+        self.weights = weights = prepared.weights(quant)
+        self.request = request
+        self.blocks = weights.spec.block_count
+        experts = weights.cumulative_expert_bytes
+        self.experts_end = bisect_left(experts, experts[-1])
+        self.host_budget = devices.host.ram_available_bytes - HOST_RESERVE_BYTES
+        self.unified = any(gpu.unified for gpu in devices.gpus)
+        self.depth_tokens = request.depth_tokens or 0
+        self.prompt_tokens = request.prompt_tokens or purpose.prompt_tokens
+        self.concurrency = max(lens.concurrency, request.concurrency)
+        self._rates: dict[Placement, float | None] = {}
+        self._waits: dict[Placement, float | None] = {}
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether the GPUs are equally fast."""
+        gpus = self.devices.gpus
+        return len(gpus) < 2 or len({speed_facts(gpu) for gpu in gpus}) == 1  # noqa: PLR2004
+
+    @cached_property
+    def build(self) -> Build:
+        """The rules of the llama.cpp build to plan for."""
+        return build_of(build_number(self.request))
+
+    @cached_property
+    def speed(self) -> throughput.SpeedModel:
+        """Speed of any placement."""
+        return throughput.SpeedModel(
+            self.weights,
+            self.devices,
+            self.settings,
+            engine=self.request.engine or "llama.cpp",
+            work=self.prepared.work(self.quant, self.settings),
+        )
+
+    @cached_property
+    def memory(self) -> MemoryModel:
+        """The exact memory model, built when exact bytes are first asked for."""
+        prepared, settings = self.prepared, self.settings
+        return MemoryModel(
+            self.weights,
+            self.devices,
+            settings,
+            self.build,
+            sums=prepared.sums(settings),
+            compute=prepared.compute(self.quant, settings, self.devices, self.build),
+        )
+
+    @cached_property
+    def needs(self) -> QuickMemory:
+        """The quick look at memory."""
+        return QuickMemory(self.prepared, self.quant, self.devices, self.settings)
+
+    @cached_property
+    def budgets(self) -> tuple[int, ...]:
+        """What each GPU may be given."""
+        gpus, runtimes = self.devices.gpus, self.needs.runtime
+        return tuple([gpu_budget(gpu, self.request, runtime) for gpu, runtime in zip(gpus, runtimes, strict=True)])
+
+    def overflow(self, context_tokens: int, ubatch: int) -> tuple[int, int, int]:
+        """Return what the GPUs cannot hold with the smallest compute buffer on one of them, all experts, all blocks."""
+        needs = self.needs
+        stack = needs.stack(context_tokens)
+        held = stack.all_bytes if self.devices.gpus else 0
+        buffer, copies = needs.least_compute(context_tokens, ubatch)
+        over = held + buffer + min(needs.runtime, default=0) - sum(self.budgets)
+        blocks = held - stack.head_bytes
+        return over + (copies if over > 0 else 0), stack.experts[-1], blocks
+
+    def host_short(self, used_bytes: Sequence[int]) -> int:
+        """Return the bytes the host lacks, 0 or less when it has room; unified GPUs draw on the same memory."""
+        needed = used_bytes[-1]
+        if self.unified:
+            needed += sum(use for use, gpu in zip(used_bytes, self.devices.gpus, strict=False) if gpu.unified)
+        return needed - self.host_budget
+
+    def exact_bytes(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
+        """Return what each device holds by the exact memory model, and learn from it for further quick looks."""
+        exact = self.memory.per_device_bytes(placement, context_tokens)
+        self.needs.correct(placement, context_tokens, exact)
+        return exact
+
+    def verified(self, found: Found) -> tuple[bool, bool]:
+        """Hold a found plan against the exact memory model; what is off is corrected in further looks.
+
+        Return whether it holds, and whether the quick look asked for so much too much that more might fit.
+        """
+        quick = self.needs.per_device_bytes(found.placement, found.context_tokens)
+        exact = self.exact_bytes(found.placement, found.context_tokens)
+        within = all(use <= budget for use, budget in zip(exact, self.budgets, strict=False))
+        whole = found.placement.gpu_layers > self.blocks and not found.placement.cpu_moe_layers
+        roomy = not whole and any(use < guess - ROOM_BYTES for use, guess in zip(exact[:-1], quick, strict=False))
+        return within and (found.short_bytes > 0 or self.host_short(exact) <= 0), roomy
+
+    def safe_tokens(self, found: Found, most_tokens: int) -> int:
+        """Return the largest context the layout of a found plan holds, by the exact memory model."""
+        limits = (*self.budgets, self.host_budget)
+        safe = self.needs.safe_tokens(found.placement, limits, most_tokens)
+        for _ in range(EXACT_STEPS):
+            if not safe:
+                break
+            exact = self.exact_bytes(found.placement, safe)
+            solved = self.needs.safe_tokens(found.placement, limits, most_tokens)
+            if solved >= safe and all(use <= limit for use, limit in zip(exact, limits, strict=True)):
+                break
+            safe = solved
+        return safe
+
+    def rate(self, placement: Placement) -> float | None:
+        """Return the decode rate the lens looks at: of one stream, or of all together for serving modes."""
+        if placement not in self._rates:
+            if self.concurrency > 1:
+                rate = self.speed.aggregate(placement, self.concurrency, depth_tokens=self.depth_tokens)
+            else:
+                rate = self.speed.decode_rate(placement, depth_tokens=self.depth_tokens)
+            self._rates[placement] = rate
+        return self._rates[placement]
+
+    def ttft(self, placement: Placement) -> float | None:
+        """Return the warm time to the first token of the workload's prompt."""
+        if placement not in self._waits:
+            self._waits[placement] = self.speed.ttft_s(
+                placement, prompt_tokens=self.prompt_tokens, depth_tokens=self.depth_tokens
+            )
+        return self._waits[placement]
+
+    def paged_rate(self, placement: Placement, short_bytes: int) -> float | None:
+        """Return the decode rate when `short_bytes` of the weights are read from disk again and again."""
+        return self.speed.paged_decode_rate(placement, short_bytes=short_bytes, depth_tokens=self.depth_tokens)
+
+
+def build_number(request: Request) -> int | None:
+    """Return the llama.cpp build to plan for, None for a current one. Raises EstimatorError for another spelling."""
+    version = request.engine_version
+    if version is None or request.engine not in {None, "llama.cpp"}:
+        return None
+    digits = version.removeprefix("b")
+    if not digits.isdigit():
+        raise EstimatorError(f"--engine-version {version} is no llama.cpp build", "Write the build's number: b9849.")
+    return int(digits)
+
+
+def gpu_budget(gpu: Device, request: Request, runtime_bytes: int) -> int:
+    """Return the bytes a plan may put on a GPU, `runtime_bytes` of its own context included.
+
+    Free memory less a margin. By default the margin is what processes grow by after loading, and a little for the
+    compositor of a card with a screen; `--margin` counts like llama.cpp's `--fit-target`, the context inside it.
+    """
+    if request.margin_bytes is not None:
+        return gpu.memory_free_bytes - max(0, request.margin_bytes - runtime_bytes)
+    return gpu.memory_free_bytes - GROWTH_BYTES - (DISPLAY_BYTES if gpu.display_active else 0)
+
+
+def speed_facts(gpu: Device) -> tuple[object, ...]:
+    """Return what of a GPU decides how fast it is; GPUs with equal facts are one kind."""
+    return (
+        gpu.family, gpu.backend, gpu.bandwidth_bytes_per_s, gpu.flops_per_s, gpu.int8_ops_per_s, gpu.fp32_flops_per_s,
+        gpu.multiprocessors, gpu.link_bytes_per_s, gpu.unified,
+    )  # fmt: skip
