@@ -66,7 +66,6 @@ def launch(
     return show(target, shape, as_json=as_json)
 
 
-def show(target: Any, shape: str, *, as_json: bool) -> int:
 def commands_of(target: Any) -> dict[str, Any]:
     """Return the plan's commands; those for an installed vLLM are checked by its own parser."""
     if target.plan.engine == "vllm":
@@ -78,6 +77,7 @@ def commands_of(target: Any) -> dict[str, Any]:
     return dict(all_commands(target))
 
 
+def show(target: Any, shape: str, *, as_json: bool) -> int:
     """Print the command or the file of a plan."""
     from willitrun_here.launch import docker, kubernetes, ollama, systemd  # noqa: PLC0415
 
