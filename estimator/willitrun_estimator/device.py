@@ -41,10 +41,10 @@ class Device(Struct, frozen=True, kw_only=True):
     """Name of its data sheet in the catalog, under which published measurements are kept."""
     peer_bytes_per_s: float | None = None
     """To the fastest other GPU of the machine, one direction."""
-
-
     driver_version: str | None = None
     """As the driver says it: `580.95.05`; None when unknown."""
+
+
 class Host(Struct, frozen=True, kw_only=True):
     """CPU and RAM as the planner sees them."""
 
