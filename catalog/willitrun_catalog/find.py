@@ -25,6 +25,11 @@ _MAKERS = frozenset(
 """Words that publishers of converted files put before a model's own name: `openai_gpt-oss-20b`."""
 _CONVERTED = re.compile(r"[-_.]gguf$", re.IGNORECASE)
 """How repositories of converted files end, under the converter's account: `unsloth/Qwen3-8B-GGUF`."""
+_FORMAT = re.compile(
+    r"(?:[-_. ](?:fp8|nvfp4|mxfp4|awq|gptq|int[48]|w[48]a(?:8|16)|bnb|[48][-_]?bit|quantized|autoround|dynamic))+$",
+    re.IGNORECASE,
+)
+"""What quantized checkpoints add to the name of the model they were made from: its shape is that model's."""
 _LATEST = re.compile(r":latest$", re.IGNORECASE)
 _USUAL_PARAMS = 8e9
 """Where a name leaves the size open, the size nearest to this is meant: most machines can hold it."""
@@ -71,6 +76,9 @@ def find_model(query: str) -> ModelMatch:
     wanted = frozenset(model_words(query.rpartition("/")[2] or query)) - _FILES
     ranked = _ranked(wanted) or _ranked(wanted - _MAKERS) or _sized(wanted - _MAKERS) or _run_together(key(query))
     if not ranked:
+        shape = _FORMAT.sub("", query)
+        if shape != query:
+            return find_model(shape)
         raise UnknownModel(query, nearest_models(query))
     best = ranked[0]
     spec = shipped.model_at(best.position) if best.plain or not best.alias else _as_alias(best)

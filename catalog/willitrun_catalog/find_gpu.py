@@ -21,6 +21,7 @@ _PROFILE = re.compile(r"-(\d+)[abcq]\b", re.IGNORECASE)
 """A virtual GPU is named after its card and its memory in GB: `NVIDIA A40-48Q` (NVIDIA vGPU user guide)."""
 _MOBILE = re.compile(r"\bmobile\b|\b(?:with )?max-?q(?: design)?\b", re.IGNORECASE)
 _MODULE = re.compile(r"\b(?:pcie|sxm\d?)\b", re.IGNORECASE)
+_SLICE_MEMORY = re.compile(r"(\d+)\s*gi?b\b", re.IGNORECASE)
 _SAME_MEMORY = 0.1
 """A size that is off by more than a tenth is another variant."""
 _VARIANTS = {"sxm2": -1, "sxm3": -1, "sxm4": -1, "sxm5": -1, "sxm": -1, "pcie": 0, "nvl": 1, "gb10": -2}
@@ -47,8 +48,12 @@ def find_datasheet(query: str, memory_bytes: int | None = None) -> Datasheet:
 
 
 def memory_in(name: str) -> int | None:
-    """Return the memory size that a name states, in bytes: 32 GiB for `MI50 32GB`, 8 GiB for `L40S-8Q`."""
-    stated = _MEMORY.search(_PROFILE.sub(r" \1GB", _SLICE.sub("", name)))
+    """Return the memory size that a name states, in bytes: 32 GiB for `MI50 32GB`, 8 GiB for `L40S-8Q`.
+
+    Of a slice its own: 10 GiB for `H100 80GB MIG 1g.10gb`.
+    """
+    part = _SLICE.search(name)
+    stated = _SLICE_MEMORY.search(part.group()) if part else _MEMORY.search(_PROFILE.sub(r" \1GB", name))
     return int(float(stated.group(1)) * GIB) if stated else None
 
 

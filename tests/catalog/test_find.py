@@ -201,3 +201,22 @@ def test_a_size_that_the_maker_leaves_out_may_be_said(typed, meant):
 def test_a_size_that_is_not_the_models_is_another_model(typed):
     with pytest.raises(UnknownModel):
         find_model(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic", "llama-3.3-70b-instruct"),
+        ("RedHatAI/Qwen2.5-7B-Instruct-quantized.w8a8", "qwen2.5-7b-instruct"),
+        ("cyankiwi/gemma-4-31B-it-AWQ-4bit", "gemma-4-31b-it"),
+        ("Qwen3.8-27B NVFP4", "qwen3.8-27b"),
+        ("Qwen3.8-27B AutoRound int4", "qwen3.8-27b"),
+    ],
+)
+def test_a_quantized_checkpoint_has_the_shape_of_its_model(typed, meant):
+    assert find_model(typed).spec.name == meant
+
+
+def test_a_format_alone_names_no_model():
+    with pytest.raises(UnknownModel):
+        find_model("nothing-AWQ")

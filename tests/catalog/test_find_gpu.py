@@ -190,6 +190,16 @@ def test_a_model_number_is_never_dropped(typed):
         find_datasheet(typed)
 
 
-@pytest.mark.parametrize(("name", "gib"), [("MI50 32GB", 32), ("L40S-8Q", 8), ("RTX 3090", None), ("GPU 1.5 GiB", 1.5)])
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [
+        ("MI50 32GB", 32),
+        ("L40S-8Q", 8),
+        ("RTX 3090", None),
+        ("GPU 1.5 GiB", 1.5),
+        ("H100 80GB MIG 1g.10gb", 10),
+        ("A100 MIG", None),
+    ],
+)
 def test_the_memory_that_a_name_states(name, gib):
     assert memory_in(name) == (None if gib is None else gib * GIB)
