@@ -19,8 +19,18 @@ STEPS = (0.8, 0.9, 0.96, 1.04, 1.1, 1.25)
 
 START = HostCosts(
     bandwidth={"measured": 0.9, "given": 0.9, "assumed": 1.0, "data-sheet": 0.65},
-    core_bytes_per_s={"half": 22e9, "Q8_0": 15.5e9, "K": 15e9, "Q4_0": 13e9, "FP4": 12e9, "IQ": 9e9},
-    core_ops_per_s={"avx512f": 130e9, "avx2": 70e9, "asimd": 40e9, "other": 15e9},
+    core_bytes_per_s={
+        "F16": 20.3e9, "BF16": 22.4e9, "Q8_0": 16.5e9, "Q6_K": 20e9, "Q5_K": 10e9, "Q4_K": 16.6e9, "Q3_K": 8.5e9,
+        "Q2_K": 12.8e9, "Q5_0": 12.5e9, "Q4_0": 11.9e9, "IQ4_NL": 13e9, "IQ4_XS": 10.8e9, "IQ3_S": 3.6e9,
+        "IQ2_XS": 3.8e9, "MXFP4": 11e9,
+    },
+    core_ops_per_s={
+        "F16": 136e9, "BF16": 217e9, "Q8_0": 115e9, "Q6_K": 148e9, "Q5_K": 150e9, "Q4_K": 150e9, "Q3_K": 150e9,
+        "Q2_K": 86e9, "Q5_0": 97e9, "Q4_0": 140e9, "IQ4_NL": 140e9, "IQ4_XS": 220e9, "IQ3_S": 135e9,
+        "IQ2_XS": 130e9, "MXFP4": 134e9,
+    },
+    decode_cores={"avx512f": 1.0, "avx2": 0.9, "asimd": 0.7, "other": 0.3},
+    prefill_cores={"avx512f": 1.0, "avx2": 0.45, "asimd": 0.35, "other": 0.12},
     expert=1.1,
     recurrent=1.5,
     split_s=1.3e-4,
@@ -28,8 +38,9 @@ START = HostCosts(
     link=1.2,
     copy_bytes_per_s=17e9,
     disk=0.9,
-)
-"""Rates per core from llama-bench on AVX-512 cores; the search moves all of them a little."""
+)  # fmt: skip
+"""Rates per core by type from llama-bench with made-up models of one type (`benchmarks/calibrate.py types`) on two
+AVX-512 cores; the search moves all of them a little."""
 
 
 def predicted_s(one: Case, constants: Constants) -> float:
@@ -59,6 +70,8 @@ def knobs() -> list[tuple[str, str | None]]:
         ("bandwidth", "assumed"),
         *[("core_bytes_per_s", name) for name in START.core_bytes_per_s],
         *[("core_ops_per_s", name) for name in START.core_ops_per_s],
+        *[("decode_cores", name) for name in ("avx2", "asimd")],
+        *[("prefill_cores", name) for name in ("avx2", "asimd")],
         *[(name, None) for name in ("expert", "recurrent", "split_s", "block_s", "link", "copy_bytes_per_s")],
     ]
 
@@ -101,14 +114,18 @@ def fit_host(rows: list[Case], constants: Constants) -> HostCosts:
     return structs.replace(costs, bandwidth=given)
 
 
-def matters(one: Case, knob: tuple[str, str | None]) -> bool:
+def matters(one: Case, knob: tuple[str, str | None]) -> bool:  # noqa: PLR0911 - one rule a line
     """Tell whether a constant can change a row's prediction at all."""
     name, key = knob
     if name == "bandwidth":
         return one.devices.host.bandwidth_basis == key
     if name in {"link", "copy_bytes_per_s"}:
         return one.test == "pp" and bool(one.devices.gpus)
-    if name == "core_ops_per_s":
+    if name in {"core_bytes_per_s", "core_ops_per_s"} and key not in {kind for kind, _ in one.weights.type_bytes}:
+        return False
+    if name in {"decode_cores", "prefill_cores"} and key not in one.devices.host.flags:
+        return False
+    if name in {"core_ops_per_s", "prefill_cores"}:
         return one.test == "pp"
     if name == "split_s":
         return one.where == "offload"

@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import structs
 
+from willitrun_here.places import state_folder
+
 if TYPE_CHECKING:
+    from willitrun_catalog.model import ModelSpec
     from willitrun_estimator.calibration import Corrections, Run
+    from willitrun_estimator.plan import Plan
     from willitrun_here.launch.run import Comparison
     from willitrun_here.launch.target import Target
-    from willitrun_probe.machine import Machine
+    from willitrun_probe.machine import Machine, ProductRate
 
 MIB = 1024**2
 BLOCK_BYTES = 64 * MIB
@@ -28,18 +32,15 @@ BLOCK_BYTES = 64 * MIB
 WINDOW_S = 1.5
 DISK_BYTES = 1024 * MIB
 DISK_S = 6.0
-BENCH_S = 40.0
 MOST_RUNS = 64
+MOST_BUSY = 0.1
+"""Share of the processor that others may take: threads wait for each other, so a tenth taken costs more than that."""
 
 
 def store_folder() -> Path:
     """Return the folder of the corrections; WILLITRUN_STATE names another."""
     given = os.environ.get("WILLITRUN_STATE")
-    if given:
-        return Path(given)
-    import platformdirs  # noqa: PLC0415 - not needed where a folder is given
-
-    return Path(platformdirs.user_state_dir("willitrun-here"))
+    return Path(given) if given else state_folder()
 
 
 def path_of(shape_hash: str, folder: Path) -> Path:
@@ -86,11 +87,12 @@ def with_measurements(machine: Machine, corrections: Corrections | None) -> Mach
     if rate is not None:
         sources = memory.sources | {"bandwidth_bytes_per_s": "micro-benchmark"}
         memory = structs.replace(memory, bandwidth_bytes_per_s=rate, sources=sources)
+    cpu = structs.replace(machine.cpu, product_rates=corrections.product_rates, block_s=corrections.block_s)
     disks = tuple(
         structs.replace(disk, read_bytes_per_s=corrections.disk_read_bytes_per_s.get(disk.path, disk.read_bytes_per_s))
         for disk in machine.disks
     )
-    return structs.replace(machine, memory=memory, disks=disks)
+    return structs.replace(machine, memory=memory, cpu=cpu, disks=disks)
 
 
 def memory_bandwidth(threads: int, *, window_s: float = WINDOW_S, block_bytes: int = BLOCK_BYTES) -> float | None:
@@ -163,77 +165,126 @@ def disk_read(folder: Path, *, limit_bytes: int = DISK_BYTES, limit_s: float = D
         return None
 
 
-def bench(
-    program: str, model: Path, *, gpu_layers: int, threads: int, cpu_moe_layers: int = 0, limit_s: float = BENCH_S
-) -> dict[str, float]:
-    """Return tokens per second of `llama-bench` by test (`decode`, `prefill`); empty when it fails or is too slow."""
-    import subprocess  # noqa: PLC0415 - only when an engine is there
-
-    command = [
-        program, "-m", str(model), "-p", "128", "-n", "32", "-r", "3", "-o", "json",
-        "-t", str(threads), "-ngl", str(gpu_layers),
-    ]  # fmt: skip
-    if cpu_moe_layers:
-        command += ["-ncmoe", str(cpu_moe_layers)]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=limit_s, check=True)
-        rows = msgspec.json.decode(done.stdout, type=list[dict[str, object]])
-    except (OSError, subprocess.SubprocessError, msgspec.MsgspecError):
-        return {}
-    found = {}
-    for row in rows:
-        samples = row.get("samples_ts") or [row.get("avg_ts")]
-        rates = [one for one in samples if isinstance(one, float | int)] if isinstance(samples, list) else []
-        if rates and max(rates) > 0:  # whatever else the machine does only takes away
-            found["decode" if row.get("n_gen") else "prefill"] = float(max(rates))
-    return found
-
-
 def run_engine(machine: Machine, model: Path, *, program: str, now: str, folder: Path | None = None) -> tuple[Run, ...]:
     """Plan a model file, run `llama-bench` with that plan and keep both speeds. Raises what planning raises."""
-    from willitrun_estimator.calibration import Run, where_of  # noqa: PLC0415 - only here
-    from willitrun_estimator.request import Request  # noqa: PLC0415
+    from willitrun_estimator.request import Request  # noqa: PLC0415 - only here
     from willitrun_here.ask import ask, open_model  # noqa: PLC0415
+    from willitrun_here.calibrate_engine import bench  # noqa: PLC0415
 
     spec = open_model(str(model))
     asked = Request(engine="llama.cpp", context=512, prompt_tokens=128)
-    result = ask(machine, spec, asked, sections=frozenset({"plan", "speed"}), commands=False)
-    plan, speed = result.plan, result.speed
-    if plan is None or speed is None:
+    plan = ask(machine, spec, asked, sections=frozenset({"plan"}), commands=False).plan
+    if plan is None:
         return ()
     found = bench(program, model, gpu_layers=plan.gpu_layers, threads=plan.threads, cpu_moe_layers=plan.cpu_moe_layers)
-    predicted = {"decode": speed.decode_tokens_per_s, "prefill": speed.prefill_tokens_per_s}
+    return record_run(
+        machine,
+        spec,
+        plan,
+        decode_tokens_per_s=found.get("decode"),
+        prefill_tokens_per_s=found.get("prefill"),
+        prompt_tokens=128,
+        depth_tokens=16,
+        now=now,
+        folder=folder,
+    )
+
+
+def record_run(
+    machine: Machine,
+    spec: ModelSpec,
+    plan: Plan,
+    *,
+    decode_tokens_per_s: float | None,
+    prefill_tokens_per_s: float | None,
+    prompt_tokens: int,
+    depth_tokens: int,
+    now: str = "",
+    folder: Path | None = None,
+) -> tuple[Run, ...]:
+    """Keep what an engine did with a plan beside what the bare model says of it, and return it.
+
+    `depth_tokens` is the mean context while the answer was written. The model is asked without earlier runs, or a
+    correction would count against itself. Raises OSError when the store cannot be written.
+    """
+    from willitrun_estimator.calibration import Run, prediction_of, where_of  # noqa: PLC0415 - only here
+
+    predicted = predicted_speeds(machine, spec, plan, prompt_tokens=prompt_tokens, depth_tokens=depth_tokens)
+    measured = {"decode": decode_tokens_per_s, "prefill": prefill_tokens_per_s}
     runs = tuple(
         Run(
             test="decode" if test == "decode" else "prefill",
             model=spec.name,
             quant=plan.quant,
-            engine="llama.cpp",
+            engine=plan.engine,
             where=where_of(plan),
             gpu_layers=plan.gpu_layers,
             cpu_moe_layers=plan.cpu_moe_layers,
-            predicted_tokens_per_s=expected.expected,
-            measured_tokens_per_s=found[test],
-            measured_at=now,
+            predicted_tokens_per_s=expected,
+            predicted_with=prediction_of(read(machine.shape_hash, folder)),
+            measured_tokens_per_s=done,
+            measured_at=now or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            depth_tokens=depth_tokens if test == "decode" else prompt_tokens,
         )
-        for test, expected in predicted.items()
-        if expected is not None and test in found
+        for test, done in measured.items()
+        if done and (expected := predicted.get(test)) is not None
     )
     if runs:
         keep_runs(machine.shape_hash, runs, folder)
     return runs
 
 
+def predicted_speeds(
+    machine: Machine, spec: ModelSpec, plan: Plan, *, prompt_tokens: int, depth_tokens: int
+) -> dict[str, float]:
+    """Return the model's own tokens per second of a llama.cpp plan; empty where it knows nothing."""
+    from willitrun_estimator.hardware import devices  # noqa: PLC0415 - only here
+    from willitrun_estimator.placement import Placement, Settings  # noqa: PLC0415
+    from willitrun_estimator.request import Request  # noqa: PLC0415
+    from willitrun_estimator.throughput import SpeedModel  # noqa: PLC0415
+    from willitrun_estimator.weights import weight_profile  # noqa: PLC0415
+    from willitrun_here.ask import sheet_of  # noqa: PLC0415
+
+    settings = Settings(
+        context_tokens=plan.context_tokens, kv_type_k=plan.kv_type, kv_type_v=plan.kv_type, ubatch=plan.ubatch,
+        batch=plan.batch, parallel=plan.parallel,
+    )  # fmt: skip
+    placement = Placement(
+        gpu_layers=plan.gpu_layers,
+        split=tuple(round(share) for share in plan.tensor_split),
+        cpu_moe_layers=plan.cpu_moe_layers,
+    )
+    planned_on = devices(machine, Request(backend=plan.backend), sheet_of)
+    model = SpeedModel(weight_profile(spec, plan.quant), planned_on, settings, engine=plan.engine)
+    found = {
+        "decode": model.decode_rate(placement, depth_tokens=depth_tokens),
+        "prefill": model.prefill_rate(placement, prompt_tokens=max(1, prompt_tokens)),
+    }
+    return {test: rate for test, rate in found.items() if rate is not None}
+
+
 def measure(
-    machine: Machine, *, say: Callable[[str], object], now: str, before: Corrections | None = None
+    machine: Machine,
+    *,
+    say: Callable[[str], object],
+    now: str,
+    before: Corrections | None = None,
+    program: str | None = None,
+    folder: Path | None = None,
 ) -> Corrections:
-    """Measure memory and disks of this machine, telling the progress; earlier engine runs are kept."""
+    """Measure memory, disks and the kernels of `program` (llama-bench) on this machine, telling the progress.
+
+    Earlier engine runs are kept. Models are made up under `folder`.
+    """
     from willitrun_estimator.calibration import Corrections  # noqa: PLC0415 - only here
 
     threads = machine.cpu.usable_threads or 1
+    known = before or Corrections()
     say(f"memory bandwidth, {threads} threads …")
+    since = cpu_seconds()
     rate = memory_bandwidth(threads)
     say(f"  {rate / 1e9:.1f} GB/s" if rate else "  not measurable here")
+    busy = told_busy(since, say)
     disks = {}
     for disk in machine.disks:
         if disk.purpose == "home":
@@ -243,13 +294,76 @@ def measure(
         say(f"  {speed / 1e9:.2f} GB/s" if speed else "  no model file to read")
         if speed:
             disks[disk.path] = speed
+    products, block_s = known.product_rates, known.block_s
+    if busy:
+        rate = known.ram_bandwidth_bytes_per_s
+    else:
+        since = cpu_seconds()
+        found = measured_products(machine, program, threads, say=say, folder=folder)
+        if not told_busy(since, say):
+            products, block_s = found
     return Corrections(
         shape_hash=machine.shape_hash,
         measured_at=now,
         ram_bandwidth_bytes_per_s=rate,
         disk_read_bytes_per_s=disks,
-        runs=before.runs if before else (),
+        product_rates=products,
+        block_s=block_s,
+        runs=known.runs,
     )
+
+
+def cpu_seconds() -> tuple[float, float, float] | None:
+    """Return the processor's seconds since boot that were busy, all of them, and this process's; None without /proc."""
+    try:
+        first = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return None
+    user, nice, system, idle, waiting, *rest = (int(one) / os.sysconf("SC_CLK_TCK") for one in first)
+    busy = user + nice + system + sum(rest)
+    own = os.times()
+    return busy, busy + idle + waiting, own.user + own.system + own.children_user + own.children_system
+
+
+def told_busy(since: tuple[float, float, float] | None, say: Callable[[str], object]) -> bool:
+    """Tell whether other programs took so much of the processor that figures are too low, and say so."""
+    now = cpu_seconds()
+    if since is None or now is None or now[1] <= since[1]:
+        return False
+    share = (now[0] - since[0] - (now[2] - since[2])) / (now[1] - since[1])
+    if share <= MOST_BUSY:
+        return False
+    say(f"  other programs took {share:.0%} of the processor: not kept. Run it again when the machine is idle.")
+    return True
+
+
+def measured_products(
+    machine: Machine, program: str | None, threads: int, *, say: Callable[[str], object], folder: Path | None
+) -> tuple[tuple[ProductRate, ...], float | None]:
+    """Return what the engine's kernels reach by weight type; nothing without an engine or without room for a model."""
+    import tempfile  # noqa: PLC0415 - only here
+
+    from willitrun_here.calibrate_engine import ROOM_BYTES, measure_products  # noqa: PLC0415
+
+    if program is None:
+        say("no llama-bench is installed: the speed of the processor's kernels stays estimated")
+        return (), None
+    say(f"{program} with made-up models, {threads} threads …")
+    free = machine.memory.available_bytes
+    if free is not None and free < ROOM_BYTES:
+        say("  not enough free memory")
+        return (), None
+    try:
+        where = folder or store_folder()
+        where.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=where) as inside:
+            products, block_s = measure_products(program, threads=threads, folder=Path(inside), say=say)
+    except OSError as error:
+        say(f"  not measurable here: {error}")
+        return (), None
+    if not products:
+        say("  it measured nothing")
+    return products, block_s
 
 
 def keep_runs(shape_hash: str, runs: Sequence[Run], folder: Path | None = None) -> Path:
@@ -268,32 +382,21 @@ def _key(run: Run) -> tuple[object, ...]:
 
 def keep_measured(target: Target, comparison: Comparison, *, now: str = "", folder: Path | None = None) -> Path | None:
     """Keep what an engine that was started here did; None when it measured nothing or the store cannot be written."""
-    from willitrun_estimator.calibration import Run, where_of  # noqa: PLC0415 - only here
-
-    probe, plan = comparison.probe, target.plan
+    probe = comparison.probe
     if probe is None:
         return None
-    pairs = (
-        ("decode", comparison.planned_decode_tokens_per_s, probe.decode_tokens_per_s),
-        ("prefill", comparison.planned_prefill_tokens_per_s, probe.prefill_tokens_per_s),
-    )
-    runs = [
-        Run(
-            test="decode" if test == "decode" else "prefill",
-            model=target.spec.name,
-            quant=plan.quant,
-            engine=plan.engine,
-            where=where_of(plan),
-            gpu_layers=plan.gpu_layers,
-            cpu_moe_layers=plan.cpu_moe_layers,
-            predicted_tokens_per_s=planned,
-            measured_tokens_per_s=done,
-            measured_at=now or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        )
-        for test, planned, done in pairs
-        if planned and done > 0
-    ]
     try:
-        return keep_runs(target.machine.shape_hash, runs, folder) if runs else None
+        runs = record_run(
+            target.machine,
+            target.spec,
+            target.plan,
+            decode_tokens_per_s=probe.decode_tokens_per_s,
+            prefill_tokens_per_s=probe.prefill_tokens_per_s,
+            prompt_tokens=probe.prompt_tokens,
+            depth_tokens=probe.prompt_tokens + probe.output_tokens // 2,
+            now=now,
+            folder=folder,
+        )
     except OSError:
         return None
+    return path_of(target.machine.shape_hash, folder or store_folder()) if runs else None

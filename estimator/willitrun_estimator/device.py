@@ -6,6 +6,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from willitrun_probe.machine import ProductRate
+
 Backend = Literal["cuda", "rocm", "vulkan", "metal", "cpu"]
 
 
@@ -58,6 +60,10 @@ class Host(Struct, frozen=True, kw_only=True):
     """Physical cores an engine may use."""
     cpu_name: str | None = None
     flags: tuple[str, ...] = ()
+    product_rates: tuple[ProductRate, ...] = ()
+    """Measured on this host with all its threads, by weight type; empty where nothing was."""
+    block_s: float | None = None
+    """Seconds of a block beside reading its weights, measured likewise."""
     disk_read_bytes_per_s: float | None = None
     disk_basis: str = "unknown"
     """`measured` (also given), `assumed` or `unknown`."""

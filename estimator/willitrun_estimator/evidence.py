@@ -67,6 +67,7 @@ def moved(interval: Interval | None, test: Test, known: Known) -> tuple[Interval
             where=where,
             gpu_layers=plan.gpu_layers,
             cpu_moe_layers=plan.cpu_moe_layers,
+            depth_tokens=known.depth_tokens if test == "decode" else known.prompt_tokens,
         )
     sheets = {gpu.sheet for gpu in known.gpus}
     if where != "gpu" or len(sheets) != 1 or None in sheets or known.depth_tokens > SHALLOW_TOKENS:

@@ -180,6 +180,8 @@ def host(machine: Machine) -> Host:
         threads=cpu.usable_threads or 1,
         cpu_name=cpu.name,
         flags=cpu.flags,
+        product_rates=cpu.product_rates,
+        block_s=cpu.block_s,
         disk_read_bytes_per_s=max(reads, default=ASSUMED_DISK_BYTES_PER_S),
         disk_basis="measured" if reads else "assumed",
     )

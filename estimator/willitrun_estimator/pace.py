@@ -7,7 +7,7 @@ from willitrun_estimator.placement import Placement
 from willitrun_estimator.plan import Interval, Serving, Speed
 from willitrun_estimator.score import Purpose
 from willitrun_estimator.throughput import LOAD_SPREAD, SpeedModel
-from willitrun_estimator.throughput.groups import decode_groups, prefill_groups
+from willitrun_estimator.throughput.groups import basis, decode_groups, prefill_groups
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -17,7 +17,7 @@ def decode(model: SpeedModel, placement: Placement, *, depth_tokens: float, shor
     around = spread(model.constants.decode_spread, decode_groups(model, placement, depth_tokens))
     if not short_bytes:
         rate = model.decode_rate(placement, depth_tokens=depth_tokens)
-        return None if rate is None else interval(rate, around)
+        return None if rate is None else interval(rate, around, basis=basis(model, placement))
     bounds = model.paged_decode_s(placement, short_bytes, depth_tokens)
     if bounds is None:
         return None
@@ -32,7 +32,8 @@ def prefill(model: SpeedModel, placement: Placement, *, prompt_tokens: int, dept
     rate = model.prefill_rate(placement, prompt_tokens=prompt_tokens, depth_tokens=depth_tokens)
     if rate is None:
         return None
-    return interval(rate, spread(model.constants.prefill_spread, prefill_groups(model, placement)))
+    around = spread(model.constants.prefill_spread, prefill_groups(model, placement))
+    return interval(rate, around, basis=basis(model, placement))
 
 
 def speed(model: SpeedModel, placement: Placement, *, prompt_tokens: int, depth_tokens: int, short_bytes: int) -> Speed:

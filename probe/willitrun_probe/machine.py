@@ -136,6 +136,16 @@ class NumaNode(Struct, frozen=True, kw_only=True):
     memory_free_bytes: Bytes | None = None
 
 
+class ProductRate(Struct, frozen=True, kw_only=True):
+    """What all usable threads together reach in matrix products with weights of one type."""
+
+    weight_type: str
+    decode_bytes_per_s: Rate
+    """Weight bytes per second while one token is computed."""
+    prefill_ops_per_s: Rate
+    """Operations per second while a prompt is read, two per weight and token."""
+
+
 class Cpu(Struct, frozen=True, kw_only=True):
     """The processor as this process may use it."""
 
@@ -154,6 +164,10 @@ class Cpu(Struct, frozen=True, kw_only=True):
     flags: tuple[str, ...] = ()
     """The instruction sets that matter for inference, as the kernel spells them."""
     numa_nodes: tuple[NumaNode, ...] = ()
+    product_rates: tuple[ProductRate, ...] = ()
+    """Measured by `calibrate` with the engine that is installed; empty otherwise."""
+    block_s: float | None = None
+    """Seconds that one transformer block takes beside reading its weights, measured likewise."""
 
 
 class Memory(Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from willitrun_estimator.interval import Spread, interval, spread, time_interval
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.plan import Interval
 from willitrun_estimator.throughput.constants import Constants, shipped
-from willitrun_estimator.throughput.groups import decode_groups, prefill_groups
+from willitrun_estimator.throughput.groups import basis, decode_groups, prefill_groups
 from willitrun_estimator.throughput.model import SpeedModel
 from willitrun_estimator.weights import WeightProfile
 
@@ -37,7 +37,9 @@ def decode(
         weights, devices, settings, engine=engine, before_2025=before_2025, constants=constants or shipped()
     )
     rate = model.decode_rate(placement, depth_tokens=depth_tokens)
-    return None if rate is None else interval(rate, _decode_spread(model, placement, depth_tokens))
+    if rate is None:
+        return None
+    return interval(rate, _decode_spread(model, placement, depth_tokens), basis=basis(model, placement))
 
 
 def prefill(
@@ -57,7 +59,9 @@ def prefill(
         weights, devices, settings, engine=engine, before_2025=before_2025, constants=constants or shipped()
     )
     rate = model.prefill_rate(placement, prompt_tokens=prompt_tokens, depth_tokens=depth_tokens)
-    return None if rate is None else interval(rate, _prefill_spread(model, placement))
+    if rate is None:
+        return None
+    return interval(rate, _prefill_spread(model, placement), basis=basis(model, placement))
 
 
 def ttft(

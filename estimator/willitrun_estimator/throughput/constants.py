@@ -7,7 +7,7 @@ data sheet's bandwidth, operations relative to its rate, seconds per block. Ther
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 import msgspec
 from msgspec import Struct
@@ -101,9 +101,13 @@ class HostCosts(Struct, frozen=True, kw_only=True):
     bandwidth: dict[str, float]
     """Share of the given bandwidth that matrix products reach, by where the figure is from."""
     core_bytes_per_s: dict[str, float]
-    """Weight bytes that one core unpacks and multiplies per second, by type class."""
+    """Weight bytes that one AVX-512 core unpacks and multiplies per second for one token, by weight type."""
     core_ops_per_s: dict[str, float]
-    """Operations per second and core in prefill, by instruction set."""
+    """Operations per second of one AVX-512 core in the products of a prompt, by weight type."""
+    decode_cores: dict[str, float]
+    """What a core of another instruction set takes for one token, relative to AVX-512."""
+    prefill_cores: dict[str, float]
+    """The same for a prompt."""
     expert: float
     """Reading experts, relative to dense weights."""
     recurrent: float
@@ -139,5 +143,5 @@ class Constants(Struct, frozen=True, kw_only=True):
 @cache
 def shipped() -> Constants:
     """Return the constants that came with the product."""
-    data = files("willitrun_estimator").joinpath("data", "speed_constants.json").read_bytes()
+    data = (Path(__file__).parents[1] / "data" / "speed_constants.json").read_bytes()
     return msgspec.json.decode(data, type=Constants)

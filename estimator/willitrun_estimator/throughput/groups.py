@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from willitrun_estimator.placement import Placement
+from willitrun_estimator.plan import Basis
 from willitrun_estimator.throughput.model import SpeedModel
 
 
@@ -20,8 +21,7 @@ def decode_groups(model: SpeedModel, placement: Placement, depth_tokens: float) 
     """Return the names of the groups to look up for a decode speed."""
     where = _where(model, placement)
     if where == "host":
-        basis = model.devices.host.bandwidth_basis
-        return (f"host-{basis}", "host")
+        return _host_groups(model)
     if where == "offload":
         return ("offload",)
     return _gpu_groups(model, placement, depth_tokens)
@@ -30,7 +30,19 @@ def decode_groups(model: SpeedModel, placement: Placement, depth_tokens: float) 
 def prefill_groups(model: SpeedModel, placement: Placement) -> tuple[str, ...]:
     """Return the names of the groups to look up for a prefill speed."""
     where = _where(model, placement)
+    if where == "host":
+        return _host_groups(model)
     return (where,) if where != "gpu" else _gpu_groups(model, placement, 0)
+
+
+def basis(model: SpeedModel, placement: Placement) -> Basis:
+    """Return what a prediction rests on: a host that takes part and whose kernels were measured corrects it."""
+    return "calibrated" if model.devices.host.product_rates and _where(model, placement) != "gpu" else "estimated"
+
+
+def _host_groups(model: SpeedModel) -> tuple[str, ...]:
+    host = model.devices.host
+    return ("host-calibrated" if host.product_rates else f"host-{host.bandwidth_basis}", "host")
 
 
 def _gpu_groups(model: SpeedModel, placement: Placement, depth_tokens: float) -> tuple[str, ...]:

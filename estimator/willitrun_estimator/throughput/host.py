@@ -1,14 +1,15 @@
-"""What a span of blocks costs on the host: bytes over memory bandwidth, or over what the cores unpack if that is less.
+"""What a span of blocks costs on the host: the matrix products by weight type, the cache, and what threads wait.
 
-With few cores decode is not bound by memory alone: each core takes a rate that depends on the weight type (measured
-with llama-bench on AVX-512 cores: F16 23 GB/s of weights, K-quants 15, i-quants 9).
+Threads meet after every product, and the more of them there are the longer that takes; experts in host memory add a
+crossing from the GPU and back for each block.
 """
 
 from __future__ import annotations
 
 from willitrun_estimator.device import Host
 from willitrun_estimator.throughput.constants import Constants
-from willitrun_estimator.throughput.rates import core_ops_per_s, host_bytes_per_s, type_class
+from willitrun_estimator.throughput.products import Products, mixes, of_type
+from willitrun_estimator.throughput.rates import host_bytes_per_s
 from willitrun_estimator.throughput.work import Work
 
 
@@ -17,15 +18,15 @@ class HostCost:
 
     def __init__(self, work: Work, host: Host, constants: Constants, bytes_per_s: float) -> None:
         costs = constants.host
-        threads = max(1, host.threads)
         self.work, self.costs = work, costs
-        kind = type_class(work.weights.matmul_type)
-        unpacked = threads * costs.core_bytes_per_s[kind]
-        self.byte_s = max(1.0 / bytes_per_s, 1.0 / unpacked)
-        self.block_s = costs.block_s * threads
-        self.row_s = 1.0 / min(bytes_per_s, threads * costs.core_bytes_per_s["half"])
-        self.operation_s = 1.0 / (threads * core_ops_per_s(host, constants))
-        self.product_s = 2 * work.elements_per_byte * self.operation_s
+        products = Products(host, costs, bytes_per_s)
+        experts, rest = mixes(work.weights)
+        self.byte_s, self.product_s = products.of(rest)
+        self.expert_byte_s, self.expert_product_s = products.of(experts)
+        self.expert_byte_s *= costs.expert
+        self.block_s = costs.block_s * max(1, host.threads) if host.block_s is None else host.block_s
+        self.row_s = 1.0 / min(bytes_per_s, products.decode_cores * of_type(costs.core_bytes_per_s, "F16"))
+        self.operation_s = products.operation_s("F16")
 
     @classmethod
     def of(cls, host: Host, work: Work, constants: Constants) -> HostCost | None:
@@ -40,7 +41,7 @@ class HostCost:
     def experts_s(self, first: int, last: int) -> float:
         """Return what the experts of a span cost one token, the crossings to and from the GPU included."""
         work = self.work
-        read = self.byte_s * self.costs.expert * (work.active_bytes[last] - work.active_bytes[first])
+        read = self.expert_byte_s * (work.active_bytes[last] - work.active_bytes[first])
         return read + self.costs.split_s * (work.moe_blocks[last] - work.moe_blocks[first])
 
     def blocks_s(self, blocks: int, depth_tokens: float, *, head: bool) -> float:
@@ -50,7 +51,8 @@ class HostCost:
         mixers = work.attention_mixers[blocks] + work.recurrent_mixers[blocks]
         slow = 1.0 + (costs.recurrent - 1.0) * (work.recurrent_mixers[blocks] / mixers if mixers else 0.0)
         return (
-            self.byte_s * (slow * resident + costs.expert * work.active_bytes[blocks])
+            self.byte_s * slow * resident
+            + self.expert_byte_s * work.active_bytes[blocks]
             + self.row_s * work.state_bytes[blocks]
             + self.cache_s(0, blocks, depth_tokens)
             + self.block_s * blocks
@@ -60,22 +62,23 @@ class HostCost:
         """Return what each further token of a step costs the cores."""
         work = self.work
         resident = work.resident_bytes[blocks] + (work.weights.output_bytes if head else 0)
-        return self.product_s * (resident + work.active_bytes[blocks])
+        return self.product_s * resident + self.expert_product_s * work.active_bytes[blocks]
 
     def prefill_s(self, blocks: int, tokens: int, *, head: bool) -> float:
         """Return the seconds of one micro-batch through the first blocks."""
         work = self.work
-        read = float(work.resident_bytes[blocks]) + (work.weights.output_bytes if head else 0)
-        read += work.touched_share(tokens) * work.expert_bytes[blocks]
-        products = self.product_s * tokens * (work.resident_bytes[blocks] + work.active_bytes[blocks])
-        return products + self.byte_s * read + self.block_s * blocks
+        read = self.byte_s * (work.resident_bytes[blocks] + (work.weights.output_bytes if head else 0))
+        read += self.expert_byte_s * work.touched_share(tokens) * work.expert_bytes[blocks]
+        products = self.product_s * work.resident_bytes[blocks] + self.expert_product_s * work.active_bytes[blocks]
+        return tokens * products + read + self.block_s * blocks
 
     def prefill_experts_s(self, first: int, last: int, tokens: int) -> float:
         """Return the seconds of one micro-batch through experts that stay on the host."""
         work = self.work
         active = work.active_bytes[last] - work.active_bytes[first]
         read = work.touched_share(tokens) * (work.expert_bytes[last] - work.expert_bytes[first])
-        return self.product_s * tokens * active + self.byte_s * read + self.costs.split_s * (last - first)
+        products = self.expert_product_s * tokens * active
+        return products + self.expert_byte_s * read + self.costs.split_s * (last - first)
 
     def attention_s(self, first: int, last: int, depth_tokens: float) -> float:
         """Return what attention over the context costs one token of a prompt."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from willitrun_estimator.device import Device, Host
@@ -65,7 +67,6 @@ def host_bytes_per_s(host: Host, constants: Constants) -> float | None:
     return host.bandwidth_bytes_per_s * shares.get(host.bandwidth_basis, shares["measured"])
 
 
-def core_ops_per_s(host: Host, constants: Constants) -> float:
-    """Return the operations one core does in a matrix product of a prompt."""
-    table = constants.host.core_ops_per_s
-    return next((table[flag] for flag in INSTRUCTION_SETS if flag in host.flags and flag in table), table["other"])
+def instruction_set(host: Host, table: Mapping[str, float]) -> str:
+    """Return the fastest of a processor's instruction sets that a table knows, `other` without any."""
+    return next((flag for flag in INSTRUCTION_SETS if flag in host.flags and flag in table), "other")
