@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -121,6 +119,7 @@ def target_of(result: Answer, spec: ModelSpec, machine: Machine, *, extra: tuple
     """Return the plan with everything a launcher needs, for the llama-server that is installed."""
     from willitrun_here.launch.flags import NEWEST, installed  # noqa: PLC0415
     from willitrun_here.launch.target import Target  # noqa: PLC0415
+    from willitrun_here.places import cache_folder  # noqa: PLC0415
 
     assert result.plan is not None  # noqa: S101 - callers launch what can start
     program = llama_server()
@@ -134,14 +133,9 @@ def llama_server() -> str | None:
     """Return the installed llama-server: the one WILLITRUN_LLAMA_SERVER names, else the one on PATH."""
     import os  # noqa: PLC0415 - only when commands are wanted
 
-    return shutil.which(os.environ.get("WILLITRUN_LLAMA_SERVER") or "llama-server")
+    from willitrun_here.places import program  # noqa: PLC0415
 
-
-def cache_folder() -> Path:
-    """Return the folder for what can be found out again."""
-    from platformdirs import user_cache_path  # noqa: PLC0415 - only when commands are wanted
-
-    return user_cache_path("willitrun-here", appauthor=False)
+    return program(os.environ.get("WILLITRUN_LLAMA_SERVER") or "llama-server")
 
 
 def all_commands(target: Target) -> Iterable[tuple[str, object]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
@@ -44,7 +44,7 @@ def rows() -> dict[tuple[str, str], tuple[Row, ...]]:
     """Return the shipped rows by GPU and model: one stream, all on GPUs, little context."""
     import csv  # noqa: PLC0415 - not needed before an answer is shown
 
-    folder = files("willitrun_estimator").joinpath("data")
+    folder = Path(__file__).parent / "data"
     sources = folder.joinpath("measured_speeds_sources.txt").read_text(encoding="utf-8").splitlines()
     found: dict[tuple[str, str], list[Row]] = {}
     for line in csv.DictReader(folder.joinpath("measured_speeds.csv").read_text(encoding="utf-8").splitlines()):

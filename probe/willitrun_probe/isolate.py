@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -84,6 +82,8 @@ def _done(lines: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _run(arguments: Mapping[str, Any], *, timeout_s: float, environment: Mapping[str, str]) -> _Run:
+    import select  # noqa: PLC0415 - only where a vendor is asked
+
     deadline = time.monotonic() + timeout_s
     answer_end, answer_write = os.pipe()
     chatter_end, chatter_write = os.pipe()
@@ -157,6 +157,8 @@ class _Answers:
 
 def _listen(answer_end: int, chatter_end: int, answers: _Answers, chatter: bytearray, deadline: float) -> bool:
     """Read until the child is done, closes its pipe, stalls or runs out of time; False for the last two."""
+    import select  # noqa: PLC0415 - as above
+
     open_ends = {answer_end, chatter_end}
     progress = time.monotonic()
     patience = max(0.0, (deadline - progress) * STALL_SHARE)
@@ -192,6 +194,8 @@ def _end(pid: int, grace: float) -> int | None:
 
 
 def _kill(pid: int) -> None:
+    import signal  # noqa: PLC0415 - only after a child that hung
+
     for kill, target in ((os.killpg, pid), (os.kill, pid)):
         try:
             kill(target, signal.SIGKILL)
@@ -220,6 +224,8 @@ def _judge(complete: bool, finished: bool, status: int | None) -> tuple[Ending, 
         stuck = "" if status is not None else "; it could not even be killed and may stay until a reboot"
         return "timeout", f"gave no answer in time{stuck}"
     if status is not None and status < 0:
+        import signal  # noqa: PLC0415 - only after a child that crashed
+
         try:
             name = signal.Signals(-status).name
         except ValueError:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import select
-import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from willitrun_probe.findings import finding
 from willitrun_probe.machine import Engine, Finding
@@ -85,6 +81,11 @@ def _key(path: str) -> str:
 
 def _ask(waiting: list[tuple[Program, str]], environment: Mapping[str, str], deadline: float) -> dict[str, str | None]:
     """Start all programs, read their output until the deadline, and leave none behind."""
+    if not waiting:
+        return {}
+    import re  # noqa: PLC0415 - only where an engine is asked
+    import select  # noqa: PLC0415
+
     running: dict[int, tuple[int, Program, str, bytearray]] = {}
     for program, path in waiting:
         end, write = os.pipe()
@@ -119,6 +120,8 @@ def _ask(waiting: list[tuple[Program, str]], environment: Mapping[str, str], dea
 
 
 def _finish(pid: int) -> None:
+    import signal  # noqa: PLC0415 - only after an engine was asked
+
     with suppress(OSError):
         os.killpg(pid, signal.SIGKILL)
     limit = time.monotonic() + 0.5
@@ -131,11 +134,16 @@ def _finish(pid: int) -> None:
         time.sleep(0.002)
 
 
+def _read(path: str) -> Any:
+    with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib takes longer to import than this to run
+        return json.load(file)
+
+
 def _load(cache: str | None) -> dict[str, str]:
     if cache is None:
         return {}
     try:
-        data = json.loads(Path(cache).read_text("utf-8"))
+        data = _read(cache)
     except (OSError, ValueError):
         return {}
     return {k: v for k, v in data.items() if isinstance(v, str)} if isinstance(data, dict) else {}
@@ -144,6 +152,8 @@ def _load(cache: str | None) -> dict[str, str]:
 def _store(cache: str | None, versions: dict[str, str]) -> None:
     if cache is None:
         return
+    from pathlib import Path  # noqa: PLC0415 - only after an engine was asked
+
     path = Path(cache)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from willitrun_here.cli.options import JSON, MACHINE, TOKENS
+from willitrun_here.cli.basic_options import JSON, MACHINE
+from willitrun_here.cli.options import TOKENS
 from willitrun_here.cli.output import console, note, print_json, print_text
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from willitrun_here.cli.options import JSON
+from willitrun_here.cli.basic_options import JSON
 from willitrun_here.cli.output import console, print_json
 
 

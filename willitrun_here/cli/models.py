@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from willitrun_here.cli.options import JSON
+from willitrun_here.cli.basic_options import JSON
 from willitrun_here.cli.output import console, note, print_json
 
 if TYPE_CHECKING:

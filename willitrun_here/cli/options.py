@@ -10,8 +10,11 @@ from typing import Any, TypeVar
 import click
 
 from willitrun_estimator.request import Request
+from willitrun_here.cli.basic_options import JSON, MACHINE
 from willitrun_here.errors import UsageError
 from willitrun_probe.units import parse_bytes
+
+__all__ = ["JSON", "MACHINE", "check", "question", "request"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,14 +97,6 @@ POSITIVE = click.IntRange(min=1, max=MOST_COUNT)
 FRACTION = click.FLOAT
 RATE = click.FLOAT
 """Ranges of numbers are checked with the other rules, in `check`, for a batch line has them too."""
-
-MACHINE = click.option(
-    "--machine",
-    metavar="SPEC",
-    default="here",
-    help='"here", a saved probe file, a recording, or words: "2x NVIDIA GeForce RTX 3090, 64 GiB RAM".',
-)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, everything else on stderr.")
 
 QUESTION = (
     click.option("--quant", metavar="Q", default="auto", help="Quantization, e.g. Q4_K_M, or auto."),

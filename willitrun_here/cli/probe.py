@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from willitrun_here.cli.options import JSON
+from willitrun_here.cli.basic_options import JSON
 from willitrun_here.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def probe(
     encoded = to_json(seen)
     if save is not None:
         try:
+            from pathlib import Path  # noqa: PLC0415 - as said there
+
             Path(save).write_bytes(encoded + b"\n")
         except OSError as error:
             raise UnreadableError(f"{save} cannot be written: {error.strerror or error}") from None
@@ -95,16 +97,18 @@ def observe(*, timeout_s: float, root: str | None = None, machine: str | None = 
 
     if root is None:
         return here(timeout_s=timeout_s)
-    if not Path(root).is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112 - pathlib is slow to import beside a probe
         raise UnreadableError(f"{root} is not a folder", "Name a folder that holds proc and sys.")
     return here(timeout_s=timeout_s, root=root)
 
 
 def _recorded(machine: str, *, timeout_s: float) -> Machine:
-    if Path(machine).is_dir():
+    if os.path.isdir(machine):  # noqa: PTH112
         from willitrun_probe.record import open_recording  # noqa: PLC0415
 
         return open_recording(machine, timeout_s=timeout_s)
+    from pathlib import Path  # noqa: PLC0415 - as said there
+
     import msgspec  # noqa: PLC0415
 
     from willitrun_probe.machine import from_json  # noqa: PLC0415

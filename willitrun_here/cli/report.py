@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from willitrun_here.cli.options import MACHINE
+from willitrun_here.cli.basic_options import MACHINE
 
 if TYPE_CHECKING:
     from willitrun_here.fleet.agent import Delivery, Setup

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from willitrun_here.cli.options import JSON, question, request
+from willitrun_here.cli.basic_options import JSON
+from willitrun_here.cli.options import question, request
 from willitrun_here.cli.output import note, print_json, print_text
 
 

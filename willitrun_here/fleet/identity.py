@@ -14,6 +14,7 @@ from msgspec import Struct
 from willitrun_here.fleet.document import Fingerprint
 from willitrun_here.fleet.durable import write_durably
 from willitrun_here.fleet.errors import FleetError
+from willitrun_here.places import state_folder
 
 APPLICATION_ID = uuid.UUID("b1d7a4c2-5f0e-4c8e-9a37-6d2f3f1c9e10")
 """This application's constant id, the message of the keyed hash that machine-id(5) asks for."""
@@ -42,10 +43,8 @@ class Agent(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def state_directory(environment: Mapping[str, str]) -> Path:
     """Return where the agent keeps its identity and spool: systemd's StateDirectory, or the user's state folder."""
-    from platformdirs import user_state_path  # noqa: PLC0415 - only when nothing was given
-
     given = environment.get("STATE_DIRECTORY", "").split(":")[0]
-    return Path(given) if given else user_state_path("willitrun-here") / "agent"
+    return Path(given) if given else state_folder(environment) / "agent"
 
 
 def load_agent(directory: Path) -> Agent:

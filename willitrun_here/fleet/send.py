@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import random
-import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -15,6 +14,9 @@ from msgspec import Struct
 
 from willitrun_here.fleet.document import Enrolled, Enrolment, Problem, Receipt
 from willitrun_here.fleet.errors import CloneError, DocumentError, FleetUsageError, RefusedError, UnreachableError
+
+if TYPE_CHECKING:
+    import ssl
 
 T = TypeVar("T")
 
@@ -72,8 +74,9 @@ def connect(url: str, security: Security, *, timeout_s: float = 20.0) -> Send:
 
     Proxies of the environment are used, except for loopback.
     """
-    import http.client  # noqa: PLC0415
-    import urllib.error  # noqa: PLC0415 - only when something is sent
+    import http.client  # noqa: PLC0415 - only when something is sent
+    import ssl  # noqa: PLC0415
+    import urllib.error  # noqa: PLC0415
     import urllib.request  # noqa: PLC0415
 
     base = check_url(url, security)
@@ -155,6 +158,8 @@ def _decode(reply: Reply, kind: type[T]) -> T:
 
 
 def _tls(security: Security) -> ssl.SSLContext:
+    import ssl  # noqa: PLC0415 - only for https
+
     try:
         context = ssl.create_default_context(cafile=security.ca_file)
         if security.certificate_file is not None:

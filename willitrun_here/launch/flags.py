@@ -6,10 +6,8 @@ that works the first time therefore asks the build. Without an installed engine 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import subprocess
 from pathlib import Path
 
 import msgspec
@@ -91,6 +89,9 @@ def installed(program: str, cache: Path) -> Flags:
         stat = os.stat(program)  # noqa: PTH116 - one call, and a plain string is at hand
     except OSError:
         return NEWEST
+    import hashlib  # noqa: PLC0415 - only where an engine is installed
+    import subprocess  # noqa: PLC0415
+
     key = hashlib.sha256(f"{program}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:24]
     kept = cache / "flags" / f"{key}.json"
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote as url_quote
@@ -175,6 +174,8 @@ def read_gguf(connection: Connection, repository: Repository, model: HubModel) -
         raise HubError(
             f"hf:{repository.name}", f"{model.files[0]}: {len(model.files)} of {int(count['count'])} parts are there"
         )
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - only where something is fetched
+
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         headers = list(pool.map(lambda file: read_header(_file(connection, repository, file)), model.files))
     spec = model_from_headers(
@@ -202,6 +203,8 @@ def read_checkpoint(connection: Connection, repository: Repository) -> ModelSpec
         raise HubError(source, "holds neither GGUF files nor config.json with safetensors")
     config = _json(connection, repository, "config.json")
     extra = "hf_quant_config.json"
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - only where something is fetched
+
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         tables = list(pool.map(lambda name: read_tensors(_file(connection, repository, name, first=1 << 17)), shards))
     checkpoint = Checkpoint(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct
 
 from willitrun_estimator.compute.form import ZERO, Dim, Form, U, form, plus
 
 
-@dataclass(slots=True, eq=False)
-class Node:
+class Node(Struct, eq=False):
     """A tensor and the operation that makes it."""
 
     name: str
     dims: tuple[Dim, ...]
     size: Form
-    sources: list[Node] = field(default_factory=list)
+    sources: list[Node] = []
     view_of: Node | None = None
     """The tensor whose memory it shares."""
     contiguous: bool = True
