@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from willitrun_here.cli.options import JSON, MACHINE, question, request
+from willitrun_here.cli.basic_options import JSON, MACHINE
+from willitrun_here.cli.options import question, request
 from willitrun_here.cli.output import note, print_json, print_text
 from willitrun_here.errors import DoesNotRunError, UsageError
 
