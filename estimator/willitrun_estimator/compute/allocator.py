@@ -6,8 +6,6 @@ the open end only when no other block fits; freed blocks merge with their neighb
 
 from __future__ import annotations
 
-from bisect import bisect_left
-
 END = 1 << 62
 
 
@@ -53,6 +51,7 @@ class Arena:
                 starts[index] = offset
                 lengths[index] = length + size
                 return
-        index = bisect_left(starts, offset)
+        # Not a bisection: empty blocks can leave the list out of order, and llama.cpp inserts before the first larger.
+        index = next((place for place, start in enumerate(starts) if start >= offset), len(starts))
         starts.insert(index, offset)
         lengths.insert(index, size)

@@ -8,6 +8,7 @@ from willitrun_catalog.model import Attention, Mla
 from willitrun_estimator import cache
 from willitrun_estimator.compute.form import CELLS, WINDOW, ZERO, Dim, U, form, plus
 from willitrun_estimator.compute.graph import Node
+from willitrun_estimator.compute.kernels import has_flash_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,18 +40,23 @@ def attention(  # noqa: C901, PLR0912, PLR0915
 
     def projected(name: str, width: int) -> Node:
         out = b.matmul(name, homes, width, normed)
-        return b.norm(out, name + "_norm", homes) if b.style.whole_qk_norm else out
+        return b.norm(out, name + "_norm", homes) if b.whole_qk_norm and name + "_norm.weight" in homes.parts else out
 
     def headed(source: Node, name: str) -> Node:
-        normal = name + ".weight" in homes.parts and not b.style.whole_qk_norm
+        normal = name + ".weight" in homes.parts and not b.whole_qk_norm
         return b.norm(source, name, homes) if normal else source
 
+    def placed(source: Node, name: str) -> Node:
+        if b.style.norm_after_rope:
+            return headed(b.rope(source, homes), name)
+        return b.rope(headed(source, name), homes)
+
     def query(source: Node) -> Node:
-        turned = b.rope(headed(source, "attn_q_norm"), homes)
+        turned = placed(source, "attn_q_norm")
         return b.rotated(turned, shape, "k" + cells, mixer.key_dim) if rotate_k else turned
 
     def key(source: Node) -> Node:
-        turned = b.rope(headed(source, "attn_k_norm"), homes)
+        turned = placed(source, "attn_k_norm")
         return b.rotated(turned, kv_shape, "k" + cells, mixer.key_dim) if rotate_k else turned
 
     def value(source: Node) -> Node:
@@ -105,6 +111,7 @@ def attention(  # noqa: C901, PLR0912, PLR0915
             flat = g.view(g.view(v, (values, U)), (1, values, U), size=None if rotate_v else strided)
             g.store("set_v", cache_v, flat, b.value_index(cells, values))
     out = (mixer.value_dim, mixer.heads, U)
+    sinks = [b.weight("attn_sinks.weight", homes)] if "attn_sinks.weight" in homes.parts else []
     if b.flash:
         q = g.view(g.view(q, shape), (mixer.key_dim, U, mixer.heads), contiguous=False)
         kview = g.view(g.view(cache_k, (".k",), size=key_bytes), (".k", ".p"), size=key_bytes, contiguous=False)
@@ -114,7 +121,21 @@ def attention(  # noqa: C901, PLR0912, PLR0915
             scratch = plus(scratch, form((cells, keys * streams), 2))
         if b.copies_cache and b.settings.kv_type_v != "f16":
             scratch = plus(scratch, form((cells, values * streams), 2))
-        result = g.add("flash", out, q, kview, vview, b.mask(cells), gpu_extra=scratch, picks_device=False)
+        result = g.add(
+            "flash",
+            out,
+            *(q, kview, vview, b.mask(cells), *sinks),
+            gpu_extra=scratch,
+            picks_device=False,
+            gpu_supported=has_flash_kernel(
+                b.backend,
+                mixer.key_dim,
+                mixer.value_dim,
+                mixer.heads // mixer.kv_heads,
+                b.settings.kv_type_k,
+                b.settings.kv_type_v,
+            ),
+        )
 
         def finish() -> Node:
             turned = b.rotated(result, out, "v" + cells, 64) if rotate_v else result
@@ -125,7 +146,7 @@ def attention(  # noqa: C901, PLR0912, PLR0915
     kview = g.view(g.view(cache_k, (".k",), size=key_bytes), (".k", ".p"), size=key_bytes, contiguous=False)
     q = g.view(g.view(q, shape), (mixer.key_dim, U, mixer.heads), contiguous=False)
     scores = g.add("kq", (cells, U, mixer.heads), kview, q)
-    soft = g.add("soft_max", (cells, U, mixer.heads), scores, b.mask(cells), inplace=True, picks_device=False)
+    soft = g.add("soft_max", (cells, U, mixer.heads), scores, b.mask(cells), *sinks, inplace=True, rows=U)
     result = g.add("kqv", (mixer.value_dim, U, mixer.heads), vview, soft)
     turned = g.view(result, out, contiguous=False)
     mixed = g.add("cont", (mixer.heads * mixer.value_dim, U), turned)
@@ -166,7 +187,8 @@ def latent_attention(  # noqa: PLR0915
     row = rank + rope
     g.store("set_k", cache_k, g.view(k, (row, U)), b.key_index(CELLS))
     key_bytes = form((CELLS, cache.kv_row_bytes(b.settings.kv_type_k, row) * b.streams), 1)
-    part_bytes = form((CELLS, cache.kv_row_bytes(b.settings.kv_type_k, row) * b.streams), 1)
+    tail = cache.kv_row_bytes(b.settings.kv_type_k, row) - cache.kv_row_bytes(b.settings.kv_type_k, rank)
+    part_bytes = plus(key_bytes, form((-tail,), 1))
     if b.flash:
         q = g.view(g.view(q, (row, heads, U)), (row, U, heads), contiguous=False)
         kview = g.view(cache_k, (".k",), size=key_bytes)
@@ -174,7 +196,9 @@ def latent_attention(  # noqa: PLR0915
         vperm = g.view(g.view(kview, (".v",), size=part_bytes), (".v", ".p"), size=part_bytes, contiguous=False)
         mask = b.mask(CELLS) if not b.sparse else sparse_mask(b, mixer, low, normed, homes)
         copied = b.copies_cache and b.settings.kv_type_k != "f16"
-        scratch = form((CELLS, row * b.streams), 2) if copied else ZERO
+        # V is a part of K, unless both are copied from the host.
+        width = row + rank if homes.cache == b.host else row
+        scratch = form((CELLS, width * b.streams), 2) if copied else ZERO
         result = g.add("flash", (rank, heads, U), q, kperm, vperm, mask, gpu_extra=scratch, picks_device=False)
         turned = g.view(result, (rank, U, heads), contiguous=False)
         values = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b.weight", homes), turned, rows=U)

@@ -13,6 +13,8 @@ from willitrun_estimator.compute.graph import Graph, Node
 from willitrun_estimator.compute.style import style_of
 from willitrun_estimator.placement import Settings
 
+FETCHED_AHEAD = frozenset({"mamba1", "mamba2", "shortconv"})
+"""Mixers whose convolution state is the first thing of their block that llama.cpp asks for."""
 HEAD = "output"
 """The key of the head's bytes."""
 
@@ -46,6 +48,7 @@ class Builder:
         outside: frozenset[str] = frozenset(),
         build: Build = CURRENT,
         backend: str = "cuda",
+        whole_qk_norm: bool = False,
     ) -> None:
         self.spec = spec
         self.settings = settings
@@ -67,9 +70,13 @@ class Builder:
         self.outside = outside
         self.factors = next((name for name in outside if name.startswith("rope_")), None)
         self._factors: dict[int, Node] = {}
+        self.whole_qk_norm = whole_qk_norm
         self._inputs: dict[str, Node] = {}
         self._events: list[tuple[Mixer | None, Homes]] = []
         self._fetched: tuple[Node, Node] | None = None
+        self._waiting: Node | None = None
+        """The residual whose rows are picked as soon as nothing else is asked for before the sum that names it first."""
+        self._picked: Node | None = None
 
     def _input(self, name: str, dims: tuple[Dim, ...], element_bytes: int) -> Node:
         node = self._inputs.get(name)
@@ -130,9 +137,9 @@ class Builder:
         """Normalise, and scale by a block's weight where the architecture has one."""
         shape = source.dims if dims is None else dims
         rows = shape[-1]
-        centred = self.style.layer_norm or name + ".bias" in homes.parts
+        centred = self.style.layer_norm or (name + ".bias" in homes.parts and not self.style.plain_norm)
         out = self.graph.add("norm", shape, source, inplace=not centred)
-        for part in (name + ".weight", name + ".bias"):
+        for part in (name + ".weight", name, name + ".bias"):
             if part in homes.parts:
                 weight = self.weight(part, homes)
                 out = self.graph.add("normed", shape, out, weight, inplace=True, rows=rows)
@@ -178,17 +185,20 @@ class Builder:
         return None if self.has(homes, "post_ffw_norm") else "attn_norm"
 
     def fetch_next(self) -> None:
-        """Fetch the next Mamba block's convolution state where nothing else is asked for before it.
+        """Fetch the next block's convolution state where nothing else is asked for before it.
 
         llama.cpp adds a token mixer and a sum of experts to the graph at once, and everything after them only when it
         is read: the state's rows come before the tail of the block that precedes them.
         """
         self._events.pop(0)
         self._fetch()
+        if self._waiting is not None:
+            self._picked = self.out_rows(self._waiting)
+            self._waiting = None
 
     def _fetch(self) -> None:
         following = self._events[0] if self._events else None
-        if following is not None and isinstance(following[0], Recurrent) and following[0].kind in {"mamba1", "mamba2"}:
+        if following is not None and isinstance(following[0], Recurrent) and following[0].kind in FETCHED_AHEAD:
             self._fetched = recurrent.load_state(self, "cache_r", following[0].conv_elements, following[1])
 
     def fetched(self) -> tuple[Node, Node] | None:
@@ -207,7 +217,7 @@ class Builder:
         first = mixers[0]
         if isinstance(first, Recurrent):
             mixed = recurrent.recurrent(self, first, normed, homes)
-            if first.kind not in {"mamba1", "mamba2"}:
+            if first.kind not in FETCHED_AHEAD:
                 self.fetch_next()
             return mixed
         if isinstance(first, Mla):
@@ -218,6 +228,7 @@ class Builder:
         if len(mixers) == 1:
             self.fetch_next()
         if len(mixers) > 1 and isinstance(mixers[1], Recurrent):
+            self._fetched = recurrent.load_state(self, "cache_r", mixers[1].conv_elements, homes)
             normed = self.norm(source, "attn_norm", homes)
             held: list[Node] = []
             state = recurrent.mamba2(
@@ -240,11 +251,14 @@ class Builder:
         """Add one block; in the last one only the rows with logits go through the feed-forward network."""
         if self.style.parallel:
             return self.parallel_block(layer, source, homes, last=last)
+        picks = last and self.style.rows == "inside"
+        if picks and self.style.mixer_residual_first:
+            self._waiting = source
         mixed = self.mixer(layer, source, homes)
-        if last and self.style.rows == "inside":
+        if picks:
             if mixed is not None:
                 mixed = self.out_rows(mixed)
-            source = self.out_rows(source)
+            source = self.out_rows(source) if self._picked is None else self._picked
         if mixed is not None:
             if self.has_post_norm(homes):
                 mixed = self.norm(mixed, "post_attention_norm", homes)
@@ -310,22 +324,16 @@ class Builder:
         for device in sorted({homes.block for _, homes in layers} - {self.host}):
             self.graph.leaf("gate", (max(gates, default=0), U), device, kept=True)
 
-    def build(  # noqa: C901
+    def build(
         self,
         layers: tuple[tuple[Layer, Homes], ...],
         head: int,
-        omitted: tuple[int, ...] = (),
         copies: int = 1,
     ) -> Graph:
         """Build the graph of these blocks between the embedding table and the head on device `head`.
 
-        `omitted` is how many further blocks each device has, whose constants still take place; `copies` how many of
-        every input are kept.
+        `copies` is how many of every input are kept.
         """
-        if self.sparse:
-            for device, count in enumerate(omitted):
-                if count:
-                    self.graph.leaf("ones", (count, attention.TOP_K, U), device, kept=True)
         hidden = self.spec.hidden_size
         tokens = self._input("tokens", (U,), 4)
         if self.rules.spare_embeddings:
@@ -345,7 +353,7 @@ class Builder:
         if self.style.rows == "block-end":
             x.is_output = True
             x = self.out_rows(x)
-        centred = self.style.layer_norm or "output_norm.bias" in self.outside
+        centred = self.style.layer_norm or ("output_norm.bias" in self.outside and not self.style.plain_norm)
         norm = self.graph.add("final_norm", x.dims, x, inplace=not centred)
         norm = self.graph.add("result_norm", x.dims, norm, self.graph.weight("output_norm.weight", head), inplace=True)
         norm.is_output = True

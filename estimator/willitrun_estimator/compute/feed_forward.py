@@ -41,12 +41,14 @@ def experts(  # noqa: C901, PLR0915
     chances = g.add("probabilities", (ffn.experts, tokens), logits, inplace=True)
     flat = g.view(chances, (1, ffn.experts, tokens))
     ranked = chances
-    if "exp_probs_b.bias" in homes.parts:
-        ranked = g.add("biased", (ffn.experts, tokens), chances, b.weight("exp_probs_b.bias", homes), inplace=True)
+    balance = next((name for name in ("exp_probs_b.bias", "exp_probs_b") if name in homes.parts), None)
+    if balance is not None:
+        ranked = g.add("biased", (ffn.experts, tokens), chances, b.weight(balance, homes), inplace=True)
     order = g.add("argsort", (ffn.experts, tokens), ranked, element_bytes=4)
     chosen = g.view(order, (used, tokens), contiguous=False)
     weights = g.view(g.add("weights", (1, used, tokens), flat, chosen), (used, tokens))
     total = g.add("sum_rows", (1, tokens), weights)
+    total = g.add("clamped", (1, tokens), total, inplace=True)
     weights = g.add("weights_norm", (used, tokens), weights, total, inplace=True)
     weights = g.view(weights, (1, used, tokens))
     single = g.view(normed, (hidden_size, 1, tokens))

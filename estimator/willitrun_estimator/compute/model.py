@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from willitrun_catalog.model import Attention, Layer, Mla, Recurrent
+from willitrun_catalog.model import Attention, Layer
 from willitrun_estimator import cache
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.builder import Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
 from willitrun_estimator.compute.form import ROWS, Dim, Sizes, U
 from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, PIPELINE_COPIES, Program, Schedule
-from willitrun_estimator.compute.sequence import representative
 from willitrun_estimator.compute.style import style_of
 from willitrun_estimator.tensors import blueprint
 from willitrun_estimator.weight_groups import grouped
@@ -46,13 +45,13 @@ class ComputeModel:
         self.host = len(devices.gpus)
         self.blocks = len(spec.layers)
         self._parts = tuple(frozenset(part.name for part in kind) for kind in plan.kinds)
-        self._sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
-        self._whole = any(
-            (isinstance(m, Recurrent) and m.kind in {"mamba1", "mamba2"}) or (isinstance(m, Attention) and m.shares_kv)
-            for layer in spec.layers
-            for m in layer.mixers
+        heads = max((m.key_dim for layer in spec.layers for m in layer.mixers if isinstance(m, Attention)), default=0)
+        self._whole_qk_norm = any(
+            part.name == "attn_q_norm.weight" and len(part.shape) == 1 and part.shape[0] > heads
+            for kind in plan.kinds
+            for part in kind
         )
-        """Replay every block: Mamba's holes depend on all blocks before, shared caches may lie elsewhere."""
+        """Queries and keys are normalised as a whole, before they are split into heads."""
         self._donors = self._find_donors()
         self._style = style_of(spec.architecture)
         self._outside = frozenset(part.name for part in plan.outside)
@@ -104,12 +103,7 @@ class ComputeModel:
     def _plan(self, placement: Placement) -> tuple[tuple[Program, tuple[int, ...]], ...]:
         homes = self._homes(placement)
         described = list(zip(homes, self._shapes, strict=True))
-        chosen = tuple(range(self.blocks)) if self._whole else representative(described)
-        kept = tuple(described[index] for index in chosen)
-        places = [0 if home.block == self.host else home.block for home in homes]
-        omitted = tuple(
-            places.count(gpu) - sum(places[index] == gpu for index in chosen) for gpu in range(self.host + 1)
-        )
+        kept = tuple(described)
         head = self._head(placement)
         settings = self.settings
         used = {home.block for home in homes} | {head}
@@ -121,7 +115,6 @@ class ComputeModel:
         key = (
             id(self.spec),
             kept,
-            omitted if self._sparse else (),
             head,
             self.host,
             pipeline,
@@ -144,11 +137,11 @@ class ComputeModel:
                 outside=self._outside,
                 build=self.build,
                 backend=self.backend,
+                whole_qk_norm=self._whole_qk_norm,
             )
             graph = builder.build(
-                tuple((self.spec.layers[i], homes[i]) for i in chosen),
+                tuple(zip(self.spec.layers, homes, strict=True)),
                 head,
-                omitted,
                 PIPELINE_COPIES if pipeline else 1,
             )
             schedule = Schedule(

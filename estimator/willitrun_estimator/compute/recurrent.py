@@ -62,8 +62,10 @@ def convolution_input(b: Builder, state: Node, fresh: Node, channels: int, kerne
         size=plus(form((channels, U)), form((kernel - 1, channels, b.slots))),
         rows=channels,
     )
-    # A strided look is copied with its gaps: every channel's row but the tail of the last one.
+    # A strided look is copied with its gaps, all but what the last row has beyond it.
     span = plus(form((channels, U)), form((kernel - 1, channels, b.slots)))
+    if b.slots == 1:
+        span = plus(span, form((U,), -4))
     last = g.view(joined, (".last", channels), size=span, contiguous=False)
     g.store("save_conv", store, last)
     return joined
@@ -101,7 +103,7 @@ def mamba2(
     scanned = g.add(
         "ssm_scan",
         (".scan",),
-        old,
+        g.view(old, (".states",), size=form((mixer.state_elements, b.slots))),
         x,
         steps,
         decay,
@@ -213,7 +215,7 @@ def mamba1(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     scanned = g.add(
         "ssm_scan",
         (".scan",),
-        old,
+        g.view(old, (".states",), size=form((mixer.state_elements, b.slots))),
         x,
         steps,
         b.weight("ssm_a", homes),
@@ -294,17 +296,19 @@ def short_convolution(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) 
     g = b.graph
     hidden = b.spec.hidden_size
     shape: tuple[Dim, ...] = (hidden, U)
+    conv_store, conv_state = b.fetched() or load_state(b, "cache_r", mixer.conv_elements, homes)
     projected = b.matmul("shortconv.in_proj", homes, 3 * hidden, normed)
     turned = g.view(projected, (".turned",), contiguous=False)
     left = g.view(turned, (hidden, U), contiguous=False)
     right = g.view(turned, (hidden, U), contiguous=False)
     x = g.view(turned, (hidden, U), contiguous=False)
     gated = g.add("bx", shape, left, x)
-    conv_store, conv_state = load_state(b, "cache_r", mixer.conv_elements, homes)
     joined = convolution_input(b, conv_state, gated, hidden, mixer.conv_kernel, conv_store)
+    b.fetch_next()
     conv = g.add("ssm_conv", shape, joined, b.weight("shortconv.conv.weight", homes))
     out = g.add("gated", shape, right, conv, inplace=True)
-    return b.matmul("shortconv.out_proj", homes, hidden, out)
+    out = b.matmul("shortconv.out_proj", homes, hidden, out)
+    return g.view(out, out.dims)
 
 
 def lightning(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:

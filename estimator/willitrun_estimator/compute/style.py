@@ -25,14 +25,16 @@ class Style(Struct, frozen=True, kw_only=True):
     """Experts read tokens that are already weighted, instead of having their results weighted."""
     head_gate: bool = False
     """A separate output gate (`attn_gate`) has one value per head."""
-    whole_qk_norm: bool = False
-    """Queries and keys are normalised before they are split into heads."""
+    norm_after_rope: bool = False
+    """Queries and keys are normalised after they are rotated."""
     repeated_keys: bool = False
     """A gated delta net repeats its key heads to the number of value heads."""
     parallel: Literal["", "cohere", "falcon", "phi"] = ""
     """The feed-forward network reads what attention read; in which order the parts are computed and summed."""
     layer_norm: bool = False
     """Norms subtract the mean, which is never done in place; architectures with norm biases need not say so."""
+    plain_norm: bool = False
+    """Norms do not subtract the mean although they have a bias."""
     rope: Literal["all", "none", "windowed", "three-of-four"] = "all"
     """Which attention blocks rotate by position."""
 
@@ -49,13 +51,18 @@ STYLES: dict[str, Style] = {
     "gemma3": Style(keys_first=True),
     "gpt-oss": Style(keys_first=True, rows="block-end"),
     "granitehybrid": Style(rope="none"),
+    "hunyuan-dense": Style(norm_after_rope=True),
+    "hunyuan-moe": Style(norm_after_rope=True),
     "jamba": Style(residual_first=True, mixer_residual_first=True, rope="none"),
     "laguna": Style(head_gate=True),
+    "lfm2": Style(residual_first=True, mixer_residual_first=True),
+    "lfm2moe": Style(residual_first=True, mixer_residual_first=True),
     "llama4": Style(rope="windowed", weights_first=True),
     "nemotron_h": Style(rows="norm-end", rope="none"),
     "nemotron_h_moe": Style(rows="norm-end", rope="none"),
     "phi2": Style(parallel="phi"),
     "phi3": Style(residual_first=True),
+    "phimoe": Style(residual_first=True, plain_norm=True),
     "qwen3next": Style(rows="norm-end", gated_query=True, repeated_keys=True),
     "qwen35": Style(rows="norm-end", gated_query=True),
     "qwen35moe": Style(rows="norm-end", gated_query=True),
