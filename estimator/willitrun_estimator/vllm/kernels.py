@@ -60,6 +60,7 @@ _ROCM: dict[str, tuple[How, str]] = {
 }
 _ROCM_FP8 = ("gfx94", "gfx95", "gfx12")
 _ROCM_MXFP4 = ("gfx95",)
+FP8_FROM = 8.9
 CUDA_13_DRIVER = 580
 LAST_CUDA_12: Version = (0, 26)
 """The last release with wheels and images for CUDA 12."""
@@ -128,6 +129,20 @@ def driver_too_old(devices: tuple[Device, ...], version: Version) -> str | None:
     if not branches or min(branches) >= least_driver(version):
         return None
     return f"NVIDIA driver {min(branches)} is too old for vLLM {name_of(version)} ({driver_floor(version)})"
+
+
+def cache_refused(kv_type: str, device: Device) -> str | None:
+    """Say why a GPU cannot keep its cache in a type; None where it can.
+
+    Below compute capability 8.9 the attention kernels do not compile for E4M3, the meaning of `fp8`
+    (https://github.com/vllm-project/vllm/issues/26431, an RTX 3090); `fp8_e5m2` is left to who asks for it.
+    """
+    if device.backend != "cuda" or kv_type not in {"fp8", "fp8_e4m3"} or capability(device) >= FP8_FROM:
+        return None
+    return (
+        f"{device.name} (compute capability {device.compute_capability}) has no 8-bit floats: vLLM's FP8 cache needs "
+        f"{FP8_FROM}; leave --kv-type out"
+    )
 
 
 def kernel(checkpoint: Format, device: Device, version: Version) -> Kernel:

@@ -18,6 +18,7 @@ from willitrun_estimator.vllm.formats import FORMATS, Format, format_of, is_form
 from willitrun_estimator.vllm.kernels import (
     CUDA_13_DRIVER,
     Kernel,
+    cache_refused,
     driver_floor,
     driver_too_old,
     floor,
@@ -82,7 +83,7 @@ def vllm_plan(spec: ModelSpec, devices: Devices, request: Request, *, version: s
     ruled = rules(asked if isinstance(asked, tuple) else parse_version(asked))
     formats = checkpoints(spec, request, ruled.version)
     kv_type = kv_type_of(request.kv_type)
-    reason = _refusal(spec, devices, formats, ruled)
+    reason = _refusal(spec, devices, formats, ruled, kv_type)
     if reason is not None:
         return _refused(reason, ruled.version)
     best: _Candidate | None = None
@@ -128,16 +129,18 @@ def kv_type_of(asked: str | None) -> str:
     return asked.lower()
 
 
-def _refusal(spec: ModelSpec, devices: Devices, formats: tuple[Format, ...], ruled: Rules) -> str | None:
+def _refusal(
+    spec: ModelSpec, devices: Devices, formats: tuple[Format, ...], ruled: Rules, kv_type: str
+) -> str | None:
     """Say why vLLM cannot be used at all."""
     if not devices.gpus:
         return "vLLM is planned on GPUs only, and there is none to use here"
     reasons = [floor(gpu, ruled.version) for gpu in devices.gpus]
     if all(reasons):
         return reasons[0]
-    too_old = driver_too_old(devices.gpus, ruled.version)
-    if too_old is not None:
-        return too_old
+    refused = driver_too_old(devices.gpus, ruled.version) or cache_refused(kv_type, devices.gpus[0])
+    if refused is not None:
+        return refused
     if spec.source.endswith(".gguf"):
         return "vLLM loads safetensors checkpoints; a GGUF file belongs to llama.cpp"
     if formats[0].pads_experts and not any(isinstance(layer.ffn, Moe) for layer in set(spec.layers)):

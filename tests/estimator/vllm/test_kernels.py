@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 
 from willitrun_estimator.vllm.formats import format_of
-from willitrun_estimator.vllm.kernels import driver_floor, floor, kernel
+from willitrun_estimator.vllm.kernels import (
+    cache_refused,
+    driver_branch,
+    driver_floor,
+    driver_too_old,
+    floor,
+    kernel,
+    newest_for,
+)
+from willitrun_estimator.vllm.versions import LATEST
 
 
 # https://docs.vllm.ai/en/latest/features/quantization/
@@ -64,3 +73,33 @@ def test_an_unknown_capability_counts_as_ampere(gpu):
 def test_driver_floors_follow_the_cuda_of_the_wheels():
     assert "580" in driver_floor((0, 33))
     assert "525" in driver_floor((0, 20))
+
+
+@pytest.mark.parametrize(("driver", "newest"), [("580.95.05", LATEST), ("535.183.01", (0, 26)), ("470.82.01", LATEST)])
+def test_the_driver_decides_which_release_is_the_newest(gpu, driver, newest):
+    device = gpu("NVIDIA Tesla T4", driver_version=driver)
+    assert newest_for((device,)) == newest
+    assert newest_for((gpu("NVIDIA Tesla T4"),)) == LATEST
+
+
+def test_a_driver_too_old_for_a_release_is_said(gpu):
+    old, new = gpu("NVIDIA Tesla T4", driver_version="535.1"), gpu("NVIDIA Tesla T4", driver_version="580.1")
+    assert "535 is too old for vLLM 0.33" in driver_too_old((new, old), (0, 33))
+    assert driver_too_old((old,), (0, 26)) is None
+    assert driver_too_old((gpu("NVIDIA Tesla T4"),), (0, 33)) is None
+    assert driver_branch(gpu("AMD Instinct MI300X", driver_version="6.12.0")) is None
+
+
+def test_eight_bit_caches_need_eight_bit_floats(gpu):
+    assert "8.9" in cache_refused("fp8", gpu("NVIDIA GeForce RTX 3090"))
+    for name, kind in (
+        ("NVIDIA GeForce RTX 4090", "fp8"), ("NVIDIA GeForce RTX 3090", "auto"),
+        ("NVIDIA GeForce RTX 3090", "fp8_e5m2"), ("AMD Instinct MI300X", "fp8"),
+    ):  # fmt: skip
+        assert cache_refused(kind, gpu(name)) is None
+
+
+def test_volta_is_pointed_to_the_last_release_that_took_it(gpu):
+    assert "--engine-version 0.14" in floor(gpu("NVIDIA Tesla V100 SXM2 16 GB"), LATEST)
+    assert floor(gpu("NVIDIA Tesla V100 SXM2 16 GB"), (0, 14)) is None
+    assert "--engine-version" not in floor(gpu("NVIDIA Tesla P40"), LATEST)

@@ -340,3 +340,53 @@ def test_no_plan_would_abort(name, card, count, quant, mode, minor):
         assert need < blocks
         if cache.has_state(layout):
             assert plan.max_num_seqs <= blocks
+
+
+def test_a_plan_is_for_the_release_that_the_driver_runs(machine, model):
+    found = vllm_plan(model("qwen3-4b"), machine("NVIDIA Tesla T4", driver_version="535.183.01"), Request())
+    assert found.plan.engine_version == "0.26"
+    assert "driver 535.183.01 runs" in found.findings[0]
+    refused = vllm_plan(model("qwen3-4b"), machine("NVIDIA Tesla T4", driver_version="470.82.01"), Request())
+    assert refused.plan is None
+    assert "470 is too old" in refused.fit.message
+
+
+def test_the_installed_release_is_planned_for_unless_another_is_asked_for(machine, model):
+    here = structs.replace(machine("NVIDIA L4"), vllm_version="0.19.1")
+    assert vllm_plan(model("qwen3-4b"), here, Request()).plan.engine_version == "0.19"
+    assert vllm_plan(model("qwen3-4b"), here, Request(engine_version="0.21")).plan.engine_version == "0.21"
+
+
+def test_unified_memory_keeps_more_back_and_says_why(machine, model):
+    found = vllm_plan(model("qwen3-4b"), machine("NVIDIA GB10", memory_free_bytes=100 * GIB), Request())
+    total = machine("NVIDIA GB10").gpus[0].memory_total_bytes
+    assert found.plan.gpu_memory_utilization * total <= 97 * GIB
+    assert any(one.code == "unified-memory" for one in found.limits)
+
+
+def test_formats_without_a_known_speed_are_a_last_resort(machine, model):
+    t4 = machine("NVIDIA Tesla T4")
+    request = Request(engine_version="0.26")
+    assert vllm_plan(model("llama-3.1-8b"), t4, request).plan.quant == "FP8"
+    tight = vllm_plan(model("qwen3-14b"), t4, request)
+    assert tight.plan.quant == "BNB-NF4"
+    assert tight.speed is tight.serving is None
+    assert any(one.code == "speed-unknown" for one in tight.limits)
+    radeon = machine("AMD Radeon RX 7900 XTX")
+    assert vllm_plan(model("llama-3.1-8b"), radeon, Request()).plan.quant == "BF16"
+    emulated = vllm_plan(model("llama-3.1-8b"), radeon, Request(quant="fp8"))
+    assert emulated.plan.quant == "FP8"
+    assert emulated.speed is None
+
+
+def test_more_gpus_must_be_worth_it(machine, model):
+    eight = machine("NVIDIA H100 SXM5 80 GB", 8, peer_bytes_per_s=450e9)
+    plan = vllm_plan(model("llama-3.1-8b"), eight, Request()).plan
+    assert plan.pipeline_parallel == 1
+    assert len(plan.gpu_uuids) < 8
+
+
+def test_mxfp4_of_a_model_without_experts_is_refused(machine, model):
+    found = vllm_plan(model("qwen3-8b"), machine("NVIDIA L4"), Request(quant="MXFP4"))
+    assert found.plan is None
+    assert "routed experts" in found.fit.message
