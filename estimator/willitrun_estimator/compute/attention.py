@@ -35,6 +35,8 @@ def attention(  # noqa: C901, PLR0912, PLR0915
     windowed = b.window is not None and cache.effective_window(b.spec, mixer) is not None
     cells = WINDOW if windowed else CELLS
     value_shape: tuple[Dim, ...] = (mixer.value_dim, mixer.kv_heads, U)
+    keys_first = b.window is not None
+    """Caches with windows take keys before values (the two kinds of `llm_graph_context::build_attn`)."""
     rotate_k = cache.is_quantized(b.settings.kv_type_k) and mixer.key_dim % 64 == 0
     rotate_v = cache.is_quantized(b.settings.kv_type_v) and mixer.value_dim % 64 == 0
 
@@ -91,14 +93,16 @@ def attention(  # noqa: C901, PLR0912, PLR0915
         else:
             q = query(g.view(projected("attn_q", queries), shape))
         if not mixer.shares_kv:
-            if b.style.keys_first:
+            if keys_first:
                 k = key(g.view(projected("attn_k", keys), kv_shape))
             v = value(g.view(b.matmul("attn_v", homes, values, normed), value_shape))
-            if not b.style.keys_first:
+            if not keys_first:
                 k = key(g.view(projected("attn_k", keys), kv_shape))
     streams = b.streams
     key_bytes = form((cells, cache.kv_row_bytes(b.settings.kv_type_k, keys) * streams), 1)
     value_bytes = form((cells, cache.kv_row_bytes(b.settings.kv_type_v, values) * streams), 1)
+    gap_k = cache.padding_bytes(b.settings.kv_type_k, mixer.key_dim)
+    gap_v = cache.padding_bytes(b.settings.kv_type_v, mixer.value_dim)
     cache_k = g.cache("cache_k", homes.cache)
     cache_v = g.cache("cache_v", homes.cache)
     if k is not None and v is not None:
@@ -114,8 +118,16 @@ def attention(  # noqa: C901, PLR0912, PLR0915
     sinks = [b.weight("attn_sinks.weight", homes)] if "attn_sinks.weight" in homes.parts else []
     if b.flash:
         q = g.view(g.view(q, shape), (mixer.key_dim, U, mixer.heads), contiguous=False)
-        kview = g.view(g.view(cache_k, (".k",), size=key_bytes), (".k", ".p"), size=key_bytes, contiguous=False)
-        vview = g.view(g.view(cache_v, (".v",), size=value_bytes), (".v", ".p"), size=value_bytes, contiguous=False)
+        kview = g.view(
+            g.view(cache_k, (".k",), size=key_bytes), (".k", ".p"), size=key_bytes, contiguous=False, gap_bytes=gap_k
+        )
+        vview = g.view(
+            g.view(cache_v, (".v",), size=value_bytes),
+            (".v", ".p"),
+            size=value_bytes,
+            contiguous=False,
+            gap_bytes=gap_v,
+        )
         scratch = ZERO
         if b.copies_cache and b.settings.kv_type_k != "f16":
             scratch = plus(scratch, form((cells, keys * streams), 2))
@@ -142,8 +154,12 @@ def attention(  # noqa: C901, PLR0912, PLR0915
             return gated(g.view(turned, (mixer.heads * mixer.value_dim, U)))
 
         return finish
-    vview = g.view(g.view(cache_v, (".v",), size=value_bytes), (".v", ".p"), size=value_bytes, contiguous=False)
-    kview = g.view(g.view(cache_k, (".k",), size=key_bytes), (".k", ".p"), size=key_bytes, contiguous=False)
+    vview = g.view(
+        g.view(cache_v, (".v",), size=value_bytes), (".v", ".p"), size=value_bytes, contiguous=False, gap_bytes=gap_v
+    )
+    kview = g.view(
+        g.view(cache_k, (".k",), size=key_bytes), (".k", ".p"), size=key_bytes, contiguous=False, gap_bytes=gap_k
+    )
     q = g.view(g.view(q, shape), (mixer.key_dim, U, mixer.heads), contiguous=False)
     scores = g.add("kq", (cells, U, mixer.heads), kview, q)
     soft = g.add("soft_max", (cells, U, mixer.heads), scores, b.mask(cells), *sinks, inplace=True, rows=U)
@@ -192,7 +208,8 @@ def latent_attention(  # noqa: PLR0915
     if b.flash:
         q = g.view(g.view(q, (row, heads, U)), (row, U, heads), contiguous=False)
         kview = g.view(cache_k, (".k",), size=key_bytes)
-        kperm = g.view(kview, (".k", ".p"), size=key_bytes, contiguous=False)
+        gap = cache.padding_bytes(b.settings.kv_type_k, row)
+        kperm = g.view(kview, (".k", ".p"), size=key_bytes, contiguous=False, gap_bytes=gap)
         vperm = g.view(g.view(kview, (".v",), size=part_bytes), (".v", ".p"), size=part_bytes, contiguous=False)
         mask = b.mask(CELLS) if not b.sparse else sparse_mask(b, mixer, low, normed, homes)
         copied = b.copies_cache and b.settings.kv_type_k != "f16"

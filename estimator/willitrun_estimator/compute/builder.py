@@ -75,7 +75,7 @@ class Builder:
         self._events: list[tuple[Mixer | None, Homes]] = []
         self._fetched: tuple[Node, Node] | None = None
         self._waiting: Node | None = None
-        """The residual whose rows are picked as soon as nothing else is asked for before the sum that names it first."""
+        """The residual whose rows are picked once nothing else is asked for before the sum that names it first."""
         self._picked: Node | None = None
 
     def _input(self, name: str, dims: tuple[Dim, ...], element_bytes: int) -> Node:
@@ -249,7 +249,7 @@ class Builder:
 
     def block(self, layer: Layer, source: Node, homes: Homes, *, last: bool) -> Node:
         """Add one block; in the last one only the rows with logits go through the feed-forward network."""
-        if self.style.parallel:
+        if self.style.parallel and not (self.style.parallel == "stablelm" and self.has(homes, "ffn_norm")):
             return self.parallel_block(layer, source, homes, last=last)
         picks = last and self.style.rows == "inside"
         if picks and self.style.mixer_residual_first:
@@ -281,7 +281,8 @@ class Builder:
         """Add a block whose feed-forward network reads what attention reads."""
         hidden = self.spec.hidden_size
         order = self.style.parallel
-        normed = self.norm(source, "attn_norm", homes)
+        second = self.has(homes, "attn_norm_2")
+        normed = self.norm(source, "attn_norm_2" if second else "attn_norm", homes)
         first = next(mixer for mixer in layer.mixers if isinstance(mixer, Attention))
         finish = attention.attention(self, first, normed, homes)
         self.fetch_next()
@@ -294,12 +295,16 @@ class Builder:
 
         attended = projected() if order == "phi" else None
         ffn = layer.ffn
-        read = rows(normed)
+        read = rows(self.norm(source, "attn_norm", homes) if second else normed)
         out = self.feed(ffn, read, homes) if isinstance(ffn, Dense | Moe) else read
         if order == "cohere":
             source = rows(source)
             partial = self.graph.add("sum", source.dims, out, source, inplace=True)
             return self.graph.add("sum", source.dims, partial, projected(), inplace=True)
+        if order == "stablelm":
+            attended = projected()
+            partial = self.graph.add("sum", attended.dims, attended, rows(source), inplace=True)
+            return self.graph.add("sum", out.dims, out, partial, inplace=True)
         terms = (out, projected()) if attended is None else (attended, out)
         partial = self.graph.add("sum", out.dims, *terms, inplace=True)
         return self.graph.add("sum", out.dims, partial, rows(source), inplace=True)

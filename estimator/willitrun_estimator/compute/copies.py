@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from willitrun_catalog.block_types import row_bytes
+from willitrun_catalog.block_types import block_type, row_bytes
 from willitrun_catalog.formats import FORMATS
 from willitrun_catalog.mixes import NOWHERE, Position, chosen_type
+from willitrun_estimator.cache import ROW_PADDING
 from willitrun_estimator.compute.builder import HEAD
 from willitrun_estimator.tensors import blueprint
 from willitrun_estimator.weight_groups import Piece, grouped
@@ -36,7 +37,9 @@ def copy_bytes(weights: WeightProfile) -> dict[str, int]:
                     row_elements=item.row_elements,
                     matrices=item.matrices,
                 )
-        return row_bytes(kind, item.row_elements) * item.rows
+        rest = item.row_elements % ROW_PADDING
+        gap = row_bytes(kind, ROW_PADDING - rest) if rest and block_type(kind).block_elements > 1 else 0
+        return row_bytes(kind, item.row_elements) * item.rows + gap
 
     model = grouped(plan)
     found: dict[str, int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from willitrun_catalog.model import Dense
+from willitrun_estimator.compute.style import SCALED_WEIGHTS
 
 if TYPE_CHECKING:
     from willitrun_catalog.model import Moe
@@ -51,6 +52,8 @@ def experts(  # noqa: C901, PLR0915
     total = g.add("clamped", (1, tokens), total, inplace=True)
     weights = g.add("weights_norm", (used, tokens), weights, total, inplace=True)
     weights = g.view(weights, (1, used, tokens))
+    if b.spec.architecture in SCALED_WEIGHTS:
+        weights = g.add("weights_scaled", (1, used, tokens), weights)
     single = g.view(normed, (hidden_size, 1, tokens))
     if b.style.weights_first:
         single = g.add("repeat", (hidden_size, used, tokens), single)

@@ -30,6 +30,8 @@ class Node(Struct, eq=False):
     """The key of a weight's bytes."""
     picks_device: bool = True
     """False for operations that do not follow their weights (rope factors, attention sinks)."""
+    gap_bytes: int = 0
+    """What CUDA adds to a copy of it: the rest of a quantized row of 512 elements."""
     rows: Dim = 1
     """Batch rows: what decides whether an operation on host weights is worth a copy to the GPU."""
     gpu_supported: bool = True
@@ -105,6 +107,7 @@ class Graph:
         contiguous: bool = True,
         size: Form | None = None,
         element_bytes: int | None = None,
+        gap_bytes: int = 0,
     ) -> Node:
         """Add another look at a tensor's memory: a reshape, a slice or a permutation."""
         width = source.element_bytes if element_bytes is None else element_bytes
@@ -116,6 +119,7 @@ class Graph:
             view_of=source.view_of or source,
             contiguous=contiguous,
             element_bytes=width,
+            gap_bytes=gap_bytes,
             computed=False,
         )
         self.nodes.append(node)

@@ -8,7 +8,7 @@ device are copied at the start of a split, and a tensor is freed after its last 
 from __future__ import annotations
 
 from willitrun_estimator.compute.allocator import Arena
-from willitrun_estimator.compute.form import ZERO, Dim, Form, evaluate, plus
+from willitrun_estimator.compute.form import ZERO, Dim, Form, evaluate, form, plus
 from willitrun_estimator.compute.graph import Graph, Node
 
 OFFLOAD_ROWS = 32
@@ -176,7 +176,7 @@ class Schedule:
                         copy = Node(
                             source.name + "/copy",
                             source.dims,
-                            source.size,
+                            plus(source.size, form((source.gap_bytes,), 1)) if current != self.host else source.size,
                             element_bytes=source.element_bytes,
                             weight=source.weight,
                             is_input=self.copies > 1,

@@ -10,8 +10,6 @@ from msgspec import Struct
 class Style(Struct, frozen=True, kw_only=True):
     """One architecture's habits (src/models/*.cpp)."""
 
-    keys_first: bool = False
-    """Keys are projected before values."""
     rows: Literal["inside", "residual", "block-end", "norm-end"] = "inside"
     """Where the rows that get logits are picked: before attention's sum, after it, after the block, after the norm."""
     residual_first: bool = False
@@ -29,8 +27,11 @@ class Style(Struct, frozen=True, kw_only=True):
     """Queries and keys are normalised after they are rotated."""
     repeated_keys: bool = False
     """A gated delta net repeats its key heads to the number of value heads."""
-    parallel: Literal["", "cohere", "falcon", "phi"] = ""
-    """The feed-forward network reads what attention read; in which order the parts are computed and summed."""
+    parallel: Literal["", "cohere", "falcon", "phi", "stablelm"] = ""
+    """The feed-forward network reads what attention read; in which order the parts are computed and summed.
+
+    StableLM does so only where it has no norm before the network.
+    """
     layer_norm: bool = False
     """Norms subtract the mean, which is never done in place; architectures with norm biases need not say so."""
     plain_norm: bool = False
@@ -42,14 +43,13 @@ class Style(Struct, frozen=True, kw_only=True):
 DEFAULT = Style()
 
 STYLES: dict[str, Style] = {
-    "afmoe": Style(keys_first=True, rope="windowed"),
-    "cohere2": Style(keys_first=True, parallel="cohere", layer_norm=True, rope="windowed"),
+    "afmoe": Style(rope="windowed"),
+    "cohere2": Style(parallel="cohere", layer_norm=True, rope="windowed"),
     "command-r": Style(parallel="cohere", layer_norm=True),
     "exaone4": Style(rope="windowed"),
     "falcon": Style(parallel="falcon"),
     "falcon-h1": Style(rows="residual"),
-    "gemma3": Style(keys_first=True),
-    "gpt-oss": Style(keys_first=True, rows="block-end"),
+    "gpt-oss": Style(rows="block-end"),
     "granitehybrid": Style(rope="none"),
     "hunyuan-dense": Style(norm_after_rope=True),
     "hunyuan-moe": Style(norm_after_rope=True),
@@ -66,9 +66,29 @@ STYLES: dict[str, Style] = {
     "qwen3next": Style(rows="norm-end", gated_query=True, repeated_keys=True),
     "qwen35": Style(rows="norm-end", gated_query=True),
     "qwen35moe": Style(rows="norm-end", gated_query=True),
+    "stablelm": Style(parallel="stablelm"),
     "step35": Style(head_gate=True),
     "smollm3": Style(rope="three-of-four"),
 }
+
+
+SCALED_WEIGHTS = frozenset(
+    (
+        *("afmoe", "bailingmoe2", "bailingmoe3", "deepseek2", "deepseek32", "deepseek4", "exaone-moe", "glm-dsa"),
+        *(
+            "glm4moe",
+            "glm5-next",
+            "hy_v3",
+            "kimi-k3",
+            "kimi-linear",
+            "laguna",
+            "minimax-m3",
+            "nemotron_h_moe",
+            "step35",
+        ),
+    ),
+)
+"""Architectures whose file names a factor for the weights of the experts (`expert_weights_scale`)."""
 
 
 def style_of(architecture: str) -> Style:
