@@ -24,6 +24,8 @@ class Flags(Struct, frozen=True, kw_only=True):
     version: str | None = None
     flash_takes_value: bool = True
     layers_take_all: bool = True
+    jinja_by_default: bool = True
+    """Whether a model's own chat template is used without `--jinja`; older builds want it."""
     assumed: bool = False
     """True when no build was asked and the newest known names are used."""
 
@@ -67,20 +69,20 @@ NEWEST = Flags(
 
 def parse_help(text: str, version: str | None = None) -> Flags:
     """Read the flags from the text of `llama-server --help`."""
-    names: set[str] = set()
-    flash, layers, about_layers = True, "", False
+    about: dict[str, str] = {}
+    declared: list[str] = []
     for line in text.splitlines():
-        if not line.startswith("-"):
-            layers += line if about_layers else ""
-            continue
-        head = line.split("  ")
-        declared = {name for part in head[:3] for name in _FLAG.findall(part)}
-        names |= declared
-        if "-fa" in declared:
-            flash = "[on|off|auto]" in line or "on|off" in line
-        about_layers = "-ngl" in declared
-        layers += line if about_layers else ""
-    return Flags(names=frozenset(names), version=version, flash_takes_value=flash, layers_take_all="'all'" in layers)
+        if line.startswith("-"):
+            declared = [name for part in line.split("  ")[:3] for name in _FLAG.findall(part)]
+        for name in declared:
+            about[name] = f"{about.get(name, '')} {' '.join(line.split())}"
+    return Flags(
+        names=frozenset(about),
+        version=version,
+        flash_takes_value="-fa" not in about or "on|off" in about["-fa"],
+        layers_take_all="'all'" in about.get("-ngl", ""),
+        jinja_by_default="--jinja" not in about or "default: enabled" in about["--jinja"],
+    )
 
 
 def installed(program: str, cache: Path) -> Flags:
@@ -92,7 +94,9 @@ def installed(program: str, cache: Path) -> Flags:
     import hashlib  # noqa: PLC0415 - only where an engine is installed
     import subprocess  # noqa: PLC0415
 
-    key = hashlib.sha256(f"{program}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(
+        f"{program}\0{stat.st_size}\0{stat.st_mtime_ns}\0{Flags.__struct_fields__}".encode()
+    ).hexdigest()[:24]
     kept = cache / "flags" / f"{key}.json"
     try:
         return msgspec.json.decode(kept.read_bytes(), type=Flags)

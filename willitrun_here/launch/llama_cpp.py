@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from willitrun_estimator.plan import Command
-from willitrun_here.launch.target import (
-    PROMPT_CACHE_DEFAULT_MIB,
-    Target,
-    artifact,
-    command,
-    prompt_cache_mib,
-    visible_gpus,
-)
+from willitrun_here.launch import visible
+from willitrun_here.launch.target import PROMPT_CACHE_DEFAULT_MIB, Target, artifact, command, prompt_cache_mib
+
+NUMACTL_NOTE = "numactl keeps the server on the GPUs' memory node; it is a package of its own and may be left out."
 
 
 def render(target: Target) -> Command:
     """Return the complete llama-server command."""
-    weights = artifact(target)
-    argv = [*numa_prefix(target), target.program, *model_arguments(target), *plan_arguments(target)]
-    argv += ["--host", target.host, "--port", str(target.port), *target.extra]
-    notes = (weights.note, flags_note(target))
-    return command(argv, visible_gpus(target), notes=notes)
+    prefix = numa_prefix(target)
+    argv = [*prefix, target.program, *model_arguments(target), *server_arguments(target), *target.extra]
+    notes = (artifact(target).note, flags_note(target), visible.note(target), NUMACTL_NOTE if prefix else None)
+    return command(argv, visible.environment(target), notes=notes)
+
+
+def server_arguments(target: Target) -> list[str]:
+    """Return what llama-server is given on this machine beside the weights: plan, memory nodes, devices, address."""
+    argv = [*plan_arguments(target), *numa_arguments(target), *visible.device_arguments(target)]
+    return [*argv, "--host", target.host, "--port", str(target.port)]
 
 
 def flags_note(target: Target) -> str | None:
@@ -59,6 +60,8 @@ def plan_arguments(target: Target) -> list[str]:
         argv += ["-cram", str(cache)]
     if "-fit" in flags:
         argv += ["-fit", "off"]
+    if not flags.jinja_by_default:
+        argv += ["--jinja"]
     return argv
 
 
@@ -101,12 +104,25 @@ def load_mode(target: Target) -> list[str]:
 
 def numa_prefix(target: Target) -> list[str]:
     """Bind to the GPU's memory node when the host has several and the planned GPUs share one."""
-    with_cpus = [node for node in target.machine.cpu.numa_nodes if node.cpus]
-    planned = {uuid for uuid in target.plan.gpu_uuids if uuid}
-    nodes = {gpu.numa_node for gpu in target.machine.gpus if gpu.uuid in planned}
-    if len(with_cpus) < 2 or len(nodes) != 1:  # noqa: PLR2004 - one node needs no binding
-        return []
+    node = numa_node(target)
+    return [] if node is None else ["numactl", f"--cpunodebind={node}", f"--preferred={node}"]
+
+
+def numa_node(target: Target) -> int | None:
+    """Return the memory node that the planned GPUs share; None on a host with one node, or where it is not known."""
+    nodes = {None if gpu is None else gpu.numa_node for gpu in visible.planned_gpus(target)}
+    if memory_nodes(target) < 2 or len(nodes) != 1:  # noqa: PLR2004 - one node needs no binding
+        return None
     (node,) = nodes
-    if node is None or node < 0:
-        return []
-    return ["numactl", f"--cpunodebind={node}", f"--preferred={node}"]
+    return node if node is not None and node >= 0 else None
+
+
+def memory_nodes(target: Target) -> int:
+    """Return the number of memory nodes with CPUs."""
+    return len([node for node in target.machine.cpu.numa_nodes if node.cpus])
+
+
+def numa_arguments(target: Target) -> list[str]:
+    """Spread a plan that computes on the host alone over all memory nodes (llama.cpp, `--numa`)."""
+    spread = target.plan.gpu_layers == 0 and memory_nodes(target) > 1 and "--numa" in target.flags
+    return ["--numa", "distribute"] if spread else []

@@ -1,6 +1,6 @@
 """The ollama commands of a plan: a Modelfile with its parameters, and the environment of the server.
 
-Parameters and variables: ollama's `docs/modelfile.md` and `envconfig/config.go`.
+Parameters and variables: ollama's `docs/modelfile.mdx`, `docs/faq.mdx`, `docs/gpu.mdx` and `envconfig/config.go`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 
 from willitrun_estimator.plan import Command
-from willitrun_here.launch.target import Target, artifact, command, visible_gpus
+from willitrun_here.launch import visible
+from willitrun_here.launch.target import Target, artifact, command
 
 
 def modelfile(target: Target) -> str:
@@ -16,7 +17,7 @@ def modelfile(target: Target) -> str:
     plan = target.plan
     lines = [
         f"FROM {origin(target)}",
-        f"PARAMETER num_ctx {plan.context_tokens}",
+        f"PARAMETER num_ctx {request_context(target)}",
         f"PARAMETER num_gpu {plan.gpu_layers}",
         f"PARAMETER num_thread {plan.threads}",
         f"PARAMETER num_batch {plan.ubatch}",
@@ -32,15 +33,20 @@ def origin(target: Target) -> str:
     return weights.path if weights.path is not None else f"hf.co/{weights.repo}:{weights.tag}"
 
 
+def request_context(target: Target) -> int:
+    """Return ollama's context, which counts per request: the cache holds it once per slot."""
+    return target.plan.context_tokens // target.plan.parallel
+
+
 def environment(target: Target) -> dict[str, str]:
     """Return what the ollama server must be started with: cache type, flash attention, slots, spreading."""
     plan = target.plan
     env = {
-        **visible_gpus(target),
+        **visible.environment(target),
         "OLLAMA_FLASH_ATTENTION": "1" if plan.flash_attention else "0",
         "OLLAMA_KV_CACHE_TYPE": plan.kv_type,
         "OLLAMA_NUM_PARALLEL": str(plan.parallel),
-        "OLLAMA_CONTEXT_LENGTH": str(plan.context_tokens),
+        "OLLAMA_CONTEXT_LENGTH": str(request_context(target)),
     }
     if len(plan.tensor_split) > 1:
         env["OLLAMA_SCHED_SPREAD"] = "1"
@@ -63,6 +69,7 @@ def render(target: Target) -> Command:
         notes=(
             artifact(target).note,
             "The environment belongs to the ollama server: set it where `ollama serve` is started.",
+            visible.note(target),
         ),
         files={"Modelfile": text},
     )

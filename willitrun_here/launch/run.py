@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from itertools import pairwise
 
 from msgspec import Struct, structs
 
@@ -19,6 +20,7 @@ from willitrun_here.launch import llama_cpp, log
 from willitrun_here.launch.log import Compared
 from willitrun_here.launch.process import Probe, Server
 from willitrun_here.launch.target import MIB, Target
+from willitrun_here.places import program
 from willitrun_probe.machine import Machine
 from willitrun_probe.units import format_bytes, format_rate, format_seconds
 
@@ -56,6 +58,7 @@ def execute(target: Target, result: Answer, asked: Request, *, check_only: bool,
             "no llama-server was found on PATH",
             "Install llama.cpp, or name the program in WILLITRUN_LLAMA_SERVER.",
         )
+    target = reached(target)
     if in_use(target.host, target.port):
         raise LaunchError(f"port {target.port} of {target.host} is in use", "Take another one with --port.")
     with ended_by_signals():
@@ -64,7 +67,7 @@ def execute(target: Target, result: Answer, asked: Request, *, check_only: bool,
 
 def serve(target: Target, result: Answer, asked: Request, *, check_only: bool, as_json: bool) -> int:
     """Start, compare, show, and keep serving. Raises LaunchError when the engine stops by itself."""
-    from willitrun_here.calibrate import keep_measured  # noqa: PLC0415 - only when something was measured
+    from willitrun_here.launch.keep import keep  # noqa: PLC0415 - only when something was measured
 
     server, comparison, target = start(target, result, asked, replan=replan_here)
     with server:
@@ -73,8 +76,7 @@ def serve(target: Target, result: Answer, asked: Request, *, check_only: bool, a
                 f"the engine stopped at its first request:\n{log.own_words(list(server.lines))}",
                 "The command was: " + shell(target),
             )
-        if comparison.probe is not None:
-            keep_measured(target, comparison)
+        keep(target, comparison)
         show(comparison, target.plan, as_json=as_json)
         if check_only:
             return 0
@@ -87,6 +89,17 @@ def serve(target: Target, result: Answer, asked: Request, *, check_only: bool, a
         if code:
             raise LaunchError(f"the engine stopped with exit code {code}:\n{log.own_words(list(server.lines))}")
         return 0
+
+
+def reached(target: Target) -> Target:
+    """Return the target with the address that the user's own arguments give; the engine takes the last one."""
+    host, port, words = target.host, target.port, target.extra
+    for name, value in pairwise(words):
+        if name == "--host":
+            host = value
+        elif name == "--port" and value.isdigit():
+            port = int(value)
+    return structs.replace(target, host=host, port=port)
 
 
 def in_use(host: str, port: int) -> bool:
@@ -175,7 +188,11 @@ def shell(target: Target) -> str:
 def launch(target: Target, say: Callable[[str], object]) -> Server:
     """Start the engine, verbose enough that it names its buffers, showing dots while tensors load."""
     built = llama_cpp.render(target)
-    verbose = ["-lv", "4"] if "-lv" in target.flags and "-lv" not in target.extra else []
+    argv = list(built.argv)
+    if argv[0] == "numactl" and program(argv[0]) is None:
+        say("numactl is not installed: the server is not kept on the GPUs' memory node\n")
+        argv = argv[len(llama_cpp.numa_prefix(target)) :]
+    argv += ["-lv", "4"] if "-lv" in target.flags and "-lv" not in target.extra else []
     say(f"starting {target.spec.title} {target.plan.quant}\n")
     shown = threading.Event()
 
@@ -184,7 +201,12 @@ def launch(target: Target, say: Callable[[str], object]) -> Server:
             shown.set()
             say("loading the weights\n")
 
-    return Server([*built.argv, *verbose], built.env, host=target.host, port=target.port, heard=heard)
+    try:
+        return Server(argv, built.env, host=target.host, port=target.port, heard=heard)
+    except OSError as error:
+        raise LaunchError(
+            f"{argv[0]} cannot be started: {error.strerror}", "The command was: " + shell(target)
+        ) from None
 
 
 def shrunk(target: Target, step_bytes: int) -> Machine:

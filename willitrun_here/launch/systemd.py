@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from willitrun_here.launch import llama_cpp
-from willitrun_here.launch.target import Target
+from pathlib import Path
+
+from willitrun_here.launch import llama_cpp, visible
+from willitrun_here.launch.target import Target, artifact
 
 
 def quoted(word: str) -> str:
@@ -23,32 +25,51 @@ def described(text: str) -> str:
     return " ".join(text.split()).replace("%", "%%").rstrip("\\ ")
 
 
+HOMES = ("/home/", "/root/", "/run/user/")
+"""What ProtectHome= covers (systemd.exec(5))."""
+
+
 def unit(target: Target) -> str:
-    """Return the unit file."""
-    built = llama_cpp.render(target)
-    env = "".join(f'Environment="{name}={assigned(value)}"\n' for name, value in built.env.items())
-    program, *arguments = built.argv
-    start = " ".join([quoted(program), *map(quoted, arguments)])
+    """Return the unit file; directives are those of systemd 243 (September 2019) and later."""
+    node = llama_cpp.numa_node(target)
+    weights = artifact(target)
+    path = None if weights.path is None else str(Path(weights.path).absolute())
+    model = llama_cpp.model_arguments(target) if path is None else ["-m", path]
+    start = [target.program, *model, *llama_cpp.server_arguments(target), *target.extra]
+    lines = [f'Environment="{name}={assigned(value)}"' for name, value in visible.environment(target).items()]
+    lines += [
+        "DynamicUser=yes",
+        "CacheDirectory=llama.cpp",
+        "Environment=HOME=%C/llama.cpp LLAMA_CACHE=%C/llama.cpp",
+        "ExecStart=" + " ".join(map(quoted, start)),
+        "Restart=on-failure",
+        "RestartSec=5",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        *home_directives([str(Path(name).parent) for name in (path, target.program) if name is not None]),
+        "PrivateTmp=yes",
+    ]
+    if target.plan.gpu_uuids and target.plan.backend != "cuda":
+        # NVIDIA's device files are open to everyone; those of the kernel's own drivers to these groups.
+        lines.append("SupplementaryGroups=video render")
+    if node is not None:
+        lines += ["NUMAPolicy=preferred", f"NUMAMask={node}", "CPUAffinity=numa"]
     return (
         "[Unit]\n"
         f"Description=llama-server with {described(target.spec.title)} {target.plan.quant}\n"
         "After=network-online.target\n"
         "Wants=network-online.target\n"
         "\n"
-        "[Service]\n"
-        f"{env}"
-        "DynamicUser=yes\n"
-        "CacheDirectory=llama.cpp\n"
-        "Environment=LLAMA_CACHE=%C/llama.cpp\n"
-        f"ExecStart={start}\n"
-        "Restart=on-failure\n"
-        "RestartSec=5\n"
-        "NoNewPrivileges=yes\n"
-        "ProtectSystem=strict\n"
-        "ProtectHome=read-only\n"
-        "PrivateTmp=yes\n"
-        f"SupplementaryGroups={'video render' if target.plan.gpu_uuids else ''}\n"
-        "\n"
-        "[Install]\n"
-        "WantedBy=multi-user.target\n"
+        "[Service]\n" + "\n".join(lines) + "\n\n[Install]\nWantedBy=multi-user.target\n"
     )
+
+
+def home_directives(folders: list[str]) -> list[str]:
+    """Hide the homes from the unit's own user, but for folders it needs, which it could not enter otherwise.
+
+    A colon inside quotes does not begin the target of a mount.
+    """
+    needed = sorted({folder for folder in folders if f"{folder}/".startswith(HOMES)})
+    if not needed:
+        return ["ProtectHome=yes"]
+    return ["ProtectHome=tmpfs", *(f'BindReadOnlyPaths="{assigned(folder)}"' for folder in needed)]

@@ -111,39 +111,6 @@ def command(
     )
 
 
-def visible_gpus(target: Target) -> dict[str, str]:  # noqa: PLR0911 - one line per vendor and what its driver names
-    """Return the environment that gives the engine exactly the planned GPUs, by UUID wherever there is one.
-
-    Indexes are only used together with CUDA_DEVICE_ORDER=PCI_BUS_ID, because CUDA's own order is fastest first and
-    NVML's is by bus (CUDA programming guide, environment variables). An empty list hides every GPU from a plan that
-    uses none.
-    """
-    plan = target.plan
-    vendors = {gpu.vendor for gpu in target.machine.gpus}
-    if not plan.gpu_uuids:
-        if plan.backend == "cpu" and "nvidia" in vendors:
-            return {"CUDA_VISIBLE_DEVICES": ""}
-        if plan.backend == "cpu" and "amd" in vendors:
-            return {"HIP_VISIBLE_DEVICES": ""}
-        return {}
-    uuids = [uuid for uuid in plan.gpu_uuids if uuid]
-    complete = len(uuids) == len(plan.gpu_uuids)
-    indexes = ",".join(str(index if index is not None else i) for i, index in enumerate(plan.gpu_indexes))
-    match plan.backend:
-        case "cuda" if complete:
-            return {"CUDA_VISIBLE_DEVICES": ",".join(uuids)}
-        case "cuda" if everything_planned(target):
-            return {}
-        case "cuda":
-            return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": indexes}
-        case "rocm" if complete and all(uuid.startswith("GPU-") for uuid in uuids):
-            return {"ROCR_VISIBLE_DEVICES": ",".join(uuids)}
-        case "rocm" if not everything_planned(target):
-            return {"HIP_VISIBLE_DEVICES": indexes}
-        case _:
-            return {}
-
-
 def everything_planned(target: Target) -> bool:
     """Tell whether the plan uses every visible GPU, so that nothing has to be hidden."""
     return len(target.plan.gpu_uuids) == len([gpu for gpu in target.machine.gpus if gpu.visible and gpu.usable])
@@ -151,6 +118,8 @@ def everything_planned(target: Target) -> bool:
 
 def prompt_cache_mib(target: Target) -> int:
     """Return the RAM to allow for the prompt cache: a quarter of what the plan leaves free, at most the default."""
-    host = target.plan.devices[-1]
-    spare = max(0, host.free_bytes - host.total_bytes)
+    *gpus, host = target.plan.devices
+    shared = {gpu.name for gpu in target.machine.gpus if gpu.unified}
+    used = host.total_bytes + sum(use.total_bytes for use in gpus if use.name in shared)
+    spare = max(0, host.free_bytes - used)
     return min(PROMPT_CACHE_DEFAULT_MIB, spare // 4 // MIB // 256 * 256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
@@ -34,6 +35,11 @@ def lines(value: Any, indent: int) -> list[str]:
         else:
             out.append(f"{head} {scalar(item)}")
     return out
+
+
+def commented(notes: Iterable[str | None]) -> str:
+    """Return remarks as the comment lines that a file ends with."""
+    return "".join(f"# {' '.join(note.split())}\n" for note in notes if note)
 
 
 def scalar(value: Any) -> str:

@@ -10,6 +10,7 @@ from msgspec import structs
 
 from tests.willitrun_here.launch.targets import from_source, on_recorded, on_words
 from willitrun_here.launch import docker
+from willitrun_here.launch.flags import NEWEST
 
 pyyaml = pytest.importorskip("yaml", reason="install PyYAML to read the files back: pip install pyyaml")
 
@@ -41,7 +42,12 @@ def test_run_and_compose_say_the_same(name):
     assert argv[place + 1 :] == service["command"]
     assert after(argv[:place], "-p") == service["ports"] == ["127.0.0.1:8080:8080"]
     assert after(argv[:place], "-v") == service["volumes"]
-    assert service["command"][-4:] == ["--host", "0.0.0.0", "--port", "8080"]  # noqa: S104 - inside the container
+    assert after(service["command"], "--host") == ["0.0.0.0"]  # noqa: S104 - inside the container
+    assert after(service["command"], "--port") == ["8080"]
+    assert [f"{key}={value}" for key, value in service.get("environment", {}).items()] == after(argv[:place], "-e")
+    assert after(argv[:place], "--group-add") == service.get("group_add", [])
+    assert after(argv[:place], "--security-opt") == service.get("security_opt", [])
+    assert [f"{name}:{name}" for name in after(argv[:place], "--device")] == service.get("devices", [])
     if target.plan.backend == "cuda":
         (given,) = after(argv[:place], "--gpus")
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
@@ -55,8 +61,8 @@ def test_run_and_compose_say_the_same(name):
 
 def test_images_and_devices_of_each_back_end():
     assert composed(TARGETS["amd"]())["devices"] == ["/dev/kfd:/dev/kfd", "/dev/dri:/dev/dri"]
-    assert composed(TARGETS["amd"]())["environment"] == {"HIP_VISIBLE_DEVICES": "0"}
-    assert "HIP_VISIBLE_DEVICES=0" in docker.render(TARGETS["amd"]()).argv
+    assert composed(TARGETS["amd"]())["environment"]["ROCR_VISIBLE_DEVICES"] == "GPU-1234567890abcdef"
+    assert composed(TARGETS["amd"]())["group_add"] == ["video"], "most images have no group render"
     intel = composed(TARGETS["intel"]())
     assert intel["image"].endswith(":server-vulkan")
     assert intel["devices"] == ["/dev/dri:/dev/dri"]
@@ -84,9 +90,36 @@ def test_a_local_file_is_mounted_by_its_folder(path, mount, inside):
 
 
 def test_the_download_cache_is_a_declared_volume():
+    """Newer builds would download to the hub's own folder, and again with every new container."""
+    assert composed(on_words())["environment"]["LLAMA_CACHE"] == docker.CACHE
+    assert "environment" not in composed(from_source(on_words(), "/models/x.gguf"))
     document = pyyaml.safe_load(docker.compose(on_words()))
     (volume,) = document["services"]["llama"]["volumes"]
     assert volume.split(":")[0] in document["volumes"]
+
+
+def test_the_image_is_not_the_build_that_is_installed():
+    old = structs.replace(NEWEST, names=frozenset({"-m", "--no-mmap"}), flash_takes_value=False, layers_take_all=False)
+    target = on_words("RTX 3090, 128 GiB RAM", "qwen3-30b-a3b", cpu_moe_layers=3)
+    assert docker.render(structs.replace(target, flags=old)).argv == docker.render(target).argv
+    assert "--load-mode" in docker.render(target).argv
+    assert str(NEWEST.version) in docker.compose(target)
+
+
+def test_vulkan_on_an_nvidia_card_goes_through_its_toolkit():
+    target = on_words("RTX 3090, 64 GiB RAM", backend="vulkan")
+    service = composed(target)
+    assert service["deploy"]["resources"]["reservations"]["devices"][0]["driver"] == "nvidia"
+    assert service["environment"]["NVIDIA_DRIVER_CAPABILITIES"] == "all"
+    assert "devices" not in service
+
+
+def test_one_of_two_gpus_inside_a_container():
+    target = on_words("2x RX 7900 XTX, 64 GiB RAM", backend="vulkan")
+    gpus = [structs.replace(gpu, uuid=f"GPU-{n}", pci_address=f"0{n}") for n, gpu in enumerate(target.machine.gpus)]
+    machine = structs.replace(target.machine, gpus=tuple(gpus))
+    plan = structs.replace(target.plan, gpu_uuids=("GPU-1",), gpu_indexes=(gpus[1].index,))
+    assert after(composed(structs.replace(target, machine=machine, plan=plan))["command"], "-dev") == ["Vulkan1"]
 
 
 def test_dollar_signs_reach_the_engine():

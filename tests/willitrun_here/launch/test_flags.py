@@ -33,6 +33,18 @@ def test_a_new_build():
     assert "--unheard-of" not in flags
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", True),
+        ("--jinja    use jinja template for chat (default: disabled)", False),
+        ("--jinja, --no-jinja    whether to use the jinja template engine (default:\n     enabled)", True),
+    ],
+)
+def test_builds_that_want_the_chat_template_switched_on(text, expected):
+    assert parse_help(text).jinja_by_default is expected
+
+
 @given(st.text(max_size=300))
 def test_any_text_is_read(text):
     assert not any(" " in name for name in parse_help(text).names)
@@ -93,4 +105,5 @@ def test_a_real_build_understands_what_is_assumed_of_the_newest():
     flags = parse_help(shown.stdout)
     assert flags.flash_takes_value
     assert flags.layers_take_all
+    assert flags.jinja_by_default
     assert NEWEST.names <= flags.names

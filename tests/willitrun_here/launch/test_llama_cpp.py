@@ -11,7 +11,7 @@ from msgspec import structs
 from tests.willitrun_here.launch.targets import from_source, on_recorded, on_words
 from willitrun_here.launch import llama_cpp
 from willitrun_here.launch.flags import Flags
-from willitrun_here.launch.target import Target, artifact, command, prompt_cache_mib, visible_gpus
+from willitrun_here.launch.target import Target, artifact, command, prompt_cache_mib
 
 OLD = Flags(
     names=frozenset({"-m", "-hf", "-hff", "-ngl", "-c", "-fa", "-ctk", "-ot", "-ub", "-b", "-t", "-np", "--no-mmap"}),
@@ -30,6 +30,16 @@ RECORDED = (
     ("mixed-visible-uuid", "llama-3.1-8b", {}),
     ("desktop-cpu-only", "llama-3.2-3b", {}),
     ("arc-a770", "llama-3.1-8b", {"kv_type": "q8_0"}),
+    ("laptop-hybrid", "llama-3.2-3b", {"backend": "vulkan"}),
+    ("mi250x-two-dies", "llama-3.1-8b", {}),
+    ("mi300x-cpx", "llama-3.3-70b", {}),
+    ("jetson-orin", "llama-3.2-3b", {}),
+    ("strix-halo", "gpt-oss-120b", {"quant": "MXFP4"}),
+    ("rtx5090x2-narrow", "llama-3.3-70b", {}),
+    ("one-of-four-in-container", "qwen3-30b-a3b", {"parallel": 4, "context": 32768}),
+    ("container-limits", "llama-3.2-3b", {}),
+    ("wsl2-rtx4080", "gpt-oss-20b", {"quant": "MXFP4"}),
+    ("amd-vulkan-only", "llama-3.1-8b", {}),
 )
 
 
@@ -117,24 +127,47 @@ def test_cache_type_split_slots_and_fit():
     assert argument(one, "-ts") is None
 
 
+def test_the_prompt_cache_shares_the_memory_of_an_integrated_gpu():
+    target = on_recorded("strix-halo", "llama-3.1-8b", quant="Q4_K_M", context=8192)
+    *gpus, host = target.plan.devices
+    spare = 4 * 1024**3
+    tight = structs.replace(host, free_bytes=host.total_bytes + gpus[0].total_bytes + spare)
+    assert prompt_cache_mib(with_plan(target, devices=(*gpus, tight))) == 1024
+
+
+def test_the_chat_template_is_switched_on_where_it_is_not():
+    target = on_words()
+    assert "--jinja" not in llama_cpp.render(target).argv
+    old = structs.replace(target, flags=structs.replace(OLD, jinja_by_default=False))
+    assert "--jinja" in llama_cpp.render(old).argv
+
+
+def test_a_plan_for_the_host_is_spread_over_the_memory_nodes():
+    target = on_recorded("epyc-two-nodes", "llama-3.1-8b", quant="Q4_K_M")
+    assert argument(target, "--numa") == "distribute"
+    assert argument(structs.replace(target, flags=OLD), "--numa") is None
+    assert argument(on_recorded("desktop-cpu-only", "llama-3.2-3b"), "--numa") is None
+    assert argument(on_recorded("h100x8-nvlink", "llama-3.1-8b"), "--numa") is None
+
+
 def test_the_batch_is_never_below_the_micro_batch():
     target = with_plan(on_words(), ubatch=4096, batch=2048)
     assert argument(target, "-b") == "4096"
 
 
 def test_the_server_is_bound_to_the_gpu_s_memory_node():
-    target = on_recorded("epyc-two-nodes", "llama-3.1-8b", quant="Q4_K_M")
-    assert llama_cpp.render(target).argv[0] in {"numactl", "llama-server"}
-    nodes = target.machine.cpu.numa_nodes
-    assert len(nodes) > 1
-    gpus = tuple(structs.replace(gpu, uuid=f"GPU-{i}", numa_node=1) for i, gpu in enumerate(target.machine.gpus))
-    machine = structs.replace(target.machine, gpus=gpus)
-    if gpus:
-        bound = with_plan(structs.replace(target, machine=machine), gpu_uuids=("GPU-0",))
-        assert llama_cpp.numa_prefix(bound) == ["numactl", "--cpunodebind=1", "--preferred=1"]
-        lost = tuple(structs.replace(gpu, numa_node=-1) for gpu in gpus)
-        unknown = structs.replace(bound, machine=structs.replace(machine, gpus=lost))
-        assert llama_cpp.numa_prefix(unknown) == []
+    target = on_recorded("h100x8-nvlink", "llama-3.1-8b", quant="Q4_K_M")
+    built = llama_cpp.render(target)
+    assert built.argv[:3] == ("numactl", "--cpunodebind=0", "--preferred=0")
+    assert any("numactl" in note for note in built.notes)
+    gpus = target.machine.gpus
+    both = with_plan(target, gpu_uuids=(gpus[0].uuid, gpus[4].uuid), gpu_indexes=(0, 4))
+    both = with_plan(both, devices=(target.plan.devices[0], *target.plan.devices))
+    assert llama_cpp.numa_prefix(both) == [], "the GPUs are on two nodes"
+    lost = tuple(structs.replace(gpu, numa_node=-1) for gpu in gpus)
+    unknown = structs.replace(target, machine=structs.replace(target.machine, gpus=lost))
+    assert llama_cpp.numa_prefix(unknown) == []
+    assert llama_cpp.numa_prefix(on_words()) == []
 
 
 def test_where_the_weights_come_from():
@@ -164,27 +197,6 @@ def test_a_checkpoint_is_converted_first():
     assert "llama-quantize" not in (whole.note or "")
     remote = artifact(from_source(target, "hf:org/model", gguf_repos=()))
     assert "--remote org/model" in (remote.note or "")
-
-
-def test_visible_gpus_by_uuid_else_by_bus_order():
-    target = on_words("2x RTX 3090, 64 GiB RAM")
-    one = with_plan(target, gpu_uuids=(None,), gpu_indexes=(1,))
-    assert visible_gpus(one) == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1"}
-    assert visible_gpus(with_plan(one, gpu_indexes=(None,)))["CUDA_VISIBLE_DEVICES"] == "0"
-    assert visible_gpus(with_plan(one, gpu_uuids=("GPU-a",))) == {"CUDA_VISIBLE_DEVICES": "GPU-a"}
-    assert visible_gpus(with_plan(target, gpu_uuids=(None, None), gpu_indexes=(0, 1))) == {}
-    rocm = with_plan(one, backend="rocm", gpu_uuids=("GPU-1f",))
-    assert visible_gpus(rocm) == {"ROCR_VISIBLE_DEVICES": "GPU-1f"}
-    assert visible_gpus(with_plan(rocm, gpu_uuids=("1f-2e",))) == {"HIP_VISIBLE_DEVICES": "1"}
-    assert visible_gpus(with_plan(target, backend="vulkan", gpu_uuids=(None,))) == {}
-
-
-def test_a_cpu_plan_hides_the_gpus():
-    cpu = on_words(backend="cpu")
-    assert visible_gpus(cpu) == {"CUDA_VISIBLE_DEVICES": ""}
-    amd = on_words("RX 7900 XTX, 64 GiB RAM", backend="cpu")
-    assert visible_gpus(amd) == {"HIP_VISIBLE_DEVICES": ""}
-    assert visible_gpus(on_words("no GPU, 64 GiB RAM")) == {}
 
 
 @given(

@@ -17,6 +17,12 @@ def test_modelfile_has_the_plan():
     assert f"PARAMETER num_thread {target.plan.threads}" in lines
 
 
+def test_the_context_is_per_request():
+    target = on_words(engine="ollama", parallel=4, context=32768)
+    assert target.plan.context_tokens == 32768
+    assert "PARAMETER num_ctx 8192" in ollama.modelfile(target).splitlines()
+
+
 def test_where_the_weights_come_from():
     target = on_words()
     assert ollama.origin(from_source(target, "ollama:llama3.1:8b")) == "llama3.1:8b"
@@ -29,6 +35,7 @@ def test_the_environment_is_the_server_s():
     assert env["OLLAMA_FLASH_ATTENTION"] == "1"
     assert env["OLLAMA_NUM_PARALLEL"] == "2"
     assert "OLLAMA_SCHED_SPREAD" not in env
+    assert env["OLLAMA_CONTEXT_LENGTH"] == "4096", "ollama counts per request, the plan over all slots"
     two = ollama.environment(on_words("2x RTX 3090, 64 GiB RAM", "llama-3.3-70b"))
     assert two["OLLAMA_SCHED_SPREAD"] == "1"
     assert ollama.environment(on_words(flash_attention=False))["OLLAMA_FLASH_ATTENTION"] == "0"

@@ -11,14 +11,19 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec import structs
 
 from tests.willitrun_here.launch.targets import on_words
 from willitrun_estimator.request import Request
 from willitrun_here.ask import ask
+from willitrun_here.calibrate import read
 from willitrun_here.errors import LaunchError, UsageError
-from willitrun_here.launch import process, run
+from willitrun_here.fleet import agent
+from willitrun_here.fleet.document import MeasuredRun
+from willitrun_here.fleet.spool import Spool
+from willitrun_here.launch import llama_cpp, process, run
 from willitrun_here.launch.flags import parse_help
 from willitrun_here.machines import open_machine
 
@@ -41,6 +46,15 @@ def program(tmp_path, monkeypatch):
     path.chmod(0o755)
     monkeypatch.setenv("FAKE_STARTED", str(tmp_path / "started"))
     return path
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    """Where this user keeps things."""
+    monkeypatch.setenv("WILLITRUN_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "agent"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
 
 
 @pytest.fixture
@@ -186,9 +200,7 @@ def test_failure_while_comparing_stops_the_engine(program, monkeypatch, started)
     assert len(started()) == 1
 
 
-def test_execute_checks_shows_and_stops(program, monkeypatch, started, capfd, tmp_path):
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_execute_checks_shows_and_stops(program, started, capfd, state):
     target, result = target_and_answer(program)
     assert run.execute(target, result, ASKED, check_only=True, as_json=False) == 0
     shown = capfd.readouterr().out
@@ -203,13 +215,85 @@ def test_execute_checks_shows_and_stops(program, monkeypatch, started, capfd, tm
 @pytest.mark.parametrize(
     ("mode", "words"), [("dies-when-asked", "assertion failed"), ("stops-later", "lost the device")]
 )
-def test_an_engine_that_stops_by_itself_is_an_error(program, monkeypatch, started, mode, words, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_an_engine_that_stops_by_itself_is_an_error(program, monkeypatch, started, mode, words, state):
     monkeypatch.setenv("FAKE_ENGINE", mode)
     target, result = target_and_answer(program)
     with pytest.raises(LaunchError, match=words):
         run.execute(target, result, ASKED, check_only=False, as_json=True)
     assert len(started()) == 1
+
+
+def test_a_launch_teaches_this_machine_and_waits_for_the_fleet(program, monkeypatch, started, capfd, state):
+    monkeypatch.setenv("FAKE_ENGINE", "")
+    target, result = target_and_answer(program)
+    shape = structs.replace(target.machine, shape_hash="abc")
+    assert run.execute(structs.replace(target, machine=shape), result, ASKED, check_only=True, as_json=True) == 0
+    buffers = json.loads(capfd.readouterr().out)["comparison"]["buffers"]
+    corrections = read("abc", state / "state")
+    assert corrections is not None
+    assert {(one.test, one.measured_tokens_per_s) for one in corrections.runs} == {("decode", 61.5), ("prefill", 1500)}
+    (kept,) = (state / "agent" / "runs").iterdir()
+    measured = msgspec.json.decode(kept.read_bytes(), type=MeasuredRun)
+    assert (measured.model, measured.quant, measured.engine) == (target.spec.name, "Q4_K_M", "llama.cpp")
+    assert measured.decode_tokens_per_s == 61.5
+    assert measured.memory_bytes == sum(row["actual_bytes"] for row in buffers)
+    assert measured.expected_memory_bytes == sum(row["planned_bytes"] for row in buffers)
+    setup = agent.Setup(directory=state / "agent")
+    agent.keep(structs.replace(target.machine, observed_at="2026-01-02T03:04:05+00:00"), setup, now=0.0)
+    (entry,) = Spool(setup.directory / "spool").entries()
+    assert [one["run_id"] for one in json.loads(entry.body())["measured"]] == [str(measured.run_id)]
+    assert len(started()) == 1
+
+
+def test_what_cannot_be_kept_is_lost_and_nothing_else(program, monkeypatch, started, state):
+    (state / "agent").write_text("a file, not a folder")
+    (state / "state").write_text("a file, not a folder")
+    monkeypatch.setenv("FAKE_ENGINE", "")
+    target, result = target_and_answer(program)
+    assert run.execute(target, result, ASKED, check_only=True, as_json=True) == 0
+    assert len(started()) == 1
+
+
+def test_nothing_measured_is_nothing_kept(program, monkeypatch, started, state):
+    monkeypatch.setenv("FAKE_ENGINE", "no-timings")
+    target, result = target_and_answer(program)
+    assert run.execute(target, result, ASKED, check_only=True, as_json=True) == 0
+    assert not (state / "agent").exists()
+    assert len(started()) == 1
+
+
+def test_the_user_s_own_address_is_where_the_engine_is_asked(program, monkeypatch, started, state):
+    monkeypatch.setenv("FAKE_ENGINE", "")
+    target, result = target_and_answer(program)
+    own = structs.replace(target, extra=("--port", str(free_port()), "--host", "localhost"), port=1, host="10.0.0.1")
+    assert (run.reached(own).host, run.reached(own).port) == ("localhost", int(own.extra[1]))
+    assert run.reached(structs.replace(own, extra=("--port", "x"))).port == 1
+    there = structs.replace(own, extra=("--port", str(target.port)), port=free_port(), host="127.0.0.1")
+    with socket.create_server(("127.0.0.1", target.port)), pytest.raises(LaunchError, match=f"port {target.port}"):
+        run.execute(there, result, ASKED, check_only=True, as_json=False)
+    assert not started()
+
+
+def test_numactl_is_left_out_where_it_is_not_installed(program, monkeypatch, started, tmp_path):
+    monkeypatch.setenv("FAKE_ENGINE", "")
+    target, result = target_and_answer(program)
+    bound = ["numactl", "--cpunodebind=0", "--preferred=0"]
+    monkeypatch.setattr(llama_cpp, "numa_prefix", lambda _: bound)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said: list[str] = []
+    server, comparison, _ = run.start(target, result, ASKED, replan=run.replan_here, say=said.append)
+    with server:
+        assert comparison.probe is not None
+    assert any("numactl is not installed" in text for text in said)
+    assert len(started()) == 1
+
+
+def test_a_program_that_cannot_be_started_is_told(program, started):
+    target, result = target_and_answer(program)
+    program.write_bytes(b"not a program")
+    with pytest.raises(LaunchError, match="cannot be started: Exec format error"):
+        run.start(target, result, ASKED, replan=run.replan_here, say=lambda _: None)
+    assert not started()
 
 
 def test_a_port_in_use_is_not_taken_for_the_engine(program, started):
