@@ -8,8 +8,6 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 RTX_3090 = "NVIDIA GeForce RTX 3090, 64 GiB RAM"
 A100 = "NVIDIA A100 40GB, 128 GiB RAM"
 
@@ -34,7 +32,8 @@ def test_feel_plays_at_the_speed_it_says():
     done = run("feel", "llama-3.2-1b", "--machine", RTX_3090, "--warm", "--pace", "high")
     took_s = time.monotonic() - start
     tokens, played = re.search(r"(\d+) tokens at ([\d.,]+) tok/s", done.stdout).groups()
-    assert float(played.replace(",", "")) == pytest.approx(rate["high"], rel=0.1)
+    # Never faster than it says; a busy machine may play slower.
+    assert rate["high"] * 0.5 < float(played.replace(",", "")) <= rate["high"] * 1.05
     assert took_s > int(tokens) / rate["high"]
     assert "It now takes any iterable" in done.stdout
     assert "--pace low" in done.stderr
