@@ -24,6 +24,9 @@ CONTEXT_BY_MEMORY: tuple[tuple[int, int], ...] = ((47 * GIB, 262_144), (23 * GIB
 NUM_PARALLEL = 1
 """OLLAMA_NUM_PARALLEL: one request at a time per model unless set (envconfig/config.go)."""
 
+KV_TYPES = ("f16", "q8_0", "q4_0")
+"""What OLLAMA_KV_CACHE_TYPE takes (docs/faq.mdx, "How can I set the quantization type for the K/V cache?")."""
+
 MINIMUM_FREE_BYTES = 1 << 30
 """What its scheduler leaves free on a CUDA card (https://github.com/ollama/ollama/pull/2114)."""
 

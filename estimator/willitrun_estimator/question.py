@@ -10,6 +10,7 @@ from willitrun_estimator.bounds import BOUND_SLACK, extremes, together
 from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.device import Device, Devices
 from willitrun_estimator.errors import EstimatorError
+from willitrun_estimator.ollama import KV_TYPES as OLLAMA_KV_TYPES
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
@@ -129,7 +130,7 @@ class Question:
         ubatches = (request.ubatch,) if request.ubatch else OLLAMA_UBATCHES if ollama else UBATCHES
         return Space(
             quants=quants,
-            kv_types=(request.kv_type,) if request.kv_type else kv_types(request),
+            kv_types=kv_types(request),
             contexts=contexts(self.spec, request, self.purpose),
             ubatches=useful(ubatches, self.purpose.prompt_tokens),
             gpu_sets=gpu_sets(self.devices.gpus),
@@ -265,7 +266,18 @@ def kinds(gpus: tuple[Device, ...]) -> tuple[int, ...]:
 
 
 def kv_types(request: Request) -> tuple[str, ...]:
-    """Return the cache types to try; quantized ones need flash attention."""
+    """Return the cache types to try: the fixed one, or those worth it; quantized ones need flash attention.
+
+    Raises EstimatorError for a type that the engine does not take.
+    """
+    fixed = request.kv_type
+    if fixed is not None:
+        if request.engine == "ollama" and fixed not in OLLAMA_KV_TYPES:
+            raise EstimatorError(
+                f"--kv-type {fixed}: ollama's OLLAMA_KV_CACHE_TYPE takes only {', '.join(OLLAMA_KV_TYPES)}",
+                f"Take one of them, or --engine llama.cpp, which takes {fixed}.",
+            )
+        return (fixed,)
     return ("f16",) if request.flash_attention is False else KV_TYPES
 
 

@@ -6,7 +6,10 @@ import pytest
 
 from willitrun_catalog.shipped import model
 from willitrun_estimator.device import Device, Devices, Host
-from willitrun_estimator.ollama import default_context, ollama
+from willitrun_estimator.errors import EstimatorError
+from willitrun_estimator.ollama import KV_TYPES, default_context, ollama
+from willitrun_estimator.question import kv_types
+from willitrun_estimator.request import Request
 
 GIB = 1 << 30
 
@@ -25,6 +28,20 @@ def machine(*sizes: float) -> Devices:
     )
     host = Host(ram_total_bytes=64 * GIB, ram_available_bytes=60 * GIB, bandwidth_bytes_per_s=None, threads=8)
     return Devices(name="m", gpus=gpus, host=host)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0", "q4_0"])
+def test_ollama_takes_three_cache_types(kv_type):
+    assert kv_types(Request(engine="ollama", kv_type=kv_type)) == (kv_type,)
+    assert set(kv_types(Request(engine="ollama"))) <= set(KV_TYPES)
+
+
+@pytest.mark.parametrize("kv_type", ["f32", "bf16", "q5_1", "q5_0", "q4_1", "iq4_nl"])
+def test_another_cache_type_is_refused_with_what_would_do(kv_type):
+    with pytest.raises(EstimatorError, match=f"--kv-type {kv_type}.*takes only f16, q8_0, q4_0") as caught:
+        kv_types(Request(engine="ollama", kv_type=kv_type))
+    assert "--engine llama.cpp" in caught.value.advice
+    assert kv_types(Request(engine="llama.cpp", kv_type=kv_type)) == (kv_type,)
 
 
 @pytest.mark.parametrize(
