@@ -6,6 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from willitrun_here.fleet.reporting import Reporting
 from willitrun_probe.findings import CODES
 from willitrun_probe.machine import Finding, Gpu, Machine, Outcome
 
@@ -48,9 +49,11 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
     gpus_present: int
     trials: tuple[Trial, ...]
     problems: tuple[Problem, ...]
+    reporting: Reporting | None = None
+    """How reporting into a fleet stands, None where this machine never reported or another one is looked at."""
 
 
-def diagnose(machine: Machine) -> Diagnosis:
+def diagnose(machine: Machine, reporting: Reporting | None = None) -> Diagnosis:
     """Order what the probe found by how much it matters."""
     problems = [_problem(found, machine.gpus) for found in machine.findings]
     order = {"broken": 0, "warning": 1, "note": 2}
@@ -62,6 +65,7 @@ def diagnose(machine: Machine) -> Diagnosis:
             Trial(source=s.name, outcome=s.outcome, seconds=s.seconds, reason=s.reason) for s in machine.sources
         ),
         problems=tuple(sorted(problems, key=lambda problem: order[problem.severity])),
+        reporting=reporting,
     )
 
 

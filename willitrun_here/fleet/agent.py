@@ -132,19 +132,21 @@ def deliver(setup: Setup, send: Send, *, enrol_token: str | None, now: Callable[
     """
     spool = Spool(setup.directory / "spool")
     delivered = rejected = 0
+    last: Entry | None = None
     try:
         for _ in range(2):  # a second round when the server called this machine a clone
             entries = spool.entries()
             for entry in entries:
                 outcome = _hand_over(setup, spool, entry, send, enrol_token)
-                delivered += outcome == "delivered"
+                if outcome == "delivered":
+                    delivered, last = delivered + 1, entry
                 rejected += outcome == "rejected"
                 if outcome == "restamped":
                     break
             if not spool.entries():
                 break
     except UnreachableError as error:
-        agent = load_agent(setup.directory)
+        agent = acknowledged(load_agent(setup.directory), last, now())
         failures = agent.failures + 1
         delay_s = retry_delay_s(failures) if error.retry_after_s is None else error.retry_after_s
         held = error.retry_after_s is not None
@@ -153,9 +155,14 @@ def deliver(setup: Setup, send: Send, *, enrol_token: str | None, now: Callable[
             delivered=delivered, rejected=rejected, waiting=len(spool.entries()), problem=error.message,
             advice=error.advice, next_try_at=now() + delay_s,
         )  # fmt: skip
-    agent = load_agent(setup.directory)
+    agent = acknowledged(load_agent(setup.directory), last, now())
     save_agent(setup.directory, replace(agent, failures=0, next_try_at=0.0, held=False, delivered_at=now()))
     return Delivery(delivered=delivered, rejected=rejected, waiting=len(spool.entries()))
+
+
+def acknowledged(agent: Agent, last: Entry | None, at: float) -> Agent:
+    """Return the record with the last report that was taken, where one was."""
+    return agent if last is None else replace(agent, acknowledged=last.sequence, acknowledged_at=at)
 
 
 def beat(

@@ -39,6 +39,10 @@ class Agent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Unix time at which the spool was last emptied."""
     held: bool = False
     """The server itself asked for that pause."""
+    acknowledged: int = 0
+    """Sequence of the last report that the server has committed; 0 before any."""
+    acknowledged_at: float | None = None
+    """Unix time of that answer."""
 
 
 def state_directory(environment: Mapping[str, str]) -> Path:

@@ -39,12 +39,15 @@ class Entry(Struct, frozen=True):
 class Spool:
     """A folder of reports waiting for the server.
 
-    One process at a time may use it (`durable.locked`); `kind`s are kept apart by their file names.
+    One process at a time may use it (`durable.locked`), any number may look at it `read_only`. `kind`s are kept apart
+    by their file names.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
         self.directory = directory
         self.rejected_directory = directory / "rejected"
+        if read_only:
+            return
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for half in directory.glob(".*"):
             half.unlink(missing_ok=True)
