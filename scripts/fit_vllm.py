@@ -33,7 +33,7 @@ from willitrun_estimator.vllm.rates import Rates, gpu_class  # noqa: E402
 PRIORS = {
     "bandwidth_share": (0.8, 0.25),
     "layer_s": (80e-6, 0.7),
-    "collective_s": (20e-6, 1.0),
+    "collective_s": (20e-6, 0.5),
     "sequence_s": (20e-6, 1.0),
     "decode_flops_share": (0.3, 1.0),
     "prefill_flops_share": (0.4, 0.7),
@@ -52,6 +52,8 @@ NOISE = 0.25
 WIDEST = (0.45, 2.2)
 BETWEEN_CLASSES = 0.3
 """How far, in logarithms, the constants of one class of GPU may lie from those of all."""
+OWN = ("collective_s",)
+"""What links decide, which differ more than the chips do: every class keeps the prior of all-reduces over NVLink."""
 ENOUGH_ROWS = 30
 """A class with fewer takes its interval from the errors of all classes."""
 
@@ -104,13 +106,14 @@ def fit_classes(data: Data, used: np.ndarray) -> dict[str, Rates]:
     centre = np.log([value for value, _ in PRIORS.values()])
     spread = np.array([width for _, width in PRIORS.values()])
     shared = fit(chosen(data.rows, used), data.measured[used], weights_of(data, used), centre, spread)
+    own = np.array([name in OWN for name in PRIORS])
+    middle, around = np.where(own, centre, shared), np.where(own, spread, np.minimum(spread, BETWEEN_CLASSES))
     found = {}
     for name in sorted(set(data.classes)):
         mine = used & (data.classes == name)
-        logs = shared
+        logs = middle
         if mine.any():
-            around = np.minimum(spread, BETWEEN_CLASSES)
-            logs = fit(chosen(data.rows, mine), data.measured[mine], weights_of(data, mine), shared, around)
+            logs = fit(chosen(data.rows, mine), data.measured[mine], weights_of(data, mine), middle, around)
         found[name] = rates_of(logs)
     return found
 

@@ -9,6 +9,7 @@ from msgspec import structs
 from willitrun_catalog.model import ModelSpec
 from willitrun_estimator import explain
 from willitrun_estimator.device import Devices
+from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.plan import (
     Answer,
     MachineFacts,
@@ -145,7 +146,10 @@ def better_engine(
     question: Question, llama_serving: Serving | None, build: Callable[[VllmPlan], Answer]
 ) -> tuple[Answer | None, Choice | None]:
     """Compare vLLM with llama.cpp under the mode's objective; return vLLM's answer when it wins, and the choice."""
-    planned = planned_for(question.spec, question.devices, question.request)
+    try:
+        planned = planned_for(question.spec, question.devices, question.request)
+    except EstimatorError:  # a quantization or KV type that only llama.cpp has decides the engine
+        return None, None
     if planned is None or planned.plan is None:
         return None, None
     choice = choose_engine(question.request.mode, planned.serving, llama_serving, targets(question.request))

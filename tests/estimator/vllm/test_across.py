@@ -28,7 +28,7 @@ def test_stages_are_a_multiple_of_the_machines(machine, model):
 
 def test_small_models_do_not_take_every_gpu_of_every_machine(machine, model):
     node = machine("NVIDIA GeForce RTX 4090", 4, peer_bytes_per_s=16e9)
-    plan = plan_across(model("qwen3-1.7b"), node, Request(quant="bf16"), 2).plan
+    plan = plan_across(model("qwen3-0.6b"), node, Request(quant="bf16", mode="interactive"), 2).plan
     assert plan.tensor_parallel * plan.pipeline_parallel < 8
 
 
