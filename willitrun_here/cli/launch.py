@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
+from willitrun_here.cli import launch_nodes
 from willitrun_here.cli.basic_options import JSON, MACHINE
 from willitrun_here.cli.options import question, request
 from willitrun_here.cli.output import note, print_json, print_text
 from willitrun_here.errors import DoesNotRunError, UsageError
 
-SHAPES = ("shell", "compose", "systemd", "kubernetes", "modelfile", "docker")
+SHAPES = ("shell", "compose", "systemd", "kubernetes", "modelfile", "docker", "ray")
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -23,6 +24,13 @@ SHAPES = ("shell", "compose", "systemd", "kubernetes", "modelfile", "docker")
 @click.option("--check-only", is_flag=True, help="With --exec: stop the engine after the comparison.")
 @click.option("--host", default="127.0.0.1", help="Address the server listens on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, help="Port the server listens on.")
+@click.option(
+    "--node",
+    "nodes",
+    metavar="HOST",
+    multiple=True,
+    help="vLLM over several machines like this one: the address of each, head first; --as ray for a Ray cluster.",
+)
 @JSON
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED)
 def launch(
@@ -33,6 +41,7 @@ def launch(
     check_only: bool,
     host: str,
     port: int,
+    nodes: tuple[str, ...],
     as_json: bool,
     extra: tuple[str, ...],
     **options: Any,
@@ -43,6 +52,7 @@ def launch(
         raise UsageError("--check-only belongs to --exec", "Add --exec.")
     if execute and machine != "here":
         raise UsageError(f"--exec starts the engine here and --machine is {machine!r}", "Drop one of them.")
+    launch_nodes.check(nodes, shape, asked.engine, execute=execute)
     from msgspec import structs  # noqa: PLC0415
 
     from willitrun_estimator.answer import Section  # noqa: PLC0415
@@ -55,6 +65,9 @@ def launch(
         asked = structs.replace(asked, engine="ollama")
     where = open_machine(machine)
     spec = open_model(model)
+    if nodes:
+        group = structs.replace(launch_nodes.plan(where, spec, asked, nodes), host=host, port=port, extra=extra)
+        return launch_nodes.show(group, nodes, shape, as_json=as_json)
     wanted: frozenset[Section] = frozenset({"plan", "speed", "context"})
     result = ask(where, spec, asked, sections=wanted, commands=False)
     if result.plan is None or result.fit.status == "too-large":
