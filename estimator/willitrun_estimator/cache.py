@@ -6,7 +6,7 @@ The rules are those of llama.cpp's `llama_kv_cache`, `llama_kv_cache_iswa` and `
 
 from __future__ import annotations
 
-from willitrun_catalog.model import Attention, Layer, Mixer, Mla, ModelSpec, Recurrent
+from willitrun_catalog.model import Attention, Layer, Mixer, Mla, ModelSpec, NoMixer, Recurrent
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.placement import Settings
 
@@ -33,6 +33,11 @@ src/models/phi3.cpp drops it; src/models/llama.cpp never reads `attention.slidin
 Ministral 8B have.
 """
 
+BLOCKS_WITHOUT_ATTENTION = frozenset({"deci"})
+"""Not hybrid models, whose cache leaves out other blocks: here one without attention has rows of no elements.
+
+Without flash attention V is stored transposed, and every block's V has the width of the widest.
+"""
 CACHELESS = frozenset(
     (
         *(
@@ -127,6 +132,8 @@ def cache_rows(spec: ModelSpec, mixer: Mixer, settings: Settings) -> tuple[tuple
     elif isinstance(mixer, Attention) and not mixer.shares_kv:
         values = mixer.kv_heads * mixer.value_dim if settings.flash_attention else largest_value_row(spec)
         rows = [(settings.kv_type_k, mixer.kv_heads * mixer.key_dim), (settings.kv_type_v, values)]
+    elif isinstance(mixer, NoMixer) and spec.architecture in BLOCKS_WITHOUT_ATTENTION and not settings.flash_attention:
+        return ((settings.kv_type_v, largest_value_row(spec)),)
     else:
         return ()
     if mixer.indexer_dim:

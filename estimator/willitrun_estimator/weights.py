@@ -86,6 +86,14 @@ def weight_profile(spec: ModelSpec, quant: str, *, importance_matrix: bool = Fal
     return _profile(spec, label, _mix_sizer(label, facts))
 
 
+NEXT_TOKEN_KEPT: dict[str, tuple[str, ...]] = {
+    "hy_v3": ("ffn_", "exp_probs_b", "nextn.embed_tokens", "nextn.shared_head"),
+    "step35": ("ffn_", "exp_probs_b", "nextn.embed_tokens", "nextn.shared_head"),
+}
+"""Starts of the names of what an architecture loads of its next-token blocks although nobody asked for them.
+
+src/models/hy-v3.cpp and step35.cpp skip the rest of such a block (`TENSOR_SKIP`) but not these.
+"""
 Sizer = Callable[[Piece, Position], tuple[str, int]]
 """Type name and bytes of one tensor at its position."""
 
@@ -158,6 +166,16 @@ def _profile(spec: ModelSpec, quant: str, size: Sizer) -> WeightProfile:
     layers = tuple([weighed[number] for number in model.order[:loaded]])
     if first and layers:
         layers = (structs.replace(layers[0], resident_bytes=layers[0].resident_bytes + first), *layers[1:])
+    kept = 0
+    for number in model.order[loaded:] if spec.architecture in NEXT_TOKEN_KEPT else ():
+        for item, place in model.groups[number].pieces:
+            if item.name.startswith(NEXT_TOKEN_KEPT[spec.architecture]) and item.name != "ffn_norm.weight":
+                amount = size(item, place)[1]
+                kept += amount
+                if item.name == "nextn.embed_tokens.weight":
+                    host += amount
+                else:
+                    output += amount
     elements = [model.kinds[group.kind].elements for group in model.groups]
     block_elements = sum([elements[number] for number in model.order[:loaded]])
     all_elements = sum(map(operator.mul, elements, model.counts)) + beyond_elements
@@ -178,7 +196,8 @@ def _profile(spec: ModelSpec, quant: str, size: Sizer) -> WeightProfile:
         tensor_bytes=total,
         unloaded_bytes=sum(
             [weighed[number].resident_bytes + weighed[number].expert_bytes for number in model.order[loaded:]],
-        ),
+        )
+        - kept,
         file_bytes=_real_size(spec, quant) or total + metadata_bytes(spec, _tensor_count(model)),
         params=params,
         active_params=params - expert_elements + expert_elements * used // experts,

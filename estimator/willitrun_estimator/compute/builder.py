@@ -70,6 +70,7 @@ class Builder:
         self.outside = outside
         self.factors = next((name for name in outside if name.startswith("rope_")), None)
         self._factors: dict[int, Node] = {}
+        self._weights: dict[tuple[int, str], Node] = {}
         self.whole_qk_norm = whole_qk_norm
         self._inputs: dict[str, Node] = {}
         self._events: list[tuple[Mixer | None, Homes]] = []
@@ -122,7 +123,11 @@ class Builder:
 
     def weight(self, name: str, homes: Homes, *, routed: bool = False) -> Node:
         """Refer to one of a block's tensors by its full name."""
-        return self.graph.weight(f"{homes.group}/{name}", homes.experts if routed else homes.block)
+        known = self._weights.get((id(homes), name))
+        if known is None:
+            key = f"{homes.group}/{name}"
+            known = self._weights[id(homes), name] = self.graph.weight(key, homes.experts if routed else homes.block)
+        return known
 
     def matmul(self, name: str, homes: Homes, width: int, source: Node) -> Node:
         """Multiply by a block's weight, and add its bias where it has one."""

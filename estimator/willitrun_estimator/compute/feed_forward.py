@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from willitrun_estimator.compute.graph import Node
 
 
+SUMMED = 3
+"""Experts' results that are added one by one; further ones write over the same sum."""
+
+
 def dense(b: Builder, ffn: Dense, normed: Node, homes: Homes, suffix: str = "") -> Node:
     """Add a gated or plain feed-forward network."""
     g = b.graph
@@ -89,7 +93,7 @@ def experts(  # noqa: C901, PLR0915
     weighted = down
     if not b.style.weights_first:
         weighted = g.add("weighted", (hidden_size, used, tokens), down, weights, inplace=True)
-    parts = [g.view(weighted, (hidden_size, tokens), contiguous=False) for _ in range(min(used, 3))]
+    parts = [g.view(weighted, (hidden_size, tokens), contiguous=False) for _ in range(min(used, SUMMED))]
     out = parts[0]
     if used == 1:
         out = g.add("cont", (hidden_size, tokens), out)

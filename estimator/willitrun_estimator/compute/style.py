@@ -54,6 +54,8 @@ STYLES: dict[str, Style] = {
     "hunyuan-dense": Style(norm_after_rope=True),
     "hunyuan-moe": Style(norm_after_rope=True),
     "jamba": Style(residual_first=True, mixer_residual_first=True, rope="none"),
+    "hy_v3": Style(rows="norm-end"),
+    "kimi-linear": Style(rope="none"),
     "laguna": Style(head_gate=True),
     "lfm2": Style(residual_first=True, mixer_residual_first=True),
     "lfm2moe": Style(residual_first=True, mixer_residual_first=True),
@@ -67,7 +69,7 @@ STYLES: dict[str, Style] = {
     "qwen35": Style(rows="norm-end", gated_query=True),
     "qwen35moe": Style(rows="norm-end", gated_query=True),
     "stablelm": Style(parallel="stablelm"),
-    "step35": Style(head_gate=True),
+    "step35": Style(rows="norm-end", head_gate=True),
     "smollm3": Style(rope="three-of-four"),
 }
 
