@@ -90,7 +90,15 @@ def answer_on(
     if best is None:
         return too_large(question, quants)
     result = assembled(question, best, ranked, per_quant, sections)
-    return compared(question, result) if request.engine is None and request.mode in SERVING_MODES else result
+    if request.engine is None and request.mode in SERVING_MODES:
+        return compared(question, result)
+    return suggested(question, result) if request.engine is None and "improvements" in sections else result
+
+
+def suggested(question: Question, result: Answer) -> Answer:
+    """Beside a llama.cpp plan for one user, say when vLLM would be faster on this machine, and by how much."""
+    found = vllm_answer.worth_changing(question, result.serving)
+    return structs.replace(result, improvements=(*result.improvements, *found))
 
 
 def with_vllm(question: Question) -> Answer:
@@ -118,7 +126,7 @@ def compared(question: Question, result: Answer) -> Answer:
     chosen = result if better is None else better
     return structs.replace(
         chosen,
-        findings=(*chosen.findings, choice.reason),
+        engine_choice=choice,
         quants=result.quants + (chosen.quants if better is not None else ()),
         modes=result.modes,
         workloads=result.workloads,

@@ -254,6 +254,16 @@ class Improvement(Struct, frozen=True, kw_only=True):
     """Relative gain of what it improves: 0.3 is 30 % more."""
 
 
+class EngineChoice(Struct, frozen=True, kw_only=True):
+    """Which engine serves the asked mode better on this machine, by how much, and the two rates."""
+
+    engine: str
+    """`vllm` or `llama.cpp`."""
+    gain: float
+    """Of the mode's objective over the other engine: 0.4 is 40 % more."""
+    reason: str
+
+
 class Alternative(Struct, frozen=True, kw_only=True):
     """The runner-up, and why it lost."""
 
@@ -333,6 +343,8 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=False):
     limits: tuple[Limit, ...]
     improvements: tuple[Improvement, ...]
     runner_up: Alternative | None = None
+    engine_choice: EngineChoice | None = None
+    """Serving modes without a fixed engine: the comparison of vLLM with llama.cpp."""
     score_parts: tuple[ScorePart, ...] = ()
     rank_score: float | None = None
     """In rankings: the score weighed with the model's presumed ability (size and age), 0..100."""

@@ -12,6 +12,8 @@ from willitrun_estimator.device import Devices
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.plan import (
     Answer,
+    EngineChoice,
+    Improvement,
     MachineFacts,
     ModelFacts,
     Plan,
@@ -24,7 +26,7 @@ from willitrun_estimator.plan import (
 from willitrun_estimator.question import Question
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import grade, quality_factor, score, score_parts
-from willitrun_estimator.vllm.objectives import Choice, at, choose_engine, targets
+from willitrun_estimator.vllm.objectives import at, choose_engine, targets
 from willitrun_estimator.vllm.plan import VllmPlan, vllm_plan
 
 BACKENDS = frozenset({"cuda", "rocm"})
@@ -144,15 +146,35 @@ def checkpoint_option(question: Question, name: str, *, best: bool) -> QuantOpti
 
 def better_engine(
     question: Question, llama_serving: Serving | None, build: Callable[[VllmPlan], Answer]
-) -> tuple[Answer | None, Choice | None]:
+) -> tuple[Answer | None, EngineChoice | None]:
     """Compare vLLM with llama.cpp under the mode's objective; return vLLM's answer when it wins, and the choice."""
-    try:
-        planned = planned_for(question.spec, question.devices, question.request)
-    except EstimatorError:  # a quantization or KV type that only llama.cpp has decides the engine
-        return None, None
-    if planned is None or planned.plan is None:
+    planned = comparable(question)
+    if planned is None:
         return None, None
     choice = choose_engine(question.request.mode, planned.serving, llama_serving, targets(question.request))
     if choice is None or choice.engine != "vllm":
         return None, choice
     return build(planned), choice
+
+
+def comparable(question: Question) -> VllmPlan | None:
+    """Plan the question with vLLM to hold it against llama.cpp; None where it does not start or would not be asked.
+
+    A quantization or KV type that only llama.cpp has decides the engine, and so does a build that was named.
+    """
+    try:
+        planned = planned_for(question.spec, question.devices, question.request)
+    except EstimatorError:
+        return None
+    return None if planned is None or planned.plan is None or planned.serving is None else planned
+
+
+def worth_changing(question: Question, llama_serving: Serving | None) -> tuple[Improvement, ...]:
+    """Say by how much vLLM would serve the mode better than the llama.cpp plan; nothing where it would not."""
+    planned = comparable(question) if llama_serving is not None else None
+    if planned is None:
+        return ()
+    choice = choose_engine(question.request.mode, planned.serving, llama_serving, targets(question.request))
+    if choice is None or choice.engine != "vllm":
+        return ()
+    return (Improvement(code="engine-vllm", message=f"{choice.reason}: --engine vllm", gain=choice.gain),)

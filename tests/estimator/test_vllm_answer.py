@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from tests.estimator.answers_on import answered
 from willitrun_catalog.find import find_model
@@ -71,3 +72,46 @@ def test_the_engine_is_chosen_by_the_mode():
     assert vllm_answer.better_engine(question("no GPU, 64 GiB RAM", mode="scale-out"), None, build) == (None, None)
     served = answered("llama-3.1-8b", H100, mode="scale-out")
     assert served.plan.engine in {"vllm", "llama.cpp"}
+
+
+def test_serving_modes_say_which_engine_is_better_and_by_how_much():
+    served = answered("llama-3.1-8b", H100, mode="light-api")
+    assert served.engine_choice.engine == served.plan.engine == "vllm"
+    assert served.engine_choice.gain > 0.1
+    assert "llama.cpp" in served.engine_choice.reason
+    assert not any("llama.cpp" in finding for finding in served.findings)
+
+
+def test_other_modes_offer_vllm_where_it_is_faster():
+    offered = [one for one in answered("llama-3.1-8b", H100).improvements if one.code == "engine-vllm"]
+    assert all(one.gain > 0.1 and "--engine vllm" in one.message for one in offered)
+    slow = question("no GPU, 64 GiB RAM")
+    assert vllm_answer.worth_changing(slow, None) == ()
+
+
+@pytest.mark.parametrize("asked", [{"quant": "Q4_K_M"}, {"kv_type": "q4_0"}])
+def test_what_only_llama_cpp_has_decides_the_engine(asked):
+    one = question(mode="light-api", **asked)
+    assert vllm_answer.comparable(one) is None
+    assert answered("llama-3.1-8b", H100, mode="light-api", **asked).plan.engine == "llama.cpp"
+    assert vllm_answer.better_engine(one, None, lambda planned: planned) == (None, None)
+
+
+def test_vllm_is_offered_by_its_gain_or_not_at_all():
+    one = question("4x RTX 4090, 128 GiB RAM", "qwen2.5-14b")
+    planned = vllm_answer.comparable(one)
+    rates = planned.serving.output_tokens_per_s
+    slower = structs.replace(planned.serving, output_tokens_per_s=tuple(rate / 2 for rate in rates))
+    (offered,) = vllm_answer.worth_changing(one, slower)
+    assert offered.gain == pytest.approx(1.0)
+    faster = structs.replace(planned.serving, output_tokens_per_s=tuple(rate * 2 for rate in rates))
+    assert vllm_answer.worth_changing(one, faster) == ()
+    near = structs.replace(planned.serving, output_tokens_per_s=tuple(rate / 1.05 for rate in rates))
+    assert "inside the spread" in vllm_answer.better_engine(one, near, lambda value: value)[1].reason
+
+
+def test_a_plan_without_a_known_speed_still_has_points():
+    found = answered("qwen3-14b", "Tesla T4, 64 GiB RAM", engine="vllm", engine_version="0.26")
+    assert found.plan.quant == "BNB-NF4"
+    assert found.speed is None
+    assert found.score > 0

@@ -7,6 +7,7 @@ from willitrun_here.render.wording import (
     BASIS_WORDS,
     ENGINE_WORDS,
     available_bytes,
+    gain,
     needed_bytes,
     percent,
     rate_range,
@@ -49,6 +50,10 @@ def facts(answer: Answer) -> tuple[tuple[str, str, str], ...]:
     if answer.machine.gpus:
         rows.append(("Offload", percent(plan.offloaded_fraction), "of the weights in host memory"))
     rows.append(("Plan", plan.quant, ", ".join(_plan_words(answer, plan))))
+    if answer.engine_choice is not None:
+        chosen = answer.engine_choice
+        by = f" ({gain(chosen.gain)})" if chosen.gain else ""
+        rows.append(("Engine", ENGINE_WORDS[chosen.engine], chosen.reason + by))
     return tuple(rows)
 
 

@@ -13,11 +13,9 @@ words a token are 6.7) and 5 s. Both engines are judged on their `Serving` curve
 
 from __future__ import annotations
 
-from typing import Literal
-
 from msgspec import Struct
 
-from willitrun_estimator.plan import Serving
+from willitrun_estimator.plan import EngineChoice, Serving
 from willitrun_estimator.request import Mode, Request
 
 CONCURRENCY = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -35,15 +33,6 @@ class Targets(Struct, frozen=True, kw_only=True):
 
     decode_tokens_per_s: float = TARGET_DECODE
     ttft_s: float = TARGET_TTFT_S
-
-
-class Choice(Struct, frozen=True, kw_only=True):
-    """Which engine to run, by how much, and why."""
-
-    engine: Literal["vllm", "llama.cpp"]
-    gain: float
-    """Of the better engine over the other: 0.4 is 40 % more of the mode's objective."""
-    reason: str
 
 
 def targets(request: Request) -> Targets:
@@ -84,27 +73,26 @@ def objective(mode: Mode, serving: Serving, wanted: Targets) -> float:
     return float((single * rate) ** 0.5)
 
 
-def choose_engine(mode: Mode, vllm: Serving | None, llama_cpp: Serving | None, wanted: Targets) -> Choice | None:
+def choose_engine(mode: Mode, vllm: Serving | None, llama_cpp: Serving | None, wanted: Targets) -> EngineChoice | None:
     """Say which engine serves a mode better on this machine; None when neither serves."""
     if vllm is None and llama_cpp is None:
         return None
     if llama_cpp is None:
-        return Choice(engine="vllm", gain=1.0, reason="llama.cpp cannot hold this model here")
+        return EngineChoice(engine="vllm", gain=1.0, reason="llama.cpp cannot hold this model here")
     if vllm is None:
-        return Choice(engine="llama.cpp", gain=1.0, reason="vLLM does not start with this model here")
+        return EngineChoice(engine="llama.cpp", gain=1.0, reason="vLLM does not start with this model here")
     ours, theirs = objective(mode, vllm, wanted), objective(mode, llama_cpp, wanted)
     users = {"interactive": 1, "balanced": BALANCED_USERS, "light-api": LIGHT_API_USERS}.get(mode)
     if users is None:
         users = most_users(vllm if ours > theirs else llama_cpp, wanted)
     rates = f"at {users} users" if users > 1 else "for one user"
     if ours > theirs * (1 + TIE):
-        return Choice(
+        return EngineChoice(
             engine="vllm",
             gain=ours / theirs - 1,
             reason=f"vLLM gives {at(vllm, users)[0]:.0f} tokens/s {rates}, llama.cpp {at(llama_cpp, users)[0]:.0f}",
         )
-    return Choice(
-        engine="llama.cpp",
-        gain=max(0.0, theirs / ours - 1),
-        reason=f"llama.cpp gives {at(llama_cpp, users)[0]:.0f} tokens/s {rates}, vLLM {at(vllm, users)[0]:.0f}",
-    )
+    reason = f"llama.cpp gives {at(llama_cpp, users)[0]:.0f} tokens/s {rates}, vLLM {at(vllm, users)[0]:.0f}"
+    if ours > theirs:
+        reason += f"; less than {TIE:.0%} is inside the spread of both predictions"
+    return EngineChoice(engine="llama.cpp", gain=max(0.0, theirs / ours - 1), reason=reason)
