@@ -34,22 +34,24 @@ PLOT = processes.ROOT / "docs" / "scale.svg"
 MOST_EXPONENT = 1.05
 CONTEXT_STEP = 512
 COUNTS = {
-    "models": (8, 16, 32, 64, 128, 256),
+    "models": (8, 16, 32, 64, 128),
     "quants": (2, 4, 8, 16),
-    "contexts": (4, 8, 16, 32, 64, 128),
-    "machines": (4, 8, 16, 32, 64, 128),
+    "contexts": (4, 8, 16, 32, 64),
+    "machines": (4, 8, 16, 32, 64),
 }
 FLEET = (1_000, 2_000, 4_000, 8_000)
 SHAPES = 60
 
 
+ASIDE = {"models": 4, "quants": 2, "contexts": 2, "machines": 2}
+"""What stands beside the axis that grows."""
 COMBINATIONS = (
-    "The plan and the speed of every combination of 6 models, 3 quantizations, 3 contexts and 3 machines, of which one "
+    "The plan and the speed of every combination of 4 models, 2 quantizations, 2 contexts and 2 machines, of which one "
     "grows; each point a fresh process that knows nothing beforehand."
 )
 SHARED_SHAPES = (
-    f"A fleet of machines in {SHAPES} shapes, asked where Llama 3.1 8B runs. The plans to make depend on the shapes and "
-    "on what is free in eighths, not on the machines; what is left grows with the list itself."
+    f"A fleet of machines in {SHAPES} shapes, asked where Llama 3.1 8B runs. The plans to make depend on the shapes "
+    "and on what is free in eighths, not on the machines; what is left grows with the list itself."
 )
 
 
@@ -96,7 +98,7 @@ def machine_words(count: int) -> list[str]:
 
 def questions(axis: str, count: int) -> Iterator[dict[str, Any]]:
     """Yield the product of all axes, of which one has as many values as asked."""
-    size = {"models": 6, "quants": 3, "contexts": 3, "machines": 3, axis: count}
+    size = {**ASIDE, axis: count}
     names, machines = model_names(size["models"]), machine_words(size["machines"])
     quants, contexts = spaced(LADDER, min(size["quants"], len(LADDER))), range(1, size["contexts"] + 1)
     for machine, model, quant, context in product(machines, names, quants, contexts):

@@ -24,6 +24,7 @@ DB = click.option(
     "--db", metavar="URL", default="fleet.db", show_default=True, envvar="WILLITRUN_FLEET_DB",
     help="An SQLite file, sqlite:///PATH or postgresql://USER@HOST/NAME (password in ~/.pgpass).",
 )  # fmt: skip
+NOBODY = "No machine has reported yet. On each machine: willitrun-here report --to URL --enrol-token-file FILE"
 SECONDS_A_DAY = 86400.0
 FORMATS = ("csv", "netbox", "netbox-csv", "prometheus", "nfd", "ansible", "otlp")
 
@@ -113,6 +114,9 @@ def list_command(db: str, as_json: bool, status: str | None, **wanted: str) -> N
         print_json({"schema": "willitrun.machines/1", "machines": rows})
     else:
         console().print(machine_table(rows))
+    if not rows:
+        narrowed = status or any(wanted[name] for name in ("q", "gpu", "label"))
+        note("No machine of the inventory is meant by that." if narrowed else NOBODY)
 
 
 @fleet.command()
@@ -132,9 +136,13 @@ def where(model: str, db: str, limit: int, as_json: bool, **asked: Any) -> int:
     if as_json:
         print_json(answer)
     else:
-        from willitrun_here.fleet.terminal import where_table  # noqa: PLC0415 - rich is slow to import
+        from willitrun_here.fleet.terminal import where_commands, where_table  # noqa: PLC0415 - rich is slow to import
 
         console().print(where_table(answer, limit))
+        if commands := where_commands(answer, limit):
+            print_text(commands)
+    if not answer.machines:
+        note(NOBODY)
     return 0 if any(row.verdict.startswith("runs") for row in answer.machines) else 1
 
 

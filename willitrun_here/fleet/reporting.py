@@ -89,7 +89,8 @@ def lines(told: Reporting) -> list[str]:
         said.append(f"{told.pending} waiting, the oldest for {told.pending_oldest_s:.0f} s")
     if told.failures:
         after = f", the next attempt at {told.next_try_at}" if told.next_try_at else ""
-        said.append(f"{told.failures} attempts in a row reached no server{after}")
+        attempts = "1 attempt" if told.failures == 1 else f"{told.failures} attempts in a row"
+        said.append(f"{attempts} reached no server{after}")
     if told.rejected:
         said.append(f"{told.rejected} refused for good and kept aside; the last one: {told.rejected_reason}")
     if told.dropped:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from willitrun_here.fleet.query import MachineRow
     from willitrun_here.fleet.where import Where
 
+NAMES_SHOWN = 10
 WORDS = {"runs-now": "now", "runs-if-idle": "if idle", "does-not-run": "no", "unknown": "unknown"}
 
 
@@ -33,24 +34,35 @@ def machine_table(rows: Sequence[MachineRow]) -> Table:
 def where_table(answer: Where, limit: int) -> Table:
     """Build the table that answers which machines run a model."""
     counted = ", ".join(f"{WORDS[word]}: {count}" for word, count in answer.counts.items())
-    table = Table(
-        "machine", "runs", "because", "plan", "tokens/s", "command", title=f"{escape(answer.model)} ({counted})"
-    )
+    title = f"{escape(answer.model)} ({counted or 'no machine'})"
+    table = Table("machine", "runs", "because", "plan", "tokens/s", title=title)
     for row in answer.machines[:limit]:
         plan = f"{row.quant}, {row.engine}, {row.context_tokens}" if row.quant is not None else "-"
         speed = "-" if row.decode_tokens_per_s is None else f"{row.decode_tokens_per_s:.1f}"
-        command = row.command if row.verdict.startswith("runs") else None
-        table.add_row(_plain(row.name), WORDS[row.verdict], escape(row.reason), escape(plan), speed, _plain(command))
+        table.add_row(_plain(row.name), WORDS[row.verdict], escape(row.reason), escape(plan), speed)
     return table
+
+
+def where_commands(answer: Where, limit: int) -> str:
+    """Write each command once, on one line to copy, below the machines that it is for."""
+    machines: dict[str, list[str]] = {}
+    for row in answer.machines[:limit]:
+        if row.command and row.verdict.startswith("runs"):
+            machines.setdefault(printable(row.command), []).append(printable(row.name or row.agent_id))
+    return "\n".join(f"# {listed(names)}\n{command}" for command, names in machines.items())
+
+
+def listed(names: Sequence[str]) -> str:
+    """List the first few names and say how many more there are."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 def cluster_text(answer: ClusterPlan) -> str:
     """Write a plan over several machines as text to copy from."""
     lines = [answer.model]
     if answer.single:
-        names = ", ".join(printable(name) for name in answer.single[:10])
-        more = f" and {len(answer.single) - 10} more" if len(answer.single) > 10 else ""  # noqa: PLR2004 - names shown
-        lines.append(f"runs on one machine alone: {names}{more}")
+        lines.append(f"runs on one machine alone: {listed([printable(name) for name in answer.single])}")
     for group in answer.groups:
         lines += ["", f"{group.launcher}: {len(group.machines)} machines, {group.gpus} GPUs, {group.quant}, "]
         lines[-1] += (

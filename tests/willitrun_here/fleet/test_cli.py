@@ -14,6 +14,9 @@ from willitrun_here.cli.fleet import fleet
 from willitrun_here.cli.report import report
 from willitrun_here.fleet.agent import record_run
 from willitrun_here.fleet.errors import FleetUsageError
+from willitrun_here.fleet.terminal import where_commands
+from willitrun_here.fleet.verdict import MachineVerdict
+from willitrun_here.fleet.where import Where
 from willitrun_probe.machine import to_json
 
 
@@ -87,9 +90,34 @@ def test_where_answers_as_json_and_as_a_table(run, saved, tmp_path):
     assert (row["name"], row["verdict"]) == ("box", "runs-now")
     assert row["command"].startswith("llama-server")
     assert row["needs"][0]["needed_bytes"] < row["needs"][0]["free_bytes"]
-    assert "box" in run(fleet, "where", "llama-3.1-8b")
+    shown = run(fleet, "where", "llama-3.1-8b")
+    # The command is on a line of its own, whole, so that it can be copied.
+    assert shown.splitlines()[-2:] == ["# box", row["command"]]
     run(fleet, "where", "llama-3.1-8b", "--min-decode", "100000", code=1)
     run(fleet, "plan", "llama-3.1-8b")
+
+
+def test_an_empty_inventory_says_how_to_fill_it(run, capfd):
+    assert json.loads(run(fleet, "where", "llama-3.1-8b", "--json", code=1))["machines"] == []
+    done = CliRunner().invoke(fleet, ["list"])
+    assert "No machine has reported yet" in done.stderr
+    assert "is meant by that" in CliRunner().invoke(fleet, ["list", "--gpu", "3090"]).stderr
+    assert "no machine" in CliRunner().invoke(fleet, ["where", "llama-3.1-8b"]).stdout
+
+
+def test_a_command_is_written_once_for_the_machines_it_is_for():
+    rows = [
+        MachineVerdict(
+            agent_id=str(n), name=f"n{n}\x1b", verdict="runs-now", reason="", status="live", command="run me"
+        )
+        for n in range(12)
+    ]
+    answer = Where(model="m", machines=tuple(rows), counts={}, shapes=1, plans_computed=0)
+    text = where_commands(answer, 50)
+    assert text.count("run me") == 1
+    assert text.startswith("# n0?, n1?")
+    assert " and 2 more\n" in text
+    assert where_commands(answer, 1) == "# n0?\nrun me"
 
 
 def test_exports_go_to_files_and_stdout(run, saved, tmp_path):
