@@ -21,9 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from benchmarks.speed_cases import ROWS, Case, case, gpu_depth  # noqa: E402 benchmarks are not installed
-from willitrun_estimator.interval import spread  # noqa: E402
 from willitrun_estimator.throughput import SpeedModel  # noqa: E402
-from willitrun_estimator.throughput.groups import decode_groups, prefill_groups  # noqa: E402
+from willitrun_estimator.throughput.groups import decode_spread, prefill_spread  # noqa: E402
 
 REPORT = ROOT / "docs/accuracy-speed.md"
 PLOT = ROOT / "docs/accuracy-speed.svg"
@@ -52,7 +51,7 @@ class Result(Struct, frozen=True):
 
 def asked(one: Case, *, era: bool = True) -> Result | None:
     """Ask the speed model as it ships; None where it knows nothing. `era` tells it what is known of the build's age."""
-    model = SpeedModel(one.weights, one.devices, one.settings, before_2025=era and one.before_2025)
+    model = SpeedModel(one.weights, one.devices, one.settings, engine=one.engine, before_2025=era and one.before_2025)
     if one.test == "tg":
         rate = model.decode_rate(one.placement, depth_tokens=gpu_depth(one))
     else:
@@ -62,10 +61,7 @@ def asked(one: Case, *, era: bool = True) -> Result | None:
 
 def bounded(one: Case, model: SpeedModel, rate: float) -> Result:
     """Return a prediction with the bounds its group has."""
-    if one.test == "tg":
-        around = spread(model.constants.decode_spread, decode_groups(model, one.placement, one.depth))
-    else:
-        around = spread(model.constants.prefill_spread, prefill_groups(model, one.placement))
+    around = (decode_spread if one.test == "tg" else prefill_spread)(model, one.placement)
     return Result(one, rate, rate * min(1.0, around.low), rate * max(1.0, around.high))
 
 
@@ -78,7 +74,7 @@ def left_out(rows: list[Case]) -> list[Result]:
     for test in ("tg", "pp"):
         fitted = Fitted(gpu_rows(rows, test), families, test)
         for one, error in zip(fitted.rows, fitted.left_out(), strict=True):
-            model = SpeedModel(one.weights, one.devices, one.settings)
+            model = SpeedModel(one.weights, one.devices, one.settings, engine=one.engine)
             results.append(bounded(one, model, one.tok_s * math.exp(-error)))
     return results
 

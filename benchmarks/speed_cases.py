@@ -16,7 +16,7 @@ from willitrun_catalog.errors import CatalogError
 from willitrun_catalog.find import find_model
 from willitrun_estimator.device import Backend, Device, Devices, Host
 from willitrun_estimator.families import family
-from willitrun_estimator.hardware import LINK_EFFICIENCY, PCIE_BYTES_PER_S
+from willitrun_estimator.hardware import LINK_EFFICIENCY, PCIE_BYTES_PER_S, inline_ecc
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.weights import WeightProfile, weight_profile
 
@@ -106,6 +106,8 @@ def device_of(sheet: Datasheet, backend: Backend) -> Device:
         flops_per_s=sheet.fp16_flops_per_s,
         int8_ops_per_s=sheet.int8_ops_per_s,
         fp32_flops_per_s=sheet.fp32_flops_per_s,
+        power_watts=sheet.power_watts,
+        inline_ecc=inline_ecc(sheet),
         link_bytes_per_s=None if sheet.unified or lanes is None else lanes * LINK_EFFICIENCY,
         unified=sheet.unified,
         multiprocessors=sheet.multiprocessors,

@@ -16,60 +16,61 @@ import numpy as np
 from msgspec import json, structs
 from speed_features import (
     CLASSES,
+    MATRIX_PER_FP32,
+    RECURRENT_KINDS,
+    VECTOR_PER_FP32,
     class_index,
     decode_features,
+    log_power,
     prefill_features,
     rounded,
     typical,
 )
-from speed_fit import (
-    DECODE_PRIOR,
-    KIN,
-    PREFILL_KIN,
-    PREFILL_PRIOR,
-    Array,
-    Fit,
-    Model,
-    Table,
-    decode_time,
-    leave_out,
-    prefill_time,
-)
-from speed_host import fit_host, host_residuals
+from speed_fit import TEST_KIN, Array, Fit, Prior, Table, Test
+from speed_host import fit_host, host_residuals, predicted_s
+from speed_spread import bounds, plain, spread_of
 
 from benchmarks.speed_cases import ROOT, Case, cases
 from willitrun_estimator.families import FAMILIES
 from willitrun_estimator.interval import Spread
 from willitrun_estimator.throughput.constants import Constants, DecodeCosts, Family, PrefillCosts, Shared, shipped
+from willitrun_estimator.throughput.work import Work
 
 OUT = ROOT / "estimator/willitrun_estimator/data/speed_constants.json"
 SOURCE = "scripts/fit_speed.py on data/measured_speeds.csv"
 FIT_DATE = "2026-11-22"
-CROWD = 0.3
-"""A GPU with n rows weighs n^0.7: a card measured a hundred times must not be the whole family."""
 SMALL_GROUP = 20
 LONELY = 3
-"""Families with fewer GPU models: leaving one out asks for another family's constants, which the product never does, so
-only the scatter of their residuals counts and not the bias."""
-COVERED = 0.8
+EARLY_KERNELS = "kernels before their merge"
+"""Rows with this reason are not fitted, but say how far new kernels may be from what they become."""
 
 
-def table(rows: list[Case], families: dict[str, Family], test: str) -> Table:
+def table(rows: list[Case], families: dict[str, Family], test: Test, crowd: float) -> Table:
     """Return rows of one test as arrays."""
     features = decode_features if test == "tg" else prefill_features
+    works = [Work(one.weights, one.settings) for one in rows]
     times = [1 / one.tok_s if test == "tg" else max(1, round(one.tokens)) / one.tok_s for one in rows]
-    crowd = Counter(one.gpu for one in rows)
-    weights = np.array([crowd[one.gpu] ** -CROWD for one in rows])
-    return Table(
-        np.array([features(one, families[one.family]) for one in rows]),
+    found = Table(
+        np.array([features(one, families[one.family], work) for one, work in zip(rows, works, strict=True)]),
         np.log(times),
-        [one.family for one in rows],
-        [class_index(one) for one in rows],
-        early=np.array([float(one.before_2025) for one in rows]),
-        vulkan=np.array([float(one.backend == "vulkan") for one in rows]),
-        weights=weights / weights.mean(),
-        overlap=np.array([overlap(one) for one in rows]) if test == "pp" else None,
+        families=[one.family for one in rows],
+        test=test,
     )
+    count = Counter(one.gpu for one in rows)
+    names = sorted(count)
+    weights = np.array([count[one.gpu] ** -crowd for one in rows])
+    kinds = [work.recurrent_kind for work in works]
+    found.weights = weights / weights.mean()
+    found.groups = np.array([names.index(one.gpu) for one in rows])
+    found.kinds = np.array([class_index(one) for one in rows])
+    found.recurrent = np.array([RECURRENT_KINDS.index(kind) if kind in RECURRENT_KINDS else 0 for kind in kinds])
+    found.early = np.array([float(one.before_2025) for one in rows])
+    found.vulkan = np.array([float(one.backend == "vulkan") for one in rows])
+    found.ecc = np.array([float(one.devices.gpus[0].inline_ecc) for one in rows])
+    found.power = np.array([log_power(one, families[one.family]) for one in rows])
+    if test == "pp":
+        found.overlap = np.array([overlap(one) for one in rows])
+    return found
 
 
 def overlap(one: Case) -> float:
@@ -82,43 +83,52 @@ def overlap(one: Case) -> float:
 class Fitted:
     """The result of one test's fit: parameters, the rows, and their residuals with the GPU left out."""
 
-    def __init__(self, rows: list[Case], families: dict[str, Family], test: str) -> None:
+    def __init__(self, rows: list[Case], families: dict[str, Family], test: Test, prior: Prior | None = None) -> None:
+        prior = prior or Prior.of(test)
         self.rows, self.test = rows, test
-        self.model: Model = decode_time if test == "tg" else prefill_time
-        self.table = table(rows, families, test)
-        self.kin = KIN if test == "tg" else PREFILL_KIN
-        prior = DECODE_PRIOR if test == "tg" else PREFILL_PRIOR
-        self.fit = Fit(prior, self.table.names, kin=self.kin, formats=test == "tg")
-        self.x = self.fit.run(self.model, self.table)
+        self.table = table(rows, families, test, prior.crowd)
+        self.fit = Fit(prior, self.table)
+        self.x = self.fit.run()
 
     def plain(self) -> Array:
         """Return the logarithm of measured over predicted speed."""
-        return self.model(self.fit.theta(self.x, self.table.family), self.table)[0] - self.table.log_time
+        return self.fit.predict(self.x, self.table) - self.table.log_time
 
     def left_out(self) -> Array:
         """Return the same with every row predicted by a fit without its GPU model."""
-        names = [one.gpu for one in self.rows]
-        return leave_out(self.fit, self.model, self.table, names, self.x) - self.table.log_time
+        return self.fit.leave_out(self.x) - self.table.log_time
 
-    def values(self, family: str) -> dict[str, float]:
-        """Return the constants of a family; one without rows takes after its kin."""
-        known = family in self.table.names
-        theta = self.fit.theta(self.x, self.table.names.index(family) if known else None, self.kin.get(family))
+    def families_left_out(self) -> Array:
+        """Return the same with every row predicted by a fit without its family."""
+        return self.fit.leave_out(self.x, groups=self.table.family) - self.table.log_time
+
+    def values(self, family: str | None) -> dict[str, float]:
+        """Return the constants of a family; one without rows takes after its kin, None after all."""
+        kin = family and TEST_KIN[self.fit.rows.test].get(family)
+        theta = self.fit.theta(
+            self.x,
+            self.table.kin_names.index(kin) if kin else None,
+            self.table.names.index(family) if family in self.table.names else None,
+        )
         return {name: rounded(float(np.exp(value))) for name, value in theta.items() if name != "formats"}
+
+    def by_class(self) -> dict[str, float]:
+        """Return the factor of every class of weight types."""
+        values = self.fit.theta(self.x, None, None)["formats"]
+        return {name: rounded(float(np.exp(value))) for name, value in zip(CLASSES, values, strict=True)}
+
+
+def recurrent_number(one: Case) -> int:
+    """Return a number for the kind of a model's recurrent mixers, 0 without any."""
+    kind = Work(one.weights, one.settings).recurrent_kind
+    return RECURRENT_KINDS.index(kind) + 1 if kind in RECURRENT_KINDS else 0
 
 
 def decode_costs(v: dict[str, float]) -> DecodeCosts:
     """Return the decode constants in the product's terms."""
     return DecodeCosts(
-        weight=v["weight"],
+        **{name: v[name] for name in DecodeCosts.__struct_fields__ if name != "expert"},
         expert=rounded(v["weight"] * v["expert"]),
-        cache=v["cache"],
-        compute=v["compute"],
-        attention=v["attention"],
-        block_s=v["block_s"],
-        recurrent_s=v["recurrent_s"],
-        moe_s=v["moe_s"],
-        early=v["early"],
     )
 
 
@@ -140,66 +150,166 @@ def admissible(rows: list[Case]) -> list[Case]:
 def fit_gpus(rows: list[Case]) -> tuple[Fitted, Fitted, dict[str, Family], Shared]:
     """Fit everything that happens on GPUs."""
     families = typical(rows)
-    decode, prefill = (Fitted(gpu_rows(rows, test), families, test) for test in ("tg", "pp"))
+    decode = Fitted(gpu_rows(rows, "tg"), families, "tg")
+    prefill = Fitted(gpu_rows(rows, "pp"), families, "pp")
     counts = {fitted.test: Counter(one.family for one in fitted.rows) for fitted in (decode, prefill)}
     found = {}
     for name in (*FAMILIES, "unknown"):
-        base = families.get(name) or families["unknown"]
+        base = families.get(name) or without_rows(name, families["unknown"])
+        known = None if name == "unknown" else name
         found[name] = structs.replace(
             base,
-            decode=decode_costs(decode.values(name)),
-            prefill=prefill_costs(prefill.values(name)),
+            decode=decode_costs(decode.values(known)),
+            prefill=prefill_costs(prefill.values(known)),
             decode_rows=counts["tg"][name],
             prefill_rows=counts["pp"][name],
             gpus=base.gpus if name in families else 0,
         )
-    centre = decode.fit.theta(decode.x, None)
-    batch = prefill.fit.theta(prefill.x, None)
+    one, batch = decode.values(None), prefill.values(None)
     shared = Shared(
-        token_s=rounded(float(np.exp(centre["token"]))),
-        device_s=rounded(float(np.exp(centre["device"]))),
-        formats={name: rounded(float(np.exp(value))) for name, value in zip(CLASSES, centre["formats"], strict=True)},
-        vulkan_weight=rounded(float(np.exp(centre["vulkan_weight"]))),
-        vulkan_block=rounded(float(np.exp(centre["vulkan_block"]))),
-        vulkan_prefill=rounded(float(np.exp(batch["vulkan"]))),
-        pipeline=rounded(float(1 / (1 + np.exp(-batch["pipeline"])))),
+        token_s=one["token"],
+        device_s=one["device"],
+        formats=decode.by_class(),
+        prefill_formats=prefill.by_class() | {"half": 1.0},
+        recurrent={"other": 1.0} | {kind: one.get(kind, 1.0) for kind in RECURRENT_KINDS},
+        prefill_recurrent={"other": 1.0} | {kind: batch.get(kind, 1.0) for kind in RECURRENT_KINDS},
+        inline_ecc=one["ecc"],
+        power=rounded(float(np.log(one["power"]))),
+        prefill_power=rounded(float(np.log(batch["power"]))),
+        vulkan_half=batch["vulkan_half"],
+        pipeline=rounded(1 / (1 + 1 / batch["pipeline"])),
     )
     return decode, prefill, found, shared
 
 
-def centred(rows: list[Case], errors: Array, families: dict[str, Family]) -> Array:
-    """Return the residuals without the bias of families that have too few GPU models to be left out."""
-    found = errors.copy()
-    for name in {one.family for one in rows if families[one.family].gpus < LONELY}:
-        index = [at for at, one in enumerate(rows) if one.family == name]
-        if len(index) >= SMALL_GROUP:
-            found[index] -= np.median(errors[index])
-    return found
+def without_rows(name: str, unknown: Family) -> Family:
+    """Return the rates of a family that no row is of: those of its instruction set over an average data sheet."""
+    return structs.replace(
+        unknown,
+        vector_per_fp32=VECTOR_PER_FP32.get(name, 1.0),
+        matrix_per_fp32=float(MATRIX_PER_FP32[name]),
+    )
 
 
-def spread_of(errors: Array) -> Spread:
-    """Return the ratios of measured to predicted speed between which 80 % of the rows lie."""
-    low, high = np.quantile(errors, [(1 - COVERED) / 2, (1 + COVERED) / 2])
-    return Spread(low=rounded(float(np.exp(low))), high=rounded(float(np.exp(high))), rows=len(errors))
+def spreads(fitted: Fitted, constants: Constants, early: list[Case]) -> dict[str, Spread]:
+    """Return the bounds of every group of rows on GPUs, and what they are multiplied by for what widens them.
+
+    Families with fewer GPU models than `LONELY` have a base of their own, for leaving one out asks their kin's
+    constants; with few rows besides, that says more of the kin than of the family, and the base is all they have.
+    """
+    kinds = ["moe" if one.moe else "dense" for one in fitted.rows]
+    own = [f"{one.family}-{kind}" for one, kind in zip(fitted.rows, kinds, strict=True)]
+    sizes = Counter(own)
+    groups, base = [], {}
+    for one, kind, name in zip(fitted.rows, kinds, own, strict=True):
+        lonely = constants.families[one.family].gpus < LONELY
+        base[name] = f"lonely-{kind}" if lonely else kind
+        alone = lonely and sizes[name] < SMALL_GROUP
+        wider = [
+            word for word, holds in (("vulkan", one.backend == "vulkan"), ("ollama", one.engine == "ollama")) if holds
+        ]
+        groups.append((base[name], *([] if alone else [name]), *wider))
+    found = bounds(fitted.left_out(), groups, sorted(set(base.values())))
+    nothing = (0.0, 0.0)
+    table = {
+        name: spread_of(*np.add(found[base[name]], found.get(name, nothing)), sizes[name]) for name in sorted(sizes)
+    }
+    for word in ("vulkan", "ollama"):
+        low, high = found.get(word, nothing)
+        table[word] = spread_of(min(low, 0.0), max(high, 0.0), sum(word in row for row in groups))
+    others, strange = fitted.families_left_out(), host_residuals([stranger(one) for one in fitted.rows], constants)
+    for kind in ("dense", "moe"):
+        mine = np.array(kinds) == kind
+        table[f"new-family-{kind}"], table[f"unknown-{kind}"] = plain(others[mine]), plain(strange[mine])
+    table["new-kernels"] = new_kernels([one for one in early if one.test == fitted.test], fitted.rows, constants)
+    return dict(sorted(table.items()))
 
 
-def spreads(rows: list[Case], errors: Array, where: str = "gpu") -> dict[str, Spread]:
-    """Return the spread of every group that has enough rows; `errors` is log(measured / predicted)."""
+def new_kernels(early: list[Case], rows: list[Case], constants: Constants) -> Spread:
+    """Return the bounds of delta nets, before and with a kernel of their own, predicted as if no row were of them."""
+    blind = structs.replace(
+        constants,
+        shared=structs.replace(
+            constants.shared,
+            recurrent={"other": constants.shared.recurrent["other"]},
+            prefill_recurrent={"other": constants.shared.prefill_recurrent["other"]},
+        ),
+    )
+    late = host_residuals([one for one in rows if recurrent_number(one) == 1], blind)
+    return plain(np.concatenate([late, np.resize(host_residuals(early, blind), len(late))]))
+
+
+def before_kernels(early: list[Case], constants: Constants, test: Test) -> float:
+    """Return what delta nets cost before they had a kernel of their own, relative to now: the median of their rows."""
+    field = "recurrent" if test == "tg" else "prefill_recurrent"
+    factors = []
+    for one in early:
+        if one.test != test:
+            continue
+        now, twice = (
+            predicted_s(
+                one, structs.replace(constants, shared=structs.replace(constants.shared, **{field: {"other": f}}))
+            )
+            for f in (1.0, 2.0)
+        )
+        measured = (1 if test == "tg" else max(1, round(one.tokens))) / one.tok_s
+        factors.append(1 + (measured - now) / (twice - now))
+    return float(np.median(factors))
+
+
+def stranger(one: Case) -> Case:
+    """Return the same question about a GPU of which nothing but memory and its bandwidth is known."""
+    gpus = tuple(
+        structs.replace(gpu, family="unknown", fp32_flops_per_s=None, power_watts=None, inline_ecc=False)
+        for gpu in one.devices.gpus
+    )
+    return structs.replace(one, devices=structs.replace(one.devices, gpus=gpus))
+
+
+def host_spreads(rows: list[Case], errors: Array) -> dict[str, Spread]:
+    """Return the bounds of the groups that use the host."""
     groups: dict[str, list[float]] = {}
-    dense = Counter(one.family for one in rows if not one.moe)
     for one, error in zip(rows, errors, strict=True):
-        kind = "moe" if one.moe else "dense"
-        names = (f"{one.family}-{kind}", kind, "all") if where == "gpu" else group_names(one)
-        if where == "gpu" and not one.moe and dense[one.family] < SMALL_GROUP:
-            names += ("sparse",)  # families that were measured little lend from each other
-        for name in names:
+        for name in group_names(one):
             groups.setdefault(name, []).append(float(error))
-    return {name: spread_of(np.array(found)) for name, found in sorted(groups.items()) if len(found) >= SMALL_GROUP}
+    return {name: plain(np.array(found)) for name, found in sorted(groups.items()) if len(found) >= SMALL_GROUP}
 
 
 def group_names(one: Case) -> tuple[str, ...]:
     """Return the groups of a row that uses the host."""
     return ("offload",) if one.where == "offload" else (f"host-{one.devices.host.bandwidth_basis}", "host")
+
+
+def fit_all(everything: list[Case], date: str) -> tuple[Constants, Fitted, Fitted]:
+    """Fit GPUs, then hosts with the GPUs' constants, then the bounds of both."""
+    rows = admissible(everything)
+    early = [one for one in everything if one.skip == EARLY_KERNELS and one.where == "gpu"]
+    decode, prefill, families, shared = fit_gpus(rows)
+    constants = Constants(
+        fit_date=date,
+        source=SOURCE,
+        families=families,
+        shared=shared,
+        host=shipped().host,
+        decode_spread={},
+        prefill_spread={},
+    )
+    constants = structs.replace(
+        constants,
+        shared=structs.replace(
+            shared,
+            recurrent=shared.recurrent | {"other": rounded(before_kernels(early, constants, "tg") ** 0.5)},
+            prefill_recurrent=shared.prefill_recurrent
+            | {"other": rounded(before_kernels(early, constants, "pp") ** 0.5)},
+        ),
+    )
+    mixed = [one for one in rows if one.where != "gpu" and one.devices.host.bandwidth_bytes_per_s]
+    constants = structs.replace(constants, host=fit_host(mixed, constants))
+    found = {}
+    for fitted in (decode, prefill):
+        part = [one for one in mixed if one.test == fitted.test]
+        found[fitted.test] = spreads(fitted, constants, early) | host_spreads(part, host_residuals(part, constants))
+    return structs.replace(constants, decode_spread=found["tg"], prefill_spread=found["pp"]), decode, prefill
 
 
 def main() -> None:
@@ -209,30 +319,12 @@ def main() -> None:
     parser.add_argument("--date", default=FIT_DATE)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    rows = admissible(cases())
-    decode, prefill, families, shared = fit_gpus(rows)
-    constants = Constants(
-        fit_date=options.date,
-        source=SOURCE,
-        families=families,
-        shared=shared,
-        host=shipped().host,
-        decode_spread={},
-        prefill_spread={},
-    )
-    mixed = [one for one in rows if one.where != "gpu" and one.devices.host.bandwidth_bytes_per_s]
-    constants = structs.replace(constants, host=fit_host(mixed, constants))
-    tables: dict[str, dict[str, Spread]] = {}
-    for fitted, test in ((decode, "tg"), (prefill, "pp")):
-        found = spreads(fitted.rows, centred(fitted.rows, fitted.left_out(), families))
-        part = [one for one in mixed if one.test == test]
-        tables[test] = found | spreads(part, host_residuals(part, constants), where="mixed")
-    constants = structs.replace(constants, decode_spread=tables["tg"], prefill_spread=tables["pp"])
+    constants, *fits = fit_all(cases(), options.date)
     text = json.format(json.encode(constants), indent=1) + b"\n"
     if options.check:
         raise SystemExit(0 if options.out.read_bytes() == text else "the constants would change: run without --check")
     options.out.write_bytes(text)
-    for fitted in (decode, prefill):
+    for fitted in fits:
         error = np.abs(np.expm1(fitted.plain()))
         print(fitted.test, len(error), f"median {np.median(error):.1%}, p90 {np.quantile(error, 0.9):.1%}")
 

@@ -20,11 +20,16 @@ from pathlib import Path
 from willitrun_catalog import shipped
 from willitrun_catalog.errors import CatalogError
 from willitrun_catalog.find import find_datasheet, find_model
+from willitrun_catalog.model import Recurrent
+from willitrun_estimator.throughput.rates import type_class
 from willitrun_estimator.throughput.work import Work
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.speed_cases import case  # noqa: E402 scripts are not installed
+sys.path.insert(0, str(ROOT / "scripts"))
+from speed_features import MATRIX_PER_FP32  # noqa: E402 scripts are not installed
+
+from benchmarks.speed_cases import case  # noqa: E402
 
 NAMES = json.loads((Path(__file__).parent / "speed_names.json").read_text())
 OUT = ROOT / "estimator/willitrun_estimator/data/measured_speeds.csv"
@@ -57,6 +62,10 @@ COLUMNS = [
 ]
 ENGINES = ("llama.cpp", "ollama", "ik_llama.cpp")
 GIB = 1024**3
+WHOLE_BATCH = 512
+"""Tokens that llama.cpp computes at once unless told otherwise; a batch cannot hold less than its micro-batch."""
+PACKED = 2
+"""Matrix rate over FP32 rate that packed 16-bit pipes reach without matrix units."""
 VULKAN_SHARE = 0.93
 """Beyond it two 32 GB cards fell from 70 to 9 tokens/s under Vulkan and not under ROCm."""
 
@@ -148,8 +157,7 @@ def reason_to_skip(row: dict[str, str], model: str | None, gpu: str | None) -> s
         ("AlexsJones/llmfit" in url, "wall clock, prompt included"),
         ("-8Q" in row["gpu"] or "-48Q" in row["gpu"], "slice of a virtual GPU"),
         (bool(re.search("spilled|thrash|overflow|borderline", notes + offload)), "more than the GPU's memory"),
-        ("first Qwen3-Next build" in notes or row["model"] == "Kimi-Linear-48B-A3B", "kernels before their merge"),
-        (row["model"].startswith("Qwen3-Next") and row["backend"] == "Vulkan", "kernels before their merge"),
+        (row["source_date"][:7] < DELTA_NET_MONTH and has_delta_net(model), "kernels before their merge"),
         (bool(re.search(r"Raspberry|\bPi \d|CM5|RISC|HiFive|DC-ROMA", row["cpu"])), "single-board host"),
         ("Q8400" in row["cpu"], "processor without AVX2"),
         ("pp128 with ubatch 1" in notes, "prompt as single tokens"),
@@ -162,6 +170,17 @@ def reason_to_skip(row: dict[str, str], model: str | None, gpu: str | None) -> s
     return next((reason for holds, reason in rules if holds), "")
 
 
+DELTA_NET_MONTH = "2026-03"
+"""From then on llama.cpp computes delta nets in one kernel, which were 23 (github.com/ggml-org/llama.cpp, pull requests
+19504 and 20091)."""
+
+
+def has_delta_net(model: str | None) -> bool:
+    """Tell whether a catalog model has gated delta nets or Kimi's."""
+    mixers = (mixer for layer in find_model(model).spec.layers for mixer in layer.mixers) if model else ()
+    return any(isinstance(mixer, Recurrent) and mixer.kind in {"gated-delta-net", "kda"} for mixer in mixers)
+
+
 def convert(row: dict[str, str]) -> dict[str, str] | None:
     """Return the product's row of a published one, None for other runtimes."""
     if row["runtime"] not in ENGINES:
@@ -171,7 +190,10 @@ def convert(row: dict[str, str]) -> dict[str, str] | None:
     host, threads, bandwidth, basis, flags = host_of(row)
     layers, experts = layers_of(row["ngl_or_offload"], row["backend"])
     ubatch = re.search(r"ubatch (\d+)", row["notes"])
-    return {
+    batch = re.search(r"n_batch (\d+)", row["notes"])
+    if batch and not ubatch and int(batch[1]) < WHOLE_BATCH:
+        ubatch = batch
+    found = {
         "gpu": gpu or row["gpu"],
         "gpus": row["gpu_count"] if row["gpu"] else "0",
         "backend": row["backend"],
@@ -198,6 +220,11 @@ def convert(row: dict[str, str]) -> dict[str, str] | None:
         "source": row["source_url"],
         "skip": reason_to_skip(row, model, gpu),
     }
+    if not found["skip"] and outgrown(found, row["gpu_mem_gb"]):
+        found["skip"] = "more than the GPU's memory"
+    if not found["skip"] and without_matrix_units(found):
+        found["skip"] = "matrix units not used"
+    return found
 
 
 OWN_MODELS = (
@@ -257,6 +284,26 @@ def outgrown(row: dict[str, str], memory_gb: str) -> bool:
     return need > (VULKAN_SHARE if row["backend"] == "Vulkan" else 1.0) * have
 
 
+def without_matrix_units(row: dict[str, str]) -> bool:
+    """Tell whether a prompt of 16-bit weights ran slower on CUDA than the FP32 pipes alone allow, beside matrix units.
+
+    cuBLAS then fell back: of two cards with the same chip in one table, one did a tenth of the other.
+    """
+    found = case(row)
+    if (
+        found is None
+        or row["test"] != "pp"
+        or row["backend"] != "CUDA"
+        or found.where != "gpu"
+        or found.tokens < WHOLE_BATCH
+    ):
+        return False
+    gpu, work = found.devices.gpus[0], Work(found.weights, found.settings)
+    half = type_class(found.weights.matmul_type) == "half" and MATRIX_PER_FP32.get(gpu.family, 1) > PACKED
+    products = 2 * work.elements_per_byte * (work.resident_bytes[-1] + work.active_bytes[-1])
+    return half and products * found.tok_s < (gpu.fp32_flops_per_s or 0)
+
+
 def main() -> None:
     """Write the rows, and beside them the list of sources that their `source` counts from 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -270,8 +317,6 @@ def main() -> None:
             row = convert(published)
             if row is None:
                 continue
-            if not row["skip"] and outgrown(row, published["gpu_mem_gb"]):
-                row["skip"] = "more than the GPU's memory"
             rows.append(row)
     if options.own:
         rows += [row for line in options.own.read_text().splitlines() if (row := own_row(json.loads(line)))]

@@ -1,89 +1,89 @@
-"""The fits themselves: robust, on the logarithm of time, families drawn towards each other."""
+"""The fits themselves: robust, on the logarithm of time, families drawn towards their kin and kin towards all.
+
+A parameter of a row is the sum of a centre, a deviation of the family's kin and one of the family itself, each normal
+with the width `speed_prior.json` gives it (0: the parameter is one for all). `choose_speed_prior.py` chose the widths.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from speed_features import CLASSES, DECODE_FIELDS, PREFILL_FIELDS
+from speed_features import CLASSES, DECODE_FIELDS, PREFILL_FIELDS, RECURRENT_KINDS
 
 KIN = {
-    "kepler": "cuda-old", "maxwell": "cuda-old", "gp100": "cuda-old", "pascal": "cuda-old",
+    "kepler": "no-dp4a", "maxwell": "no-dp4a", "gp100": "no-dp4a", "pascal": "cuda-old", "turing16": "cuda-old",
     "volta": "cuda-old", "a100": "cuda-hbm", "hopper": "cuda-hbm", "blackwell-dc": "cuda-hbm",
     "turing": "cuda-gddr", "ampere": "cuda-gddr", "ada": "cuda-gddr", "blackwell": "cuda-gddr",
     "gcn": "gcn", "gcn5": "gcn", "cdna": "gcn", "cdna3": "gcn",
     "rdna1": "rdna", "rdna2": "rdna", "rdna3": "rdna", "rdna35": "rdna", "rdna4": "rdna",
     "apple": "apple", "apple5": "apple", "xe": "intel", "xe2": "intel",
 }  # fmt: skip
-"""Families that resemble each other: one without rows takes after its kin before it takes after all."""
-PREFILL_KIN = KIN | {"rdna4": "rdna4"}
-"""In prefill RDNA 4 has matrix units of another kind and is nobody's kin."""
+"""Families that resemble each other: one without rows takes after its kin before it takes after all. `no-dp4a` lacks
+the product of four bytes that quantized weights are multiplied with (CUDA compute capability below 6.1)."""
+PREFILL_KIN = KIN | {"volta": "cuda-hbm"}
+"""Prompts are multiplied in matrix units, and Volta's are those of data centres."""
+TEST_KIN = {"tg": KIN, "pp": PREFILL_KIN}
 
 Array = NDArray[np.float64]
 Theta = dict[str, Array]
+Test = Literal["tg", "pp"]
 
-SCALE = 0.12
-"""Residuals of the logarithm beyond this count linearly: one odd row must not bend a family."""
+PRIOR_FILE = Path(__file__).with_name("speed_prior.json")
+FORMAT_WIDTH = 0.2
+"""How far reading or multiplying a weight type may be from Q4_0, in the logarithm."""
+FAR = 1.5
+"""The most a parameter moves in one step."""
 
-DECODE_PRIOR = {
-    # name: centre of the logarithm, width over all families, width between families (0: one for all)
-    "weight": (0.10, 0.3, 0.20),
-    "expert": (0.3, 0.4, 0.25),
-    "cache": (0.6, 0.6, 0.35),
-    "compute": (1.5, 1.0, 0.6),
-    "block_s": (np.log(60e-6), 0.7, 0.5),
-    "moe_s": (np.log(60e-6), 0.8, 0.5),
-    "recurrent_s": (np.log(100e-6), 0.8, 0.35),
-    "early": (0.35, 0.4, 0.3),
-    "attention": (-2.5, 1.2, 0.0),
-    "token": (np.log(1e-4), 1.0, 0.0),
-    "device": (np.log(1.5e-4), 1.0, 0.0),
-    "vulkan_weight": (0.0, 0.2, 0.0),
-    "vulkan_block": (0.1, 0.3, 0.0),
-}
-PREFILL_PRIOR = {
-    "quantized": (1.0, 0.6, 0.4),
-    "half": (0.8, 0.6, 0.4),
-    "expert": (0.6, 0.6, 0.35),
-    "weight": (0.3, 0.4, 0.2),
-    "attention": (1.0, 1.0, 0.5),
-    "recurrent": (2.0, 1.5, 0.5),
-    "block_s": (np.log(1.5e-4), 1.0, 0.6),
-    "moe_s": (np.log(3e-4), 1.0, 0.6),
-    "early": (0.2, 0.3, 0.2),
-    "vulkan": (0.2, 0.4, 0.0),
-    "pipeline": (0.0, 1.0, 0.0),
-}
+
+class Prior:
+    """Centre and widths of every parameter of one test, and how odd rows and crowds of rows count."""
+
+    def __init__(self, widths: Mapping[str, Sequence[float]], *, scale: float, crowd: float) -> None:
+        self.widths = {name: tuple(values) for name, values in widths.items()}
+        self.scale = scale
+        """Residuals of the logarithm beyond this count linearly: one odd row must not bend a family."""
+        self.crowd = crowd
+        """A GPU with n rows weighs n^(1 - crowd): a card measured a hundred times must not be the whole family."""
+
+    @classmethod
+    def of(cls, test: Test, path: Path = PRIOR_FILE) -> Prior:
+        """Return the chosen prior of a test."""
+        found = json.loads(path.read_text())[test]
+        return cls(found["widths"], scale=found["scale"], crowd=found["crowd"])
 
 
 class Table:
     """Rows as arrays: features, the measured logarithm of time, and what a row belongs to."""
 
-    def __init__(
-        self,
-        features: Array,
-        log_time: Array,
-        families: Sequence[str],
-        kinds: Sequence[int],
-        *,
-        early: Array,
-        vulkan: Array,
-        weights: Array,
-        overlap: Array | None = None,
-    ) -> None:
-        self.features, self.log_time = features, log_time
+    def __init__(self, features: Array, log_time: Array, *, families: Sequence[str], test: Test) -> None:
+        self.features, self.log_time, self.test = features, log_time, test
         self.names = sorted(set(families))
         self.family = np.array([self.names.index(name) for name in families])
-        self.kinds = np.array(kinds)
-        self.early, self.vulkan, self.weights = early, vulkan, weights
-        self.overlap = np.zeros(len(log_time)) if overlap is None else overlap
+        self.kin_names = sorted(set(TEST_KIN[test].values()))
+        self.kin = np.array([self.kin_names.index(TEST_KIN[test][name]) for name in families])
+        rows = len(log_time)
+        self.kinds = np.zeros(rows, dtype=np.int64)
+        self.recurrent = np.zeros(rows, dtype=np.int64)
+        """Place in `RECURRENT_KINDS`."""
+        self.groups = np.zeros(rows, dtype=np.int64)
+        """Number of the GPU model."""
+        self.early, self.vulkan, self.ecc = np.zeros(rows), np.zeros(rows), np.zeros(rows)
+        self.power = np.zeros(rows)
+        """Logarithm of the power per operation over the family's usual one."""
+        self.overlap = np.zeros(rows)
+        self.weights = np.ones(rows)
 
     def part(self, index: NDArray[np.int64]) -> Table:
         """Return some of the rows with the same numbering of families."""
         found = object.__new__(Table)
-        found.names = self.names
-        for name in ("features", "log_time", "family", "kinds", "early", "vulkan", "weights", "overlap"):
+        found.__dict__ = dict(self.__dict__)
+        for name in ("features", "log_time", "family", "kin", "kinds", "recurrent", "groups", "early", "vulkan", "ecc",
+                     "power", "overlap", "weights"):  # fmt: skip
             setattr(found, name, getattr(self, name)[index])
         return found
 
@@ -97,16 +97,17 @@ def decode_time(theta: Theta, rows: Table) -> tuple[Array, Slopes]:
     """Return the logarithm of the seconds of a token, with its slopes."""
     f = dict(zip(DECODE_FIELDS, rows.features.T, strict=True))
     e = np.exp
-    read = e(theta["formats"][rows.kinds] + rows.vulkan * theta["vulkan_weight"])
+    read = e(theta["formats"][rows.kinds] + rows.vulkan * theta["vulkan_weight"] + rows.ecc * theta["ecc"])
     late = e(rows.early * theta["early"] + rows.vulkan * theta["vulkan_block"])
     dense, state = e(theta["weight"]) * read * f["weight"], e(theta["weight"]) * f["state"]
     expert = e(theta["weight"] + theta["expert"]) * read * f["expert"]
+    kind = sum(theta[name] * (rows.recurrent == at) for at, name in enumerate(RECURRENT_KINDS) if at)
     terms = {
         "cache": e(theta["cache"]) * f["cache"],
-        "compute": e(theta["compute"]) * f["compute"],
+        "compute": e(theta["compute"] - theta["power"] * rows.power) * f["compute"],
         "attention": e(theta["attention"]) * f["attention"],
         "block_s": late * e(theta["block_s"]) * f["block_s"],
-        "recurrent_s": late * e(theta["recurrent_s"]) * f["recurrent_s"],
+        "recurrent_s": late * e(theta["recurrent_s"] + kind) * f["recurrent_s"],
         "moe_s": late * e(theta["moe_s"]) * f["moe_s"],
         "token": e(theta["token"]) * f["token"],
         "device": e(theta["device"]) * f["device"],
@@ -117,10 +118,13 @@ def decode_time(theta: Theta, rows: Table) -> tuple[Array, Slopes]:
         "weight": (dense + state + expert) / time,
         "expert": expert / time,
         "formats": (dense + expert) / time,
+        "ecc": rows.ecc * (dense + expert) / time,
+        "power": -rows.power * terms["compute"] / time,
         "vulkan_weight": rows.vulkan * (dense + expert) / time,
         "vulkan_block": rows.vulkan * waits,
         "early": rows.early * waits,
     }
+    slopes |= kinds_slopes(rows, slopes["recurrent_s"])
     return np.log(time), slopes
 
 
@@ -130,121 +134,135 @@ def prefill_time(theta: Theta, rows: Table) -> tuple[Array, Slopes]:
     e = np.exp
     is_half = rows.kinds == CLASSES.index("half")
     slow = e(rows.early * theta["early"] + rows.vulkan * theta["vulkan"])
-    product = slow * np.where(is_half, e(theta["half"]), e(theta["quantized"]))
+    works = slow * e(-theta["power"] * rows.power)
+    half = e(theta["half"] + rows.vulkan * theta["vulkan_half"])
+    product = works * np.where(is_half, half, e(theta["quantized"] + theta["formats"][rows.kinds]))
     share = 1 / (1 + e(-theta["pipeline"]))
     keep = 1 - share * rows.overlap
+    kind = sum(theta[name] * (rows.recurrent == at) for at, name in enumerate(RECURRENT_KINDS) if at)
     dense, expert = keep * product * f["product"], keep * product * e(theta["expert"]) * f["expert"]
     terms = {
         "weight": keep * e(theta["weight"]) * f["weight"],
-        "recurrent": keep * slow * e(theta["recurrent"]) * f["recurrent"],
+        "activation": keep * slow * e(theta["activation"]) * f["activation"],
+        "recurrent": keep * slow * e(theta["recurrent"] + kind) * f["recurrent"],
         "block_s": keep * slow * e(theta["block_s"]) * f["block_s"],
+        "recurrent_s": keep * slow * e(theta["recurrent_s"]) * f["recurrent_s"],
         "moe_s": keep * slow * e(theta["moe_s"]) * f["moe_s"],
-        "attention": slow * e(theta["attention"]) * f["attention"],
+        "attention": works * e(theta["attention"]) * f["attention"],
     }
     time = dense + expert + sum(terms.values())
     slowed = (time - terms["weight"]) / time
+    products = (dense + expert) / time
     stages = (time - terms["attention"]) / keep
     slopes = {name: term / time for name, term in terms.items()} | {
-        "quantized": np.where(is_half, 0.0, (dense + expert) / time),
-        "half": np.where(is_half, (dense + expert) / time, 0.0),
+        "quantized": np.where(is_half, 0.0, products),
+        "formats": np.where(is_half, 0.0, products),
+        "half": np.where(is_half, products, 0.0),
+        "vulkan_half": np.where(is_half, rows.vulkan * products, 0.0),
         "expert": expert / time,
+        "power": -rows.power * (dense + expert + terms["attention"]) / time,
         "early": rows.early * slowed,
         "vulkan": rows.vulkan * slowed,
         "pipeline": -stages * rows.overlap * share * (1 - share) / time,
     }
+    slopes |= kinds_slopes(rows, slopes["recurrent"])
     return np.log(time), slopes
 
 
+def kinds_slopes(rows: Table, slope: Array) -> Slopes:
+    """Return the slope of the recurrent work, for the parameter of each kind."""
+    return {name: slope * (rows.recurrent == at) for at, name in enumerate(RECURRENT_KINDS) if at}
+
+
+MODELS: dict[Test, Model] = {"tg": decode_time, "pp": prefill_time}
+
+
 class Fit:
-    """One model's parameters: shared centres, deviations of kin and of families, and the prior that ties them."""
+    """One model's parameters: centres, deviations of kin and of families, and the prior that ties them."""
 
-    def __init__(
-        self,
-        prior: dict[str, tuple[float, float, float]],
-        families: Sequence[str],
-        *,
-        kin: dict[str, str],
-        formats: bool,
-    ) -> None:
-        self.prior = prior
-        self.names = list(prior)
-        self.local = [name for name in self.names if prior[name][2] > 0]
-        self.formats = len(CLASSES) - 1 if formats else 0
-        self.kin = sorted(set(kin.values()))
-        self.kin_of = np.array([self.kin.index(kin[name]) for name in families])
-        self.width = len(self.kin) + len(families)
-        centres = [prior[name][0] for name in self.names]
-        self.start = np.array(centres + [0.0] * (self.formats + self.width * len(self.local)))
+    def __init__(self, prior: Prior, rows: Table) -> None:
+        self.prior, self.rows, self.model = prior, rows, MODELS[rows.test]
+        self.names = list(prior.widths)
+        start = [prior.widths[name][0] for name in self.names] + [0.0] * (len(CLASSES) - 1)
+        widths = [prior.widths[name][1] for name in self.names] + [FORMAT_WIDTH] * (len(CLASSES) - 1)
+        self.formats = len(self.names)
+        self.place: dict[tuple[str, str], int] = {}
+        """Where the deviations of a parameter begin, by kin and by family."""
+        for level, count, column in (("kin", len(rows.kin_names), 2), ("family", len(rows.names), 3)):
+            for name in self.names:
+                width = prior.widths[name][column]
+                if width > 0:
+                    self.place[level, name] = len(start)
+                    start += [0.0] * count
+                    widths += [width] * count
+        self.start, self.tight = np.array(start), 1.0 / np.array(widths)
 
-    def split(self, x: Array) -> tuple[Array, Array, Array]:
-        """Return centres, formats and deviations (local x kin and families)."""
-        count = len(self.names)
-        return x[:count], x[count : count + self.formats], x[count + self.formats :].reshape(len(self.local), -1)
-
-    def theta(self, x: Array, family: NDArray[np.int64] | int | None, kin: str | None = None) -> Theta:
-        """Return the parameters as rows of given families see them; with None as a GPU of that kin, or none, does."""
-        centres, formats, deviations = self.split(x)
+    def theta(self, x: Array, kin: NDArray[np.int64] | int | None, family: NDArray[np.int64] | int | None) -> Theta:
+        """Return the parameters as rows of given kin and families see them; None leaves a level's deviation out."""
         found: Theta = {}
         for at, name in enumerate(self.names):
-            own: Array | float = 0.0
-            if name in self.local:
-                values = deviations[self.local.index(name)]
-                if family is not None:
-                    own = values[self.kin_of[family]] + values[len(self.kin) + np.asarray(family)]
-                elif kin is not None:
-                    own = values[self.kin.index(kin)]
-            found[name] = np.asarray(centres[at] + own)
-        found["formats"] = np.concatenate([[0.0], formats]) if self.formats else np.zeros(len(CLASSES))
+            value: Array | float = x[at]
+            for level, index in (("kin", kin), ("family", family)):
+                place = self.place.get((level, name))
+                if place is not None and index is not None:
+                    value = value + x[place + np.asarray(index)]
+            found[name] = np.asarray(value)
+        found["formats"] = np.concatenate([[0.0], x[self.formats : self.formats + len(CLASSES) - 1]])
         return found
+
+    def predict(self, x: Array, rows: Table) -> Array:
+        """Return the logarithm of the seconds of rows."""
+        return self.model(self.theta(x, rows.kin, rows.family), rows)[0]
 
     def columns(self, slopes: Slopes, rows: Table) -> Array:
         """Return the derivative of every row by every parameter."""
-        count = len(rows.log_time)
-        found = np.zeros((count, len(self.start)))
-        at = np.arange(count)
-        base = len(self.names) + self.formats
+        found = np.zeros((len(rows.log_time), len(self.start)))
+        every = np.arange(len(rows.log_time))
         for column, name in enumerate(self.names):
             found[:, column] = slopes[name]
-        if self.formats:
-            own = rows.kinds > 0
-            found[at[own], len(self.names) + rows.kinds[own] - 1] = slopes["formats"][own]
-        for row, name in enumerate(self.local):
-            found[at, base + row * self.width + self.kin_of[rows.family]] = slopes[name]
-            found[at, base + row * self.width + len(self.kin) + rows.family] = slopes[name]
+        own = rows.kinds > 0
+        found[every[own], self.formats + rows.kinds[own] - 1] = slopes["formats"][own]
+        for (level, name), place in self.place.items():
+            found[every, place + (rows.kin if level == "kin" else rows.family)] = slopes[name]
         return found
 
-    def prior_terms(self) -> tuple[Array, Array]:
-        """Return the centre of every parameter and the inverse of its width."""
-        widths = [self.prior[name][1] for name in self.names] + [0.2] * self.formats
-        for name in self.local:
-            widths += [self.prior[name][2]] * self.width
-        return self.start, 1.0 / np.array(widths)
+    def system(self, x: Array, rows: Table) -> tuple[Array, Array, Array]:
+        """Return the rows' weighted columns, weights and residuals of a Gauss-Newton step on pseudo-Huber losses."""
+        value, slopes = self.model(self.theta(x, rows.kin, rows.family), rows)
+        error = (value - rows.log_time) / self.prior.scale
+        return self.columns(slopes, rows) / self.prior.scale, rows.weights / np.sqrt(1 + error**2), error
 
-    def run(self, model: Model, rows: Table, start: Array | None = None, rounds: int = 40) -> Array:
-        """Fit the rows by damped Gauss-Newton steps on pseudo-Huber residuals with the prior."""
-        x = self.start.copy() if start is None else start.copy()
-        centre, tight = self.prior_terms()
+    def run(self, rows: Table | None = None, x: Array | None = None, rounds: int = 40) -> Array:
+        """Fit rows (all without any given), from a start or the prior's centres."""
+        rows = self.rows if rows is None else rows
+        x = self.start.copy() if x is None else x.copy()
         for _ in range(rounds):
-            value, slopes = model(self.theta(x, rows.family), rows)
-            error = (value - rows.log_time) / SCALE
-            weight = rows.weights / np.sqrt(1 + error**2)
-            columns = self.columns(slopes, rows) / SCALE
-            normal = (columns * weight[:, None]).T @ columns + np.diag(tight**2)
-            pull = columns.T @ (weight * error) + tight**2 * (x - centre)
+            columns, weight, error = self.system(x, rows)
+            normal = (columns * weight[:, None]).T @ columns + np.diag(self.tight**2)
+            pull = columns.T @ (weight * error) + self.tight**2 * (x - self.start)
             step = np.clip(np.linalg.solve(normal, pull), -0.5, 0.5)
             x -= step
             if np.max(np.abs(step)) < 1e-4:
                 break
         return x
 
+    def leave_out(self, x: Array, *, groups: NDArray[np.int64] | None = None, rounds: int = 4) -> Array:
+        """Return every row's predicted logarithm of time by a fit without its group, its GPU model if none is given.
 
-def leave_out(fit: Fit, model: Model, rows: Table, groups: Sequence[str], best: Array) -> Array:
-    """Return every row's predicted logarithm of time by a fit without its group."""
-    found = np.zeros(len(rows.log_time))
-    names = np.array(groups)
-    for name in sorted(set(groups)):
-        out, kept = np.where(names == name)[0], np.where(names != name)[0]
-        x = fit.run(model, rows.part(kept), best, rounds=6)
-        part = rows.part(out)
-        found[out] = model(fit.theta(x, part.family), part)[0]
-    return found
+        The first step takes the group's part out of the whole system; `rounds` more make it exact.
+        """
+        rows = self.rows
+        groups = rows.groups if groups is None else groups
+        columns, weight, error = self.system(x, rows)
+        normal = (columns * weight[:, None]).T @ columns + np.diag(self.tight**2)
+        pull = columns.T @ (weight * error) + self.tight**2 * (x - self.start)
+        found = np.zeros(len(rows.log_time))
+        for group in np.unique(groups):
+            out = np.where(groups == group)[0]
+            part, own = columns[out], weight[out]
+            step = np.linalg.solve(normal - (part * own[:, None]).T @ part, pull - part.T @ (own * error[out]))
+            without = x - np.clip(step, -FAR, FAR)
+            if rounds:
+                without = self.run(rows.part(np.where(groups != group)[0]), without, rounds)
+            found[out] = self.predict(without, rows.part(out))
+        return found

@@ -27,6 +27,10 @@ class Device(Struct, frozen=True, kw_only=True):
     int8_ops_per_s: float | None = None
     fp32_flops_per_s: float | None = None
     """Rate of the ordinary FP32 pipes: what unpacking weights costs; None when unknown."""
+    power_watts: float | None = None
+    """The limit the driver enforces, else the data sheet's; None when unknown."""
+    inline_ecc: bool = False
+    """Error correction takes its bits from the same GDDR and costs bandwidth."""
     multiprocessors: int | None = None
     link_bytes_per_s: float | None = None
     """Host to device, one direction, measured or from the PCIe link; None when unknown."""

@@ -44,7 +44,11 @@ _GFX = (
     ("gfx12", "rdna4"),
 )
 
-FAMILIES = (*dict.fromkeys(found for _, found in (*_CUDA, *_GFX)), "apple", "apple5", "xe", "xe2")
+_TURING_WITHOUT_TENSOR_CORES = re.compile(r"\b(GTX 16\d0|T[45612]\d{2,3}|MX4[5-9]0)\b")
+"""TU116 and TU117 share compute capability 7.5 with Turing but have no tensor cores (NVIDIA Turing architecture
+whitepaper; GeForce GTX 16 series)."""
+
+FAMILIES = ("turing16", *dict.fromkeys(found for _, found in (*_CUDA, *_GFX)), "apple", "apple5", "xe", "xe2")
 """Every family that has a name; `unknown` is none of them."""
 
 _APPLE = re.compile(r"\bm(\d+)\b")
@@ -66,7 +70,8 @@ def family(
     neither.
     """
     if compute_capability:
-        return _by_capability(compute_capability)
+        generation = _by_capability(compute_capability)
+        return "turing16" if generation == "turing" and _TURING_WITHOUT_TENSOR_CORES.search(name) else generation
     if gfx_target:
         target = gfx_target.lower()
         return next((found for prefix, found in _GFX if target.startswith(prefix)), UNKNOWN)

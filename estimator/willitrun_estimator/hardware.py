@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 from msgspec import structs
@@ -24,7 +25,9 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
 PCIE_BYTES_PER_S = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
 """Per lane and direction after line coding (PCI Express base specification)."""
 LINK_EFFICIENCY = 0.8
-"""Pinned copies reach about four fifths of the link (bandwidthTest figures of PCIe 3.0 and 4.0 x16 cards)."""
+"""Share of the link that pinned copies reach: 12.2 of 15.8 GB/s on a P100 with PCIe 3.0 x16
+(github.com/mpicbg-scicomp/gearshifft, pull request 82), 23.9 to 26.4 of 31.5 GB/s on RTX 4090 with PCIe 4.0 x16
+(github.com/NVIDIA/nvbandwidth, issue 15)."""
 
 
 ASSUMED_DISK_BYTES_PER_S = 0.5e9
@@ -88,6 +91,7 @@ def device(gpu: Gpu, backend: Backend, sheet: Datasheet | None, request: Request
         free = total - (gpu.memory_reserved_bytes or 0)
     if total is None or free is None:
         return None
+    share = compute_share(gpu, sheet)
     peers = [link.bytes_per_s for link in gpu.links if link.peer != "host" and link.bytes_per_s]
     return Device(
         name=gpu.name,
@@ -101,9 +105,11 @@ def device(gpu: Gpu, backend: Backend, sheet: Datasheet | None, request: Request
         memory_total_bytes=total,
         memory_free_bytes=free,
         bandwidth_bytes_per_s=bandwidth(gpu, sheet),
-        flops_per_s=sheet.fp16_flops_per_s if sheet else None,
-        fp32_flops_per_s=sheet.fp32_flops_per_s if sheet else None,
-        int8_ops_per_s=sheet.int8_ops_per_s if sheet else None,
+        flops_per_s=scaled(sheet.fp16_flops_per_s, share) if sheet else None,
+        fp32_flops_per_s=scaled(sheet.fp32_flops_per_s, share) if sheet else None,
+        int8_ops_per_s=scaled(sheet.int8_ops_per_s, share) if sheet else None,
+        power_watts=scaled(gpu.power_limit_w or (sheet.power_watts if sheet else None), share),
+        inline_ecc=inline_ecc(sheet),
         multiprocessors=gpu.multiprocessors if gpu.multiprocessors is not None else multiprocessors(sheet),
         link_bytes_per_s=link(gpu, sheet),
         unified=gpu.unified,
@@ -120,26 +126,62 @@ def device(gpu: Gpu, backend: Backend, sheet: Datasheet | None, request: Request
     )
 
 
-TYPICAL_CLOCK_HZ = {"nvidia": 1.7e9, "amd": 2.0e9}
-"""Boost clocks of the last generations: they tell the number of multiprocessors from a sheet's rate within a fifth."""
+_INLINE_ECC = re.compile(r"NVIDIA (Tesla|[AL]\d)")
+
+
+def inline_ecc(sheet: Datasheet | None) -> bool:
+    """Tell whether error correction shares the memory: NVIDIA's data-centre cards with GDDR have it on by default.
+
+    HBM keeps the check bits apart; cards for workstations and games come with it off (NVIDIA, `nvidia-smi` manual,
+    ECC mode; product briefs of A40, L40 and T4).
+    """
+    return sheet is not None and (sheet.memory_type or "").startswith("GDDR") and bool(_INLINE_ECC.match(sheet.name))
+
+
+FP32_PER_MULTIPROCESSOR = {
+    "kepler": 316e9, "maxwell": 293e9, "gp100": 177e9, "pascal": 415e9, "volta": 191e9, "turing": 204e9,
+    "turing16": 213e9, "a100": 180e9, "ampere": 426e9, "ada": 634e9, "hopper": 457e9, "blackwell-dc": 594e9,
+    "blackwell": 616e9, "gcn": 180e9, "gcn5": 224e9, "cdna": 218e9, "cdna3": 282e9, "rdna1": 229e9, "rdna2": 306e9,
+    "rdna3": 639e9, "rdna35": 371e9, "rdna4": 748e9,
+}  # fmt: skip
+"""FP32 rate of one multiprocessor or compute unit at its boost clock: medians of the sheets that give both."""
+
+
+def family_of(sheet: Datasheet) -> str:
+    """Return the family of the speed constants that a sheet's accelerator belongs to."""
+    return family(
+        vendor=sheet.vendor,
+        compute_capability=sheet.compute_capability,
+        gfx_target=sheet.gfx_target,
+        name=sheet.name,
+    )
 
 
 def multiprocessors(sheet: Datasheet | None) -> int | None:
-    """Return the number of SMs or CUs: the sheet's, else from its FP32 rate at a typical clock.
+    """Return the number of SMs or CUs: the sheet's, else what its FP32 rate tells with its family's usual clock."""
+    if sheet is None or sheet.multiprocessors is not None or sheet.fp32_flops_per_s is None:
+        return sheet.multiprocessors if sheet else None
+    each = FP32_PER_MULTIPROCESSOR.get(family_of(sheet))
+    return None if each is None else max(1, round(sheet.fp32_flops_per_s / each))
 
-    An SM of compute capability 6.0, 7.x or 8.0 has 64 FP32 lanes, others 128; a CU has 64, two per clock from RDNA 3
-    on (CUDA C++ Programming Guide, arithmetic instructions; AMD RDNA 3 ISA guide).
+
+def compute_share(gpu: Gpu, sheet: Datasheet | None) -> float:
+    """Return the share of the sheet's compute units that a slice has, 1 for a whole GPU.
+
+    By multiprocessors where the driver counts the slice's, else by memory (NVIDIA MIG user guide, profile tables).
     """
-    if sheet is None:
-        return None
-    if sheet.multiprocessors is not None or sheet.fp32_flops_per_s is None or sheet.vendor not in TYPICAL_CLOCK_HZ:
-        return sheet.multiprocessors
-    lanes = 128
-    if sheet.vendor == "nvidia" and sheet.compute_capability is not None:
-        lanes = 64 if sheet.compute_capability in {"6.0", "7.0", "7.2", "7.5", "8.0"} else 128
-    elif sheet.vendor == "amd":
-        lanes = 128 if sheet.family in {"rdna3", "rdna35", "rdna4"} else 64
-    return max(1, round(sheet.fp32_flops_per_s / (2 * lanes * TYPICAL_CLOCK_HZ[sheet.vendor])))
+    if sheet is None or gpu.kind not in {"mig", "partition"}:
+        return 1.0
+    if gpu.multiprocessors and sheet.multiprocessors:
+        return min(1.0, gpu.multiprocessors / sheet.multiprocessors)
+    if gpu.memory_total_bytes and sheet.memory_bytes:
+        return min(1.0, gpu.memory_total_bytes / sheet.memory_bytes)
+    return 1.0
+
+
+def scaled(rate: float | None, share: float) -> float | None:
+    """Return a share of a rate, None where the rate is unknown."""
+    return None if rate is None else rate * share
 
 
 def bandwidth(gpu: Gpu, sheet: Datasheet | None) -> float | None:

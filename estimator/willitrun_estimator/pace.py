@@ -7,14 +7,14 @@ from willitrun_estimator.placement import Placement
 from willitrun_estimator.plan import Interval, Serving, Speed
 from willitrun_estimator.score import Purpose
 from willitrun_estimator.throughput import LOAD_SPREAD, SpeedModel
-from willitrun_estimator.throughput.groups import basis, decode_groups, prefill_groups
+from willitrun_estimator.throughput.groups import basis, decode_spread, prefill_spread
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def decode(model: SpeedModel, placement: Placement, *, depth_tokens: float, short_bytes: int = 0) -> Interval | None:
     """Return the decode rate of one stream; with `short_bytes`, while that much is read from disk again and again."""
-    around = spread(model.constants.decode_spread, decode_groups(model, placement, depth_tokens))
+    around = decode_spread(model, placement)
     if not short_bytes:
         rate = model.decode_rate(placement, depth_tokens=depth_tokens)
         return None if rate is None else interval(rate, around, basis=basis(model, placement))
@@ -32,8 +32,7 @@ def prefill(model: SpeedModel, placement: Placement, *, prompt_tokens: int, dept
     rate = model.prefill_rate(placement, prompt_tokens=prompt_tokens, depth_tokens=depth_tokens)
     if rate is None:
         return None
-    around = spread(model.constants.prefill_spread, prefill_groups(model, placement))
-    return interval(rate, around, basis=basis(model, placement))
+    return interval(rate, prefill_spread(model, placement), basis=basis(model, placement))
 
 
 def speed(model: SpeedModel, placement: Placement, *, prompt_tokens: int, depth_tokens: int, short_bytes: int) -> Speed:
@@ -102,5 +101,5 @@ def serving(
 
 def slots_spread(model: SpeedModel, placement: Placement) -> Spread:
     """Return the spread of aggregate rates: the single stream's, widened by what slots add."""
-    alone = spread(model.constants.decode_spread, decode_groups(model, placement, 0))
+    alone = decode_spread(model, placement)
     return widest((alone, spread(model.constants.decode_spread, ("slots",))))

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import statistics
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
 from tests.probe import machines as recorded
+from willitrun_catalog import shipped
 from willitrun_catalog.find import find_datasheet
 from willitrun_estimator import hardware
 from willitrun_estimator.errors import EstimatorError
@@ -114,12 +117,54 @@ def test_the_fastest_peer_counts_and_the_host_is_none():
 
 
 def test_multiprocessors_from_the_rate_are_near_the_real_number():
-    for name, real in (("RTX 3090", 82), ("NVIDIA Tesla T4", 40), ("NVIDIA A100 SXM4 40 GB", 108), ("RX 7900 XTX", 96)):
-        sheet = structs.replace(find_datasheet(name), multiprocessors=None)
-        assert hardware.multiprocessors(sheet) == pytest.approx(real, rel=0.35)
+    off = []
+    for sheet in shipped.datasheets():
+        if sheet.vendor in {"nvidia", "amd"} and sheet.multiprocessors and sheet.fp32_flops_per_s:
+            found = hardware.multiprocessors(structs.replace(sheet, multiprocessors=None))
+            off.append(abs(found / sheet.multiprocessors - 1))
+    assert statistics.median(off) < 0.08
+    assert statistics.quantiles(off, n=10)[-1] < 0.35
+    sheet = find_datasheet("RTX 3090")
     assert hardware.multiprocessors(None) is None
-    assert hardware.multiprocessors(structs.replace(find_datasheet("RTX 3090"), multiprocessors=82)) == 82
-    assert hardware.multiprocessors(structs.replace(sheet, fp32_flops_per_s=None)) is None
+    assert hardware.multiprocessors(structs.replace(sheet, multiprocessors=82)) == 82
+    blank = structs.replace(sheet, multiprocessors=None)
+    assert hardware.multiprocessors(structs.replace(blank, fp32_flops_per_s=None)) is None
+    assert hardware.multiprocessors(structs.replace(blank, compute_capability=None, vendor="apple")) is None
+
+
+def test_the_rate_of_a_multiprocessor_is_the_median_of_the_sheets():
+    rates: dict[str, list[float]] = {}
+    for sheet in shipped.datasheets():
+        if sheet.vendor in {"nvidia", "amd"} and sheet.multiprocessors and sheet.fp32_flops_per_s:
+            rates.setdefault(hardware.family_of(sheet), []).append(sheet.fp32_flops_per_s / sheet.multiprocessors)
+    for name, found in rates.items():
+        assert hardware.FP32_PER_MULTIPROCESSOR[name] == pytest.approx(statistics.median(found), rel=0.02), name
+
+
+def test_a_slice_has_its_share_of_the_compute_units():
+    sheet = find_datasheet("NVIDIA A100 SXM4 40 GB")
+    one = gpu("A100 MIG", kind="mig", memory_total_bytes=5 * GIB, multiprocessors=14)
+    assert hardware.compute_share(one, sheet) == pytest.approx(14 / 108)
+    assert hardware.compute_share(structs.replace(one, multiprocessors=None), sheet) == pytest.approx(0.125, rel=0.1)
+    unknown = structs.replace(one, multiprocessors=None, memory_total_bytes=None)
+    assert hardware.compute_share(unknown, sheet) == 1
+    assert hardware.compute_share(one, None) == 1
+    assert hardware.compute_share(gpu(), sheet) == 1
+
+
+def test_error_correction_is_on_where_data_centre_cards_have_gddr():
+    names = {sheet.name for sheet in shipped.datasheets() if hardware.inline_ecc(sheet)}
+    assert {"NVIDIA L40S", "NVIDIA A40 PCIe", "NVIDIA Tesla T4", "NVIDIA Tesla P40"} <= names
+    assert not any("RTX" in name or "GeForce" in name or "Quadro" in name for name in names)
+    assert "NVIDIA A100 SXM4 80 GB" not in names
+    assert not hardware.inline_ecc(None)
+
+
+def test_power_is_the_limit_that_is_enforced():
+    sheet = find_datasheet("RTX 3090")
+    assert seen(gpu(power_limit_w=220.0)).gpus[0].power_watts == 220
+    assert seen(gpu()).gpus[0].power_watts == sheet.power_watts
+    assert seen(gpu("A card nobody knows")).gpus[0].power_watts is None
 
 
 def test_what_is_unknown_of_the_host_is_assumed_and_marked():

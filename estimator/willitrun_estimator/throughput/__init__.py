@@ -11,7 +11,7 @@ from willitrun_estimator.interval import Spread, interval, spread, time_interval
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.plan import Interval
 from willitrun_estimator.throughput.constants import Constants, shipped
-from willitrun_estimator.throughput.groups import basis, decode_groups, prefill_groups
+from willitrun_estimator.throughput.groups import basis, decode_spread, prefill_spread
 from willitrun_estimator.throughput.model import SpeedModel
 from willitrun_estimator.weights import WeightProfile
 
@@ -39,7 +39,7 @@ def decode(
     rate = model.decode_rate(placement, depth_tokens=depth_tokens)
     if rate is None:
         return None
-    return interval(rate, _decode_spread(model, placement, depth_tokens), basis=basis(model, placement))
+    return interval(rate, decode_spread(model, placement), basis=basis(model, placement))
 
 
 def prefill(
@@ -61,7 +61,7 @@ def prefill(
     rate = model.prefill_rate(placement, prompt_tokens=prompt_tokens, depth_tokens=depth_tokens)
     if rate is None:
         return None
-    return interval(rate, _prefill_spread(model, placement), basis=basis(model, placement))
+    return interval(rate, prefill_spread(model, placement), basis=basis(model, placement))
 
 
 def ttft(
@@ -125,7 +125,7 @@ def paged_decode(
     bounds = model.paged_decode_s(placement, short_bytes, depth_tokens)
     if bounds is None:
         return None
-    around = _decode_spread(model, placement, depth_tokens)
+    around = decode_spread(model, placement)
     least, most = bounds
     return Interval(
         expected=(least * most) ** -0.5, low=min(1.0, around.low) / most, high=max(1.0, around.high) / least
@@ -146,15 +146,7 @@ def slots(
     rate = model.aggregate(placement, concurrency, depth_tokens=depth_tokens)
     if rate is None:
         return None
-    alone = _decode_spread(model, placement, depth_tokens)
+    alone = decode_spread(model, placement)
     if concurrency > 1:
         alone = widest((alone, spread(model.constants.decode_spread, ("slots",))))
     return interval(rate, alone)
-
-
-def _decode_spread(model: SpeedModel, placement: Placement, depth_tokens: float) -> Spread:
-    return spread(model.constants.decode_spread, decode_groups(model, placement, depth_tokens))
-
-
-def _prefill_spread(model: SpeedModel, placement: Placement) -> Spread:
-    return spread(model.constants.prefill_spread, prefill_groups(model, placement))

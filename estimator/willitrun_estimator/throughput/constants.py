@@ -32,11 +32,15 @@ class DecodeCosts(Struct, frozen=True, kw_only=True):
     block_s: float
     """Seconds per attention mixer and what comes with it: kernels that wait for each other."""
     recurrent_s: float
-    """Seconds per recurrent mixer."""
+    """Seconds per recurrent mixer, a gated delta net."""
     moe_s: float
     """Seconds per block with routed experts: the router and its gather."""
     early: float
     """What the latencies were multiplied by in builds before 2025."""
+    vulkan_weight: float
+    """What reading weights is multiplied by under Vulkan."""
+    vulkan_block: float
+    """What the latencies are multiplied by under Vulkan."""
 
 
 class PrefillCosts(Struct, frozen=True, kw_only=True):
@@ -50,16 +54,22 @@ class PrefillCosts(Struct, frozen=True, kw_only=True):
     """Multiply-adds in routed experts, relative to the dense ones of the same type."""
     weight: float
     """Bytes of weights read once per micro-batch, relative to peak bandwidth."""
+    activation: float
+    """Bytes moved per token, mixer and hidden value between kernels, relative to peak bandwidth."""
     attention: float
-    """Operations of attention, relative to the matrix rate."""
+    """Operations of attention, relative to the FP32 rate."""
     recurrent: float
     """State updates of recurrent mixers, relative to the FP32 rate."""
     block_s: float
-    """Seconds per mixer and micro-batch."""
+    """Seconds per attention mixer and micro-batch."""
+    recurrent_s: float
+    """Seconds per recurrent mixer and micro-batch."""
     moe_s: float
     """Seconds per block with routed experts and micro-batch."""
     early: float
-    """What all of it was multiplied by in builds before 2025."""
+    """What all but reading weights was multiplied by in builds before 2025."""
+    vulkan: float
+    """What all but reading weights is multiplied by under Vulkan."""
 
 
 class Family(Struct, frozen=True, kw_only=True):
@@ -73,10 +83,12 @@ class Family(Struct, frozen=True, kw_only=True):
     """Different GPU models among the rows; with 0, the constants are those of all families together."""
     fp32_per_byte: float = 30.0
     """Typical FP32 operations per byte of bandwidth, for a GPU whose FP32 rate is unknown."""
+    vector_per_fp32: float = 1.0
+    """Operations that are issued one by one, over the sheet's FP32 rate: half where sheets count dual issue."""
     matrix_per_fp32: float = 2.0
-    """Typical matrix rate over FP32 rate, for a GPU whose matrix rate is unknown."""
-    tensor_cores: bool = False
-    """The matrix rate is that of matrix units (half the 8-bit rate), else that of the FP32 pipes."""
+    """16-bit matrix rate over the sheet's FP32 rate, by the instruction set."""
+    watts_per_tflops: float = 0.0
+    """Typical power per FP32 rate; 0 where none is known."""
 
 
 class Shared(Struct, frozen=True, kw_only=True):
@@ -88,9 +100,22 @@ class Shared(Struct, frozen=True, kw_only=True):
     """Per further GPU of a layer split and token."""
     formats: dict[str, float]
     """Reading a weight type, relative to Q4_0."""
-    vulkan_weight: float
-    vulkan_block: float
-    vulkan_prefill: float
+    prefill_formats: dict[str, float]
+    """Multiplying a weight type, relative to Q4_0."""
+    recurrent: dict[str, float]
+    """A recurrent mixer by kind, relative to a gated delta net. `other` is any kind without rows, whose kernels may be
+    new: the geometric mean of what gated delta nets cost now and what they cost before they had a kernel of their own.
+    """
+    prefill_recurrent: dict[str, float]
+    """State updates by kind, likewise."""
+    inline_ecc: float
+    """What reading weights is multiplied by where error correction shares the memory."""
+    power: float
+    """Exponent of the power per operation in what decode computes."""
+    prefill_power: float
+    """Exponent of the power per operation in what a prompt computes."""
+    vulkan_half: float
+    """What multiply-adds with 16-bit weights are further multiplied by under Vulkan."""
     pipeline: float
     """How much of a perfect pipeline several GPUs reach over the micro-batches of a prompt, 0..1."""
 

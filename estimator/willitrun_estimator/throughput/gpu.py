@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from willitrun_estimator.device import Device
 from willitrun_estimator.throughput.constants import Constants
 from willitrun_estimator.throughput.rates import Rates, rates, type_class
 from willitrun_estimator.throughput.work import Work
+
+SAME_KERNEL = {"mamba1": "mamba2"}
+"""Kinds of recurrent mixers that llama.cpp computes with another's operation (ggml.h, `ggml_ssm_scan`)."""
 
 
 class GpuCost:
@@ -17,27 +22,41 @@ class GpuCost:
         self.work = work
         kind = type_class(work.weights.matmul_type)
         vulkan = device.backend == "vulkan"
+        mixer = SAME_KERNEL.get(work.recurrent_kind, work.recurrent_kind)
         late = decode.early if before_2025 else 1.0
-        read = shared.formats[kind] * (shared.vulkan_weight if vulkan else 1.0) / speed.bytes_per_s
-        latency = late * (shared.vulkan_block if vulkan else 1.0)
-        multiply = work.elements_per_byte * decode.compute / speed.fp32_per_s
+        read = shared.formats[kind] * (shared.inline_ecc if device.inline_ecc else 1.0) / speed.bytes_per_s
+        latency = late * (decode.vulkan_block if vulkan else 1.0)
+        multiply = work.elements_per_byte * decode.compute / (speed.vector_per_s * math.pow(speed.power, shared.power))
+        if vulkan:
+            read *= decode.vulkan_weight
         self.multiply_s = multiply
         self.resident_s = decode.weight * read + multiply
         self.active_s = decode.expert * read + multiply
         self.row_s = decode.cache / speed.bytes_per_s
-        self.operation_s = decode.attention / speed.fp32_per_s
+        self.operation_s = decode.attention / speed.vector_per_s
         self.state_s = decode.weight / speed.bytes_per_s
         self.mixer_s = decode.block_s * latency
-        self.recurrent_s = decode.recurrent_s * latency
+        self.recurrent_s = decode.recurrent_s * shared.recurrent.get(mixer, shared.recurrent["other"]) * latency
         self.moe_s = decode.moe_s * latency
-        slow = (prefill.early if before_2025 else 1.0) * (shared.vulkan_prefill if vulkan else 1.0)
-        matrix = prefill.half / speed.half_per_s if kind == "half" else prefill.quantized / speed.quantized_per_s
-        self.product_s = slow * 2 * work.elements_per_byte * matrix
+        slow = (prefill.early if before_2025 else 1.0) * (prefill.vulkan if vulkan else 1.0)
+        works = slow / math.pow(speed.power, shared.prefill_power)
+        product = prefill.half if kind == "half" else prefill.quantized * shared.prefill_formats[kind]
+        if vulkan and kind == "half":
+            product *= shared.vulkan_half
+        self.product_s = works * 2 * work.elements_per_byte * product / speed.matrix_per_s
         self.expert_product_s = self.product_s * prefill.expert
         self.once_s = prefill.weight / speed.bytes_per_s
-        self.prefill_operation_s = slow * prefill.attention / speed.half_per_s
-        self.prefill_state_s = slow * prefill.recurrent / speed.fp32_per_s / 8
+        self.prefill_operation_s = works * prefill.attention / speed.vector_per_s
+        self.prefill_state_s = (
+            slow
+            * prefill.recurrent
+            * shared.prefill_recurrent.get(mixer, shared.prefill_recurrent["other"])
+            / speed.vector_per_s
+            / 8
+        )
+        self.value_s = slow * prefill.activation * work.weights.spec.hidden_size / speed.bytes_per_s
         self.prefill_mixer_s = prefill.block_s * slow
+        self.prefill_recurrent_s = prefill.recurrent_s * slow
         self.prefill_moe_s = prefill.moe_s * slow
         link = device.link_bytes_per_s
         self.link_s = (
@@ -97,18 +116,16 @@ class GpuCost:
         read = resident + work.touched_share(tokens) * (work.expert_bytes[last] - work.expert_bytes[experts_from])
         if head:  # logits are wanted for the last token alone
             read += work.weights.output_bytes
+        attention = work.attention_mixers[last] - work.attention_mixers[first]
+        recurrent = work.recurrent_mixers[last] - work.recurrent_mixers[first]
         return (
             self.product_s * resident * tokens
             + self.expert_product_s * active * tokens
             + self.once_s * read
             + self.prefill_state_s * (work.state_bytes[last] - work.state_bytes[first]) * tokens
-            + self.prefill_mixer_s
-            * (
-                work.attention_mixers[last]
-                - work.attention_mixers[first]
-                + work.recurrent_mixers[last]
-                - work.recurrent_mixers[first]
-            )
+            + self.value_s * (attention + recurrent) * tokens
+            + self.prefill_mixer_s * attention
+            + self.prefill_recurrent_s * recurrent
             + self.prefill_moe_s * (work.moe_blocks[last] - work.moe_blocks[first])
         )
 

@@ -1,4 +1,9 @@
-"""Rates of a device that costs are relative to, with what stands in where a data sheet is silent."""
+"""Rates of a device that costs are relative to, with what stands in where a data sheet is silent.
+
+All follow from the sheet's FP32 rate, which is multiprocessors x clock x pipes everywhere: the matrix rates that
+vendors print mix sparse with dense, 16- with 32-bit accumulation and base with boost clocks (the sheets of L40 and L40S
+differ by two for the same chip), and a family's constants hold what is left.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,8 @@ from willitrun_estimator.throughput.constants import Constants, Family
 
 HALF_TYPES = frozenset({"F16", "BF16", "F32"})
 """Weights that are multiplied in 16-bit matrix units; all others are multiplied in 8 bit."""
+POWER_RANGE = 4.0
+"""A power limit further from the family's usual one than this factor was never measured."""
 
 
 def type_class(matmul_type: str) -> str:
@@ -30,11 +37,12 @@ class Rates(Struct, frozen=True, kw_only=True):
     """What a GPU can do at most."""
 
     bytes_per_s: float
-    fp32_per_s: float
-    quantized_per_s: float
-    """Matrix rate for quantized weights, operations per second."""
-    half_per_s: float
-    """Matrix rate for 16-bit weights."""
+    vector_per_s: float
+    """FP32 operations per second, instructions issued one by one."""
+    matrix_per_s: float
+    """16-bit operations per second of the matrix units, or of the pipes where there are none."""
+    power: float
+    """Watts per operation over what is usual in the family: below 1 the clock falls under load."""
 
 
 def rates(device: Device, family: Family) -> Rates | None:
@@ -43,15 +51,15 @@ def rates(device: Device, family: Family) -> Rates | None:
     if not bandwidth:
         return None
     fp32 = device.fp32_flops_per_s or bandwidth * family.fp32_per_byte
-    matrix = fp32 * family.matrix_per_fp32
-    if not family.tensor_cores:
-        return Rates(bytes_per_s=bandwidth, fp32_per_s=fp32, quantized_per_s=fp32, half_per_s=fp32)
-    eight_bit = device.int8_ops_per_s / 2 if device.int8_ops_per_s else None
+    power = 1.0
+    if device.power_watts and device.fp32_flops_per_s and family.watts_per_tflops:
+        usual = family.watts_per_tflops * device.fp32_flops_per_s / 1e12
+        power = min(max(device.power_watts / usual, 1 / POWER_RANGE), POWER_RANGE)
     return Rates(
         bytes_per_s=bandwidth,
-        fp32_per_s=fp32,
-        quantized_per_s=eight_bit or device.flops_per_s or matrix,
-        half_per_s=eight_bit or device.flops_per_s or matrix,
+        vector_per_s=fp32 * family.vector_per_fp32,
+        matrix_per_s=fp32 * family.matrix_per_fp32,
+        power=power,
     )
 
 

@@ -70,6 +70,10 @@ class Work:
                 full.append((row, operations))
         self.attention_mixers = cumulative(attention)
         self.recurrent_mixers = cumulative(recurrent)
+        self.recurrent_kind = next(
+            (mixer.kind for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, Recurrent)), ""
+        )
+        """What the recurrent mixers are: no model has two kinds."""
         self.moe_blocks = cumulative(moe)
         self.state_bytes = cumulative(state)
         self.row_bytes = cumulative([row for row, _ in full])
