@@ -4,63 +4,139 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.engine import random_model
 from tests.engine.bars import hold
 from tests.engine.conftest import free_port
 from willitrun_here.launch import run as runner
 from willitrun_here.launch.log import Compared
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
-MIB = 1 << 20
-TRANSFER_BYTES = 96 * MIB
-"""What an RPC device holds beside its buffers: a tensor being received, thread stacks, the allocator's slack."""
 
 
-def willitrun(engine: Path, *arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def environment(engine: Path, tmp_path: Path) -> dict[str, str]:
+    """The engine that was built, and a state of its own for what is measured."""
+    own = {"STATE_DIRECTORY": str(tmp_path / "agent"), "WILLITRUN_STATE": str(tmp_path / "state")}
+    return {**os.environ, "WILLITRUN_LLAMA_SERVER": str(engine / "llama-server"), **own}
+
+
+@pytest.fixture
+def odd_file(models: Path, tmp_path: Path) -> Path:
+    """A small model under a name that a shell would take apart."""
+    folder = tmp_path / 'it\'s "a $HOME"; b'
+    folder.mkdir()
+    path = folder / "m x.gguf"
+    path.symlink_to(random_model.write(random_model.SMALL, models))
+    return path
+
+
+def willitrun(
+    environment: dict[str, str], *arguments: object, timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "willitrun_here", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "WILLITRUN_LLAMA_SERVER": str(engine / "llama-server")},
-        check=False,
-    )
+        [sys.executable, "-m", "willitrun_here", *map(str, arguments)],
+        capture_output=True, text=True, timeout=timeout, env=environment, check=False,
+    )  # fmt: skip
 
 
-def test_exec_on_this_machine_loads_answers_and_agrees(engine: Path, gemma: Path) -> None:
-    done = willitrun(
-        engine,
-        "launch",
-        str(gemma),
-        "--context",
-        "4096",
-        "--port",
-        str(free_port()),
-        "--exec",
-        "--check-only",
-        "--json",
-    )
+def servers(port: int) -> list[str]:
+    """The llama-servers that run on a port."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"llama-server") and str(port).encode() in words:
+            found.append(process.name)
+    return found
+
+
+def test_exec_on_this_machine_loads_answers_agrees_and_is_kept(
+    environment: dict[str, str], gemma: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    asked = ("--context", 4096, "--port", port, "--exec", "--check-only", "--json")
+    done = willitrun(environment, "launch", gemma, *asked)
     assert done.returncode == 0, done.stderr
     compared = json.loads(done.stdout)["comparison"]
     hold([Compared(**row) for row in compared["buffers"]])
-    assert compared["probe"]["decode_tokens_per_s"] > 1
+    assert compared["probe"]["decode_tokens_per_s"] > 0
     assert compared["probe"]["output_tokens"] == 48
     assert compared["tries"] == 1
+    assert not servers(port)
+
+    (corrections,) = (tmp_path / "state").glob("calibration-*.json")
+    runs = {run["test"]: run for run in json.loads(corrections.read_text())["runs"]}
+    decode = compared["probe"]["decode_tokens_per_s"]
+    assert runs["decode"]["measured_tokens_per_s"] == pytest.approx(decode)
+    assert runs["prefill"]["measured_tokens_per_s"] == pytest.approx(compared["probe"]["prefill_tokens_per_s"])
+    checked = willitrun(environment, "check", gemma, "--context", 4096, "--json")
+    speed = json.loads(checked.stdout)["speed"]["decode_tokens_per_s"]
+    assert speed["basis"] == "measured-here"
+    assert speed["expected"] == pytest.approx(decode, rel=0.25)
+
+    report = json.loads(willitrun(environment, "report", "--print").stdout)
+    (measured,) = report["measured"]
+    assert measured["decode_tokens_per_s"] == pytest.approx(decode)
+    assert measured["memory_bytes"] == pytest.approx(measured["expected_memory_bytes"], rel=0.1)
 
 
-def test_the_printed_command_works_as_it_is(engine: Path, gemma: Path) -> None:
+def test_the_printed_line_works_in_a_shell(environment: dict[str, str], odd_file: Path) -> None:
     port = free_port()
-    printed = willitrun(engine, "launch", str(gemma), "--context", "4096", "--port", str(port), "--json")
+    printed = willitrun(environment, "launch", odd_file, "--context", 2048, "--port", port, "--", "--alias", "it's $x")
     assert printed.returncode == 0, printed.stderr
-    command = json.loads(printed.stdout)
     heard: list[str] = []
-    with runner.Server(command["argv"], command["env"], host="127.0.0.1", port=port, heard=heard.append) as server:
+    line = ["sh", "-c", "exec " + printed.stdout.strip()]
+    with runner.Server(line, environment, host="127.0.0.1", port=port, heard=heard.append) as server:
         assert server.wait_until_ready(120) is not None, "".join(heard[-20:])
         probe = server.probe()
+        (model,) = server._request("GET", "/v1/models")["data"]
+    assert model["id"] == "it's $x"
     assert probe.output_tokens == 48
     assert server.process.returncode is not None
+    assert not servers(port)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_ctrl_c_leaves_nothing_running(environment: dict[str, str], odd_file: Path, number: signal.Signals) -> None:
+    port = free_port()
+    argv = [sys.executable, "-m", "willitrun_here", "launch", str(odd_file), "--context", "2048", "--port", str(port)]
+    serving = subprocess.Popen(
+        [*argv, "--exec"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert serving.stderr is not None
+    said = ""
+    while "serving on" not in said:
+        line = serving.stderr.readline()
+        assert line, said
+        said += line
+    assert len(servers(port)) == 1
+    serving.send_signal(number)
+    _, rest = serving.communicate(timeout=30)
+    assert (serving.returncode, "Traceback" in rest) == (0, False), rest
+    assert not servers(port)
+
+
+def test_a_failure_is_told_in_the_engine_s_own_words(environment: dict[str, str], odd_file: Path) -> None:
+    asked = ("--context", 2048, "--exec", "--check-only")
+    unknown = willitrun(environment, "launch", odd_file, *asked, "--port", free_port(), "--", "--frobnicate")
+    assert unknown.returncode == 1
+    assert "invalid argument: --frobnicate" in unknown.stderr
+    assert "next plan" not in unknown.stderr
+
+    lacking = odd_file.with_name("lacking.gguf")
+    lacking.write_bytes(odd_file.read_bytes().replace(b"blk.1.ffn_down.weight", b"blk.1.ffn_dawn.weight", 1))
+    refused = willitrun(environment, "launch", lacking, *asked, "--port", free_port())
+    assert refused.returncode == 1
+    assert "error loading model" in refused.stderr
+    assert "blk.1.ffn_d" in refused.stderr
+    assert "The command was: " in refused.stderr
+    assert "Traceback" not in unknown.stderr + refused.stderr
