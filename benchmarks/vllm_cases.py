@@ -64,6 +64,8 @@ BASE_OF = {
 }
 """Fine-tunes and re-releases of one shape with the release in the catalog."""
 
+CONTRADICTS = 0.02
+"""Of the total memory: one row states 0.9 where its own terms add up to 0.95."""
 _SUFFIX = re.compile(
     r"[-_ .](fp8([-_]dynamic)?|awq([-_](int4|4bit))?|gptq([-_]?(int)?[48](bit)?)?|int4-gptq|nvfp4|mxfp4|bf16|"
     r"quantized\.w[48]a(8|16)|autoround int4|[48]bit|qat-q4_0-unquantized|unsloth-bnb-4bit)$"
@@ -227,7 +229,7 @@ def memory_cases(path: Path | None = None) -> tuple[list[MemoryCase], int]:
                 pipeline_parallel=int(row["pp"] or 1),
                 kv_type="float32" if "dtype float32" in notes else row["kv_dtype"] or "auto",
                 context_tokens=_whole(row["max_model_len"]),
-                utilization=_number(row["gpu_memory_utilization"]),
+                utilization=_utilization(row),
                 max_num_seqs=_whole(row["max_num_seqs"]),
                 max_num_batched_tokens=_whole(row["max_num_batched_tokens"]),
                 eager=row["eager"] == "true",
@@ -305,6 +307,19 @@ def _speed_case(row: dict[str, str]) -> SpeedCase | None:
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def _utilization(row: dict[str, str]) -> float | None:
+    """Read the utilization; None where a row that names every term contradicts the one it states.
+
+    Weights, libraries, activation peak and pool add up to it (before 0.20, graphs are outside).
+    """
+    stated = _number(row["gpu_memory_utilization"])
+    terms = [_number(row[name]) for name in ("weights_gib", "non_torch_gib", "activation_peak_gib", "kv_cache_gib")]
+    total = _number(row["gpu_mem_gib"])
+    if stated is None or total is None or any(term is None for term in terms):
+        return stated
+    return stated if abs(sum(term or 0 for term in terms) / total - stated) < CONTRADICTS else None
 
 
 def _number(text: str) -> float | None:
