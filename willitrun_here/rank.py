@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
-from willitrun_estimator.answer import ranked_answer
+from willitrun_estimator.answer import prospect, ranked_answer
 from willitrun_estimator.device import Devices
 from willitrun_estimator.hardware import devices
 from willitrun_estimator.plan import Answer
+from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import strength
 from willitrun_here.ask import sheet_of
@@ -46,24 +47,41 @@ def rank(machine: Machine, request: Request, *, limit: int | None, local: bool =
 
 
 def best_of(specs: Iterable[ModelSpec], plan_on: Devices, request: Request, limit: int | None) -> list[Answer]:
-    """Return the best answers of some models. A model that could not reach the worst one kept is not worked out."""
-    able = sorted(((ability(spec), spec) for spec in specs), key=lambda pair: -pair[0])
+    """Return the best answers of some models, the most promising worked out first.
+
+    A model waits under the best it could reach: by its ability alone, then by the size of its weights too. Once the
+    worst answer kept is better, nothing that waits is looked at any more.
+    """
+    waiting: list[tuple[float, int, float, ModelSpec, Prepared | None]] = []
+    for order, (known_ability, spec) in enumerate(sorted(((ability(spec), spec) for spec in specs), key=by_ability)):
+        heapq.heappush(waiting, (-overall(100.0, known_ability), order, known_ability, spec, None))
     kept: list[tuple[float, int, Answer]] = []
-    for order, (known_ability, spec) in enumerate(able):
+    while waiting:
+        least, order, known_ability, spec, prepared = heapq.heappop(waiting)
         full = limit is not None and len(kept) >= limit
-        if full and overall(100.0, known_ability) <= kept[0][0]:
+        if full and -least <= kept[0][0]:
             break
+        if prepared is None:
+            prepared = Prepared(spec)
+            most = prospect(plan_on, spec, request, prepared)
+            if most > 0:
+                heapq.heappush(waiting, (-overall(most, known_ability), order, known_ability, spec, prepared))
+            continue
         floor = least_score(kept[0][0], known_ability) if full else 0.0
-        result = ranked_answer(plan_on, spec, request, floor=floor)
+        result = ranked_answer(plan_on, spec, request, floor=floor, prepared=prepared)
         if result is None:
             continue
         points = overall(float(result.score), known_ability)
-        heapq.heappush(
-            kept, (points, -order, structs.replace(result, rank_score=points, rank_basis=basis(spec, known_ability)))
-        )
+        ranked = structs.replace(result, rank_score=points, rank_basis=basis(spec, known_ability))
+        heapq.heappush(kept, (points, -order, ranked))
         if limit is not None and len(kept) > limit:
             heapq.heappop(kept)
     return [result for _, _, result in sorted(kept, key=lambda item: (-item[0], -item[1]))]
+
+
+def by_ability(pair: tuple[float, ModelSpec]) -> float:
+    """Return what puts the ablest first."""
+    return -pair[0]
 
 
 def basis(spec: ModelSpec, known_ability: float) -> str:

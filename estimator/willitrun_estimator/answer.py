@@ -8,7 +8,7 @@ from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quant import FORMATS, ladder, quant_name
-from willitrun_estimator import explain, hardware, vllm_answer
+from willitrun_estimator import ceilings, explain, hardware, vllm_answer
 from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.device import Devices
 from willitrun_estimator.errors import EstimatorError
@@ -39,6 +39,7 @@ from willitrun_estimator.sections import (
     speed_of,
     workload_rows,
 )
+from willitrun_estimator.sweep import best_of, sweep
 from willitrun_probe.machine import Machine
 
 Section = Literal[
@@ -82,7 +83,7 @@ def answer_on(
     `prepared` are the model's sums where other questions share them.
     """
     question = Question(spec, devices, request, corrections=corrections, prepared=prepared)
-    if request.engine == "vllm" or (request.engine is None and checkpoint_asked(spec, request)):
+    if asks_vllm(spec, request):
         return with_vllm(question)
     quants = quants_to_try(spec, request, devices)
     per_quant = searched(question, quants, every="quants" in sections)
@@ -133,27 +134,34 @@ def compared(question: Question, result: Answer) -> Answer:
     )
 
 
-def ranked_answer(devices: Devices, spec: ModelSpec, request: Request, *, floor: float) -> Answer | None:
+def prospect(devices: Devices, spec: ModelSpec, request: Request, prepared: Prepared) -> float:
+    """Return a score that no answer to a question exceeds, without a search."""
+    if asks_vllm(spec, request):
+        return 100.0
+    question = Question(spec, devices, request, prepared=prepared)
+    return max(ceilings.cheap(question, quant) for quant in quants_to_try(spec, request, devices))
+
+
+def ranked_answer(
+    devices: Devices, spec: ModelSpec, request: Request, *, floor: float, prepared: Prepared | None = None
+) -> Answer | None:
     """Answer for a ranking: plan and speed of the best plan, None when none scores above `floor` (0 asks for any).
 
     Memory is looked at quickly. Quantizations are tried in falling order of what they could score at all.
     """
-    question = Question(spec, devices, request)
-    if request.engine == "vllm" or (request.engine is None and checkpoint_asked(spec, request)):
+    question = Question(spec, devices, request, prepared=prepared)
+    if asks_vllm(spec, request):
         result = with_vllm(question)
         return result if result.plan is not None and result.score > floor else None
-    quants = quants_to_try(spec, request, devices)
-    best: Found | None = None
-    for ceiling, quant in sorted(((question.ceiling(quant), quant) for quant in quants), reverse=True):
-        least = max(floor, best.score if best else 0.0)
-        if ceiling <= least:
-            break
-        found = question.search(quant, floor=least, narrow=True)
-        if found and (best is None or found[0].score > best.score):
-            best = found[0]
+    best = best_of(question, quants_to_try(spec, request, devices), floor=floor, narrow=True)
     if best is None:
         return None
     return assembled(question, best, [], {}, RANKED_SECTIONS, exact=False)
+
+
+def asks_vllm(spec: ModelSpec, request: Request) -> bool:
+    """Tell whether a request is for vLLM: by name, or by weights that only vLLM loads."""
+    return request.engine == "vllm" or (request.engine is None and checkpoint_asked(spec, request))
 
 
 def checkpoint_asked(spec: ModelSpec, request: Request) -> bool:
@@ -185,15 +193,7 @@ def searched(question: Question, quants: tuple[str, ...], *, every: bool) -> dic
     """Search every quantization; unless all are wanted, those that cannot win are left out or cut short."""
     if every:
         return {quant: question.search(quant) for quant in quants}
-    per_quant: dict[str, list[Found]] = {quant: [] for quant in quants}
-    floor = 0.0
-    for ceiling, quant in sorted(((question.ceiling(quant), quant) for quant in quants), reverse=True):
-        if ceiling <= floor:
-            break
-        per_quant[quant] = found = question.search(quant, floor=floor)
-        if found:
-            floor = max(floor, found[0].score)
-    return per_quant
+    return {quant: [] for quant in quants} | dict(sweep(question, quants))
 
 
 def winner(
@@ -268,7 +268,7 @@ def too_large(question: Question, quants: tuple[str, ...]) -> Answer:
     """Answer that nothing starts, with what the smallest plan would need against what there is."""
     spec, devices = question.spec, question.devices
     smallest = min(quants, key=lambda quant: question.weights(quant).tensor_bytes)
-    space = question.space((smallest,))
+    space = question.space
     gpus = space.gpu_sets[-1]
     units = 0 if not gpus else (spec.block_count + 1 if space.gpu_layers is None else space.gpu_layers)
     setup = question.setup(smallest, space.kv_types[-1], min(space.ubatches), gpus)
@@ -309,7 +309,7 @@ def too_large(question: Question, quants: tuple[str, ...]) -> Answer:
         quants=(),
         workloads=(),
         limits=(),
-        improvements=improvements(question, None, {}),
+        improvements=improvements(question, None, {quant: [] for quant in quants}),
         request=question.request,
         findings=spec.findings,
     )

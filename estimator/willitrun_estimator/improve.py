@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msgspec import structs
 
 from willitrun_estimator import hardware
@@ -9,6 +11,7 @@ from willitrun_estimator.device import Devices
 from willitrun_estimator.plan import Improvement
 from willitrun_estimator.question import Question
 from willitrun_estimator.search import Found
+from willitrun_estimator.sweep import best_of
 from willitrun_probe.units import format_bytes, format_seconds, format_tokens
 
 LEAST_GAIN = 0.05
@@ -22,9 +25,9 @@ BUSY_BYTES = 512 * 1024**2
 def improvements(question: Question, best: Found | None, per_quant: dict[str, list[Found]]) -> tuple[Improvement, ...]:
     """Return the changes that help, in order of gain."""
     found = [
-        close_programs(question, best),
+        close_programs(question, best, per_quant),
         smaller_quant(best, per_quant),
-        second_gpu(question, best),
+        second_gpu(question, best, per_quant),
         quantized_cache(question, best),
         more_ram(question, best),
     ]
@@ -32,20 +35,9 @@ def improvements(question: Question, best: Found | None, per_quant: dict[str, li
     return tuple(sorted(kept, key=lambda one: -one.gain))
 
 
-def again(question: Question, devices: Devices, quants: tuple[str, ...]) -> Found | None:
-    """Return the best plan on changed devices; quantizations that cannot beat the best so far are cut short."""
-    other = Question(question.spec, devices, question.request, prepared=question.prepared)
-    best: Found | None = None
-    for quant in quants:
-        found = other.search(quant, floor=best.score if best else 0.0)
-        if found and (best is None or found[0].score > best.score):
-            best = found[0]
-    return best
-
-
-def quants_of(question: Question) -> tuple[str, ...]:
-    """Return the quantizations the question was about."""
-    return tuple(question.tried)
+def again(question: Question, devices: Devices, quants: Iterable[str]) -> Found | None:
+    """Return the best plan on changed devices."""
+    return best_of(Question(question.spec, devices, question.request, prepared=question.prepared), quants)
 
 
 def gain(after: Found, before: Found | None) -> float:
@@ -55,12 +47,12 @@ def gain(after: Found, before: Found | None) -> float:
     return after.score / before.score - 1
 
 
-def close_programs(question: Question, best: Found | None) -> Improvement | None:
+def close_programs(question: Question, best: Found | None, quants: Iterable[str]) -> Improvement | None:
     """Plan on idle GPUs: what closing the programs that hold memory would bring."""
     held = sum(gpu.memory_total_bytes - gpu.memory_free_bytes for gpu in question.devices.gpus)
     if held < BUSY_BYTES * max(1, len(question.devices.gpus)):
         return None
-    after = again(question, hardware.idle(question.devices), quants_of(question))
+    after = again(question, hardware.idle(question.devices), quants)
     if after is None:
         return None
     better, grown = described(after, best)
@@ -115,14 +107,14 @@ def smaller_quant(best: Found | None, per_quant: dict[str, list[Found]]) -> Impr
     )
 
 
-def second_gpu(question: Question, best: Found | None) -> Improvement | None:
+def second_gpu(question: Question, best: Found | None, quants: Iterable[str]) -> Improvement | None:
     """Add a second card like the one with most memory."""
     gpus = question.devices.gpus
     if not gpus or gpus[0].unified:
         return None
     twin = max(gpus, key=lambda gpu: gpu.memory_total_bytes)
     more = structs.replace(twin, memory_free_bytes=twin.memory_total_bytes, uuid=None, index=None)
-    after = again(question, structs.replace(question.devices, gpus=(*gpus, more)), quants_of(question))
+    after = again(question, structs.replace(question.devices, gpus=(*gpus, more)), quants)
     if after is None:
         return None
     better, grown = described(after, best)

@@ -7,18 +7,19 @@ no more memory than a thousand.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from functools import cached_property
+from typing import NamedTuple, TypeVar
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quality import QuantQuality, quality
-from willitrun_estimator import cache, overhead
+from willitrun_estimator import cache
 from willitrun_estimator.cache_sums import CacheSums
 from willitrun_estimator.compute import ComputeModel
 from willitrun_estimator.compute.build import Build
 from willitrun_estimator.device import Backend, Devices
 from willitrun_estimator.placement import Settings
 from willitrun_estimator.stack import Stack
-from willitrun_estimator.throughput.work import Work
+from willitrun_estimator.throughput.work import Work, multiplied_elements
 from willitrun_estimator.weights import WeightProfile, weight_profile
 from willitrun_estimator.widths import Widths, widths
 
@@ -40,24 +41,57 @@ def kept(store: dict[Key, Value], key: Key, make: Callable[[], Value], most: int
     return known
 
 
+class Elements(NamedTuple):
+    """Weights that are multiplied, by number."""
+
+    read: float
+    """By one token."""
+    held: float
+    """By any token: all experts."""
+    experts: float
+    """Those of `held` in routed experts."""
+    used_share: float
+    """Of the routed experts, what one token reads."""
+
+
 class Prepared:
     """The sums of one model. Questions about it share them, whatever the machine and the request. Not thread-safe."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-        self.widths: Widths = widths(spec.layers, spec.hidden_size)
         self._weights: dict[str, WeightProfile] = {}
         self._qualities: dict[str, QuantQuality] = {}
         self._sums: dict[Settings, CacheSums] = {}
         self._works: dict[tuple[str, Settings], Work] = {}
         self._stacks: dict[tuple[str, Settings, int, bool], Stack] = {}
         self._computes: dict[tuple[str, Settings, int, Backend | None, Build], ComputeModel] = {}
+        self._elements: Elements | None = None
         self._largest: dict[str, tuple[int, int]] = {}
-        self._notes: dict[tuple[str, Settings, bool], tuple[overhead.Line, ...]] = {}
+
+    @cached_property
+    def widths(self) -> Widths:
+        """How wide the blocks are while they compute."""
+        return widths(self.spec.layers, self.spec.hidden_size)
 
     def weights(self, quant: str) -> WeightProfile:
         """Return the weights in a quantization. Raises `UnknownQuant` and `UnknownArchitecture`."""
         return kept(self._weights, quant, lambda: weight_profile(self.spec, quant))
+
+    def params(self, quant: str) -> int:
+        """Return the number of weights, which is the same in every quantization: any that was summed tells it."""
+        if not self._weights:
+            self.weights(quant)
+        return next(iter(self._weights.values())).params
+
+    def elements(self, quant: str) -> Elements:
+        """Return how many weights there are to multiply: the same in every quantization, so that any tells it."""
+        if self._elements is None:
+            weights = self.weights(quant)
+            read, idle = multiplied_elements(weights), weights.params - weights.active_params
+            experts = weights.cumulative_expert_bytes[-1]
+            share = weights.cumulative_expert_active_bytes[-1] / experts if experts else 0.0
+            self._elements = Elements(read, read + idle, idle / (1.0 - share) if experts else 0.0, share)
+        return self._elements
 
     def largest_tensors(self, quant: str) -> tuple[int, int]:
         """Return the bytes of the largest resident matrix of a block, and of its largest expert tensor."""
@@ -75,7 +109,7 @@ class Prepared:
         """Return what a quantization of this model costs."""
 
         def look_up() -> QuantQuality:
-            return quality(quant, self.weights(quant).params, native_type=self.spec.native_type)
+            return quality(quant, self.params(quant), native_type=self.spec.native_type)
 
         return kept(self._qualities, quant, look_up)
 
@@ -103,20 +137,9 @@ class Prepared:
         key = quant, settings, len(gpus), gpus[0].backend if gpus else None, build
         return kept(self._computes, key, lambda: ComputeModel(self.weights(quant), devices, settings, build))
 
-    def host_notes(self, quant: str, settings: Settings, gpus: int) -> tuple[overhead.Line, ...]:
-        """Return what may further occupy host memory."""
-
-        def make() -> tuple[overhead.Line, ...]:
-            weights = self.weights(quant)
-            return overhead.host_notes(
-                weights, settings, repacked_bytes=overhead.repacked_bytes(weights, gpus, settings)
-            )
-
-        return kept(self._notes, (quant, settings, gpus > 0), make)
-
     def takes(self, kv_type: str, settings: Settings) -> bool:
         """Tell whether the rows of this model's caches are whole blocks of a cache type."""
-        block, _ = cache.KV_TYPES[kv_type]
+        block = cache.KV_TYPES[kv_type][0]
         layers = {id(layer): layer for layer in self.spec.layers}.values()
         rows = (
             row for layer in layers for mixer in layer.mixers for row in cache.cache_rows(self.spec, mixer, settings)

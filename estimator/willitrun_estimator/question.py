@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quality import UNKNOWN_DIVERGENCE, QuantQuality
-from willitrun_estimator.bounds import BOUND_SLACK, extremes, together
 from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.device import Device, Devices
 from willitrun_estimator.errors import EstimatorError
@@ -14,7 +15,7 @@ from willitrun_estimator.ollama import KV_TYPES as OLLAMA_KV_TYPES
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
-from willitrun_estimator.score import LENSES, PURPOSES, Purpose, quality_factor
+from willitrun_estimator.score import LENSES, PURPOSES, Purpose
 from willitrun_estimator.search import Found, Objective, Space, search_paging, search_quant
 from willitrun_estimator.setup import LlamaSetup, speed_facts
 from willitrun_estimator.weights import WeightProfile
@@ -123,43 +124,28 @@ class Question:
             )
         return known
 
-    def space(self, quants: tuple[str, ...]) -> Space:
-        """Return the values each dimension may take."""
-        request = self.request
+    def _kv_types(self) -> tuple[str, ...]:
+        """Return the cache types to try: of those nobody asked for, the ones this model's rows can have."""
+        asked = kv_types(self.request)
+        if self.request.kv_type is not None:
+            return asked
+        return tuple(one for one in asked if one == "f16" or self.prepared.takes(one, self.settings(one, UBATCHES[0])))
+
+    @cached_property
+    def space(self) -> Space:
+        """The values each dimension may take. Raises EstimatorError for a context the model does not have."""
+        request, gpus = self.request, self.devices.gpus
         blocks, ollama = self.spec.block_count, request.engine == "ollama"
         ubatches = (request.ubatch,) if request.ubatch else OLLAMA_UBATCHES if ollama else UBATCHES
         return Space(
-            quants=quants,
-            kv_types=kv_types(request),
+            kv_types=self._kv_types(),
             contexts=contexts(self.spec, request, self.purpose),
             ubatches=useful(ubatches, self.purpose.prompt_tokens),
-            gpu_sets=gpu_sets(self.devices.gpus),
-            kinds=kinds(self.devices.gpus),
+            gpu_sets=gpu_sets(gpus),
+            kinds=kinds(gpus),
             gpu_layers=blocks + 1 if request.gpu_layers == "all" else fixed_units(request.gpu_layers, blocks),
             # ollama places whole layers and has no switch for experts.
             cpu_moe_layers=0 if ollama else blocks if request.cpu_moe_layers == "all" else request.cpu_moe_layers,
-        )
-
-    def ceiling(self, quant: str) -> float:
-        """Return a score no plan of a quantization can exceed, by weights alone; 0 where memory cannot hold them."""
-        weights, gpus = self.weights(quant), self.devices.gpus
-        room = self.devices.host.ram_available_bytes
-        room += sum(gpu.memory_free_bytes for gpu in gpus if not gpu.unified)
-        if weights.tensor_bytes - weights.unloaded_bytes > room:
-            return 0.0
-        space = self.space((quant,))
-        lone: list[tuple[int, ...]] = [(kind,) for kind in dict.fromkeys(space.kinds)]
-        setups = [self.setup(quant, space.kv_types[0], space.ubatches[0], one) for one in lone or [()]]
-        steps = together([extremes(one, rates=True) for one in setups])
-        held = weights.cumulative_resident_bytes[-1] + weights.cumulative_expert_bytes[-1] + weights.output_bytes
-        over = held - sum(gpu.memory_free_bytes for gpu in gpus) if gpus else 0
-        bytes_ = over, weights.cumulative_expert_bytes[-1], held - weights.output_bytes
-        step = steps.least(*bytes_)
-        return self.objective.judge(
-            quality=quality_factor(self.kl_divergence(quant, space.kv_types[0])),
-            rate=None if step is None else BOUND_SLACK / step,
-            ttft_s=0.0,
-            context_tokens=space.contexts[-1],
         )
 
     def search(self, quant: str, *, floor: float = 0.0, narrow: bool = False) -> list[Found]:
@@ -167,7 +153,7 @@ class Question:
 
         A `narrow` search leaves out what changes a ranking least: micro-batches.
         """
-        space = self.space((quant,))
+        space = self.space
         if narrow:
             space = structs.replace(space, ubatches=space.ubatches[:1])
         return search_quant(quant, space, self.objective, self.kl_divergence, self.setup, floor=floor)
@@ -198,7 +184,7 @@ class Question:
 
     def search_paging(self, quant: str) -> list[Found]:
         """Return plans that read weights from disk as they go, best first."""
-        return search_paging(quant, self.space((quant,)), self.objective, self.kl_divergence, self.setup)
+        return search_paging(quant, self.space, self.objective, self.kl_divergence, self.setup)
 
 
 KV_KL_DIVERGENCE = {

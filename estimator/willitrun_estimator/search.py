@@ -82,7 +82,6 @@ class Setup(Protocol):
 class Space(Struct, frozen=True, kw_only=True):
     """The values each dimension may take; a dimension the user fixed has one value."""
 
-    quants: tuple[str, ...]
     kv_types: tuple[str, ...]
     contexts: tuple[int, ...]
     ubatches: tuple[int, ...]
@@ -145,6 +144,11 @@ class Objective(Struct, frozen=True, kw_only=True):
             UNKNOWN_FACTOR if ttft_s is None else ttft_factor(ttft_s, self.purpose.half_ttft_s),
             context_factor(context_tokens, self.purpose.context_tokens),
         )
+
+    def at_most(self, quality: float, context_tokens: int) -> float:
+        """Return a score that no speed exceeds."""
+        context = context_factor(context_tokens, self.purpose.context_tokens)
+        return score(quality=quality, decode=1.0, ttft=1.0, context=context, lens=self.lens)
 
     def judge(self, *, quality: float, rate: float | None, ttft_s: float | None, context_tokens: int) -> float:
         """Return the score of a plan; one that misses a demanded rate or wait is scaled down by how far it misses."""

@@ -152,8 +152,8 @@ def made_up_model(rng: random.Random) -> Model:
 
 KL = {"big": 0.0, "small": 0.08}
 KV_KL = {"f16": 0.0, "q8_0": 0.01}
+QUANTS = ("big", "small")
 SPACE = Space(
-    quants=("big", "small"),
     kv_types=("f16", "q8_0"),
     contexts=(4096, 8192),
     ubatches=(512, 2048),
@@ -168,7 +168,7 @@ def brute_force(model: Model, space: Space) -> float:
     best = 0.0
     blocks = len(model.resident)
     for quant, kv_type, context, ubatch, gpus in itertools.product(
-        space.quants, space.kv_types, space.contexts, space.ubatches, space.gpu_sets
+        QUANTS, space.kv_types, space.contexts, space.ubatches, space.gpu_sets
     ):
         setup = MadeUp(model, quant, kv_type, ubatch, gpus)
         for units in range(blocks + 2):
@@ -201,7 +201,7 @@ def searched(model: Model, space: Space) -> float:
         return MadeUp(model, quant, kv_type, ubatch, gpus)
 
     best = 0.0
-    for quant in space.quants:
+    for quant in QUANTS:
         found = search_quant(quant, space, OBJECTIVE, lambda q, kv: KL[q] + KV_KL[kv], setup, floor=best)
         for plan in found:
             used = setup(quant, plan.kv_type, plan.ubatch, plan.gpus).needs.per_device_bytes(
@@ -222,7 +222,6 @@ def test_the_search_finds_what_brute_force_finds_on_a_thousand_machines(chunk: i
         model = made_up_model(rng)
         sets = ((0,),) if len(model.budgets) == 1 else ((0,), (1,), (0, 1))
         space = Space(
-            quants=SPACE.quants,
             kv_types=SPACE.kv_types,
             contexts=SPACE.contexts,
             ubatches=SPACE.ubatches,
@@ -242,7 +241,6 @@ def test_a_quantization_that_cannot_win_is_cut_short() -> None:
         return MadeUp(model, quant, kv_type, ubatch, gpus)
 
     space = Space(
-        quants=("small",),
         kv_types=("f16", "q8_0"),
         contexts=(4096, 8192),
         ubatches=(512,),
@@ -262,7 +260,7 @@ def test_paging_is_offered_when_ram_is_short_and_is_slower() -> None:
     def setup(quant: str, kv_type: str, ubatch: int, gpus: tuple[int, ...]) -> MadeUp:
         return MadeUp(model, quant, kv_type, ubatch, gpus)
 
-    space = Space(quants=("big",), kv_types=("f16",), contexts=(4096,), ubatches=(512,), gpu_sets=((0,),), kinds=(0,))
+    space = Space(kv_types=("f16",), contexts=(4096,), ubatches=(512,), gpu_sets=((0,),), kinds=(0,))
     assert search_quant("big", space, OBJECTIVE, lambda q, kv: 0.0, setup) == []
     (paged, *_) = search_paging("big", space, OBJECTIVE, lambda q, kv: 0.0, setup)
     assert paged.short_bytes > 0
