@@ -46,7 +46,7 @@ def inner_arguments(target: Target) -> list[str]:
     """Return llama-server's arguments inside the container, where it listens on all addresses."""
     weights = artifact(target)
     model = (
-        llama_cpp.model_arguments(target)
+        llama_cpp.model_arguments(inside(target))
         if weights.path is None
         else ["-m", f"/models/{weights.path.rsplit('/', 1)[-1]}"]
     )

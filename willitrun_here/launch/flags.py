@@ -59,6 +59,7 @@ NEWEST = Flags(
             "--port",
             "--numa",
             "-dev",
+            "--no-mmproj",
         )
     ),
     version="0.5.0-dev (0c1e570)",

@@ -7,13 +7,20 @@ from willitrun_here.launch import visible
 from willitrun_here.launch.target import PROMPT_CACHE_DEFAULT_MIB, Target, artifact, command, prompt_cache_mib
 
 NUMACTL_NOTE = "numactl keeps the server on the GPUs' memory node; it is a package of its own and may be left out."
+TEXT_NOTE = "The plan is for text: images or sound (end the command with --mmproj-auto) take memory of their own."
 
 
 def render(target: Target) -> Command:
     """Return the complete llama-server command."""
     prefix = numa_prefix(target)
     argv = [*prefix, target.program, *model_arguments(target), *server_arguments(target), *target.extra]
-    notes = (artifact(target).note, flags_note(target), visible.note(target), NUMACTL_NOTE if prefix else None)
+    notes = (
+        artifact(target).note,
+        flags_note(target),
+        TEXT_NOTE if brings_projector(target) else None,
+        visible.note(target),
+        NUMACTL_NOTE if prefix else None,
+    )
     return command(argv, visible.environment(target), notes=notes)
 
 
@@ -35,9 +42,17 @@ def model_arguments(target: Target) -> list[str]:
     weights = artifact(target)
     if weights.path is not None:
         return ["-m", weights.path]
+    text_only = ["--no-mmproj"] if brings_projector(target) else []
     if weights.file is not None:
-        return ["-hf", weights.repo or "", "-hff", weights.file]
-    return ["-hf", f"{weights.repo}:{weights.tag}"]
+        return ["-hf", weights.repo or "", "-hff", weights.file, *text_only]
+    return ["-hf", f"{weights.repo}:{weights.tag}", *text_only]
+
+
+def brings_projector(target: Target) -> bool:
+    """Tell whether `-hf` would load a vision or audio projector as well, for which no memory is planned."""
+    spec = target.spec
+    more = spec.non_text_params > 0 or not {"vision", "audio"}.isdisjoint(spec.capabilities)
+    return more and artifact(target).path is None and "--no-mmproj" in target.flags
 
 
 def plan_arguments(target: Target) -> list[str]:

@@ -35,7 +35,6 @@ RECORDED = (
     ("mi300x-cpx", "llama-3.3-70b", {}),
     ("jetson-orin", "llama-3.2-3b", {}),
     ("strix-halo", "gpt-oss-120b", {"quant": "MXFP4"}),
-    ("rtx5090x2-narrow", "llama-3.3-70b", {}),
     ("one-of-four-in-container", "qwen3-30b-a3b", {"parallel": 4, "context": 32768}),
     ("container-limits", "llama-3.2-3b", {}),
     ("wsl2-rtx4080", "gpt-oss-20b", {"quant": "MXFP4"}),
@@ -182,6 +181,16 @@ def test_where_the_weights_come_from():
     nowhere = structs.replace(target, spec=structs.replace(target.spec, gguf_repos=()))
     assert "put a Q4_K_M file" in (artifact(nowhere).note or "")
     assert artifact(nowhere).path in llama_cpp.render(nowhere).argv
+
+
+def test_no_projector_comes_with_a_download():
+    """`-hf` fetches and loads one by itself, and it was not planned for."""
+    target = on_words("RTX 3090, 64 GiB RAM", "gemma-3-12b")
+    assert "--no-mmproj" in llama_cpp.render(target).argv
+    assert any("--mmproj-auto" in note for note in llama_cpp.render(target).notes)
+    assert "--no-mmproj" not in llama_cpp.render(structs.replace(target, flags=OLD)).argv
+    assert "--no-mmproj" not in llama_cpp.render(from_source(target, "/m/gemma.gguf")).argv
+    assert "--no-mmproj" not in llama_cpp.render(on_words()).argv
 
 
 def test_a_checkpoint_is_converted_first():
