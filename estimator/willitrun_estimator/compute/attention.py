@@ -38,6 +38,8 @@ def attention(  # noqa: C901, PLR0912, PLR0915
     keys_first = b.window is not None
     """Caches with windows take keys before values (the two kinds of `llm_graph_context::build_attn`)."""
     rotate_k = cache.is_quantized(b.settings.kv_type_k) and mixer.key_dim % 64 == 0
+    matrix = mixer.key_dim & -mixer.key_dim
+    """Width of the rotation of keys: the largest power of two that divides a head (`build_input_k_rot`)."""
     rotate_v = cache.is_quantized(b.settings.kv_type_v) and mixer.value_dim % 64 == 0
 
     def projected(name: str, width: int) -> Node:
@@ -50,16 +52,16 @@ def attention(  # noqa: C901, PLR0912, PLR0915
 
     def placed(source: Node, name: str) -> Node:
         if b.style.norm_after_rope:
-            return headed(b.rope(source, homes), name)
-        return b.rope(headed(source, name), homes)
+            return headed(b.rope(source, homes, windowed=windowed), name)
+        return b.rope(headed(source, name), homes, windowed=windowed)
 
     def query(source: Node) -> Node:
         turned = placed(source, "attn_q_norm")
-        return b.rotated(turned, shape, "k" + cells, mixer.key_dim) if rotate_k else turned
+        return b.rotated(turned, shape, "k" + cells, matrix) if rotate_k else turned
 
     def key(source: Node) -> Node:
         turned = placed(source, "attn_k_norm")
-        return b.rotated(turned, kv_shape, "k" + cells, mixer.key_dim) if rotate_k else turned
+        return b.rotated(turned, kv_shape, "k" + cells, matrix) if rotate_k else turned
 
     def value(source: Node) -> Node:
         return b.rotated(source, value_shape, "v" + cells, 64) if rotate_v else source
@@ -93,9 +95,14 @@ def attention(  # noqa: C901, PLR0912, PLR0915
         else:
             q = query(g.view(projected("attn_q", queries), shape))
         if not mixer.shares_kv:
+            shared = None
             if keys_first:
-                k = key(g.view(projected("attn_k", keys), kv_shape))
-            v = value(g.view(b.matmul("attn_v", homes, values, normed), value_shape))
+                first = projected("attn_k", keys)
+                shared = None if "attn_v.weight" in homes.parts else first
+                k = key(g.view(first, kv_shape))
+            source = shared if shared is not None else b.matmul("attn_v", homes, values, normed)
+            seen = g.view(source, value_shape)
+            v = value(g.add("norm", value_shape, seen, inplace=True) if b.style.value_norm else seen)
             if not keys_first:
                 k = key(g.view(projected("attn_k", keys), kv_shape))
     streams = b.streams
@@ -112,8 +119,12 @@ def attention(  # noqa: C901, PLR0912, PLR0915
             part = g.view(v, (values, U), size=None if rotate_v else strided, contiguous=False)
             g.store("set_v", cache_v, part, b.value_index(cells, values))
         else:
-            flat = g.view(g.view(v, (values, U)), (1, values, U), size=None if rotate_v else strided)
-            g.store("set_v", cache_v, flat, b.value_index(cells, values))
+            row = cache.largest_value_row(b.spec)
+            whole = g.view(v, (values, U))
+            if values < row:
+                whole = g.add("pad", (row, U), whole)
+            flat = g.view(whole, (1, row, U), size=None if rotate_v or values < row else strided)
+            g.store("set_v", cache_v, flat, b.value_index(cells, row))
     out = (mixer.value_dim, mixer.heads, U)
     sinks = [b.weight("attn_sinks.weight", homes)] if "attn_sinks.weight" in homes.parts else []
     if b.flash:

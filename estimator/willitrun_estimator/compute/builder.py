@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSpec, Moe, NoMixer, Recurrent
 from willitrun_estimator import cache
-from willitrun_estimator.compute import attention, feed_forward, recurrent
+from willitrun_estimator.compute import altup, attention, feed_forward, per_layer, recurrent
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, U
 from willitrun_estimator.compute.graph import Graph, Node
-from willitrun_estimator.compute.style import style_of
+from willitrun_estimator.compute.style import SCALED_EMBEDDINGS, style_of
 from willitrun_estimator.placement import Settings
 
 FETCHED_AHEAD = frozenset({"mamba1", "mamba2", "shortconv"})
@@ -96,6 +96,10 @@ class Builder:
             known = self._masks[cells] = self.graph.add("half_mask", (length, U), full, element_bytes=2)
         return known
 
+    def token_input(self, name: str) -> Node:
+        """Add a further input of one number per token."""
+        return self._input(name, (U,), 4)
+
     def rotation(self, which: str, size: int) -> Node:
         """Refer to a Hadamard matrix that the host fills."""
         return self._input("rotation_" + which, (size, size), 4)
@@ -150,13 +154,13 @@ class Builder:
                 out = self.graph.add("normed", shape, out, weight, inplace=True, rows=rows)
         return out
 
-    def rope(self, source: Node, homes: Homes) -> Node:
+    def rope(self, source: Node, homes: Homes, *, windowed: bool = False) -> Node:
         """Rotate by position, with the model's frequency factors where it has them."""
         if not homes.rotary:
             return source
         position = self._input("positions", (U,), 4)
         factors: list[Node] = []
-        if self.factors is not None:
+        if self.factors is not None and not (windowed and self.style.full_factors):
             known = self._factors.get(homes.block)
             if known is None:
                 known = self._factors[homes.block] = self.graph.weight(self.factors, homes.block)
@@ -273,9 +277,11 @@ class Builder:
             source = self.out_rows(source)
         ffn = layer.ffn
         if isinstance(ffn, Dense | Moe):
-            name = self.ffn_norm(homes)
-            normed = source if name is None else self.norm(source, name, homes)
-            out = self.feed(ffn, normed, homes)
+            if isinstance(ffn, Moe) and self.has(homes, "pre_ffw_norm_2"):
+                out = feed_forward.beside(self, ffn, source, homes)
+            else:
+                name = self.ffn_norm(homes)
+                out = self.feed(ffn, source if name is None else self.norm(source, name, homes), homes)
             if self.has(homes, "post_ffw_norm"):
                 out = self.norm(out, "post_ffw_norm", homes)
             parts = (source, out) if self.style.residual_first else (out, source)
@@ -314,20 +320,6 @@ class Builder:
         partial = self.graph.add("sum", out.dims, *terms, inplace=True)
         return self.graph.add("sum", out.dims, partial, rows(source), inplace=True)
 
-    def _reserve_streams(self, layers: tuple[tuple[Layer, Homes], ...], head: int, copies: int) -> None:
-        """Keep room for what lives through all blocks: per-layer embeddings, and Gemma 3n's parallel streams.
-
-        A device holds the embeddings of every layer for the micro-batch; pipelined, also each copy of what comes in
-        from the device before. Gemma 3n carries four streams and works on two more.
-        """
-        width = dict(self.spec.sizes).get("per_layer_dim", 0) * self.spec.block_count
-        if "per_layer_token_embd.weight" not in self.outside or not width:
-            return
-        streams = 6 * self.spec.hidden_size if "altup_proj.weight" in self.outside else 0
-        rows = (1 if copies == 1 else 2 * copies) * width + copies * streams
-        for device in sorted({homes.block for _, homes in layers} | {head}):
-            self.graph.leaf("streams", (rows, U), device, kept=True)
-
     def _gate_copies(self, layers: tuple[tuple[Layer, Homes], ...]) -> None:
         """Keep room for the query gate that Vulkan's reordering computes early and holds through the block."""
         gates = {m.heads * m.value_dim for layer, _ in layers for m in layer.mixers if isinstance(m, Attention)}
@@ -338,20 +330,26 @@ class Builder:
         self,
         layers: tuple[tuple[Layer, Homes], ...],
         head: int,
-        copies: int = 1,
     ) -> Graph:
-        """Build the graph of these blocks between the embedding table and the head on device `head`.
-
-        `copies` is how many of every input are kept.
-        """
+        """Build the graph of these blocks between the embedding table and the head on device `head`."""
         hidden = self.spec.hidden_size
         tokens = self._input("tokens", (U,), 4)
         if self.rules.spare_embeddings:
             self._input("embeddings", (hidden, U), 4)
-        self._reserve_streams(layers, head, copies)
         if self.backend == "vulkan" and self.style.gated_query:
             self._gate_copies(layers)
+        width = dict(self.spec.sizes).get("per_layer_dim", 0)
+        streams = dict(self.spec.sizes).get("altup_inputs", 0)
         x = self.graph.add("embedded", (hidden, U), self.graph.weight("token_embd", self.host), tokens, rows=0)
+        inputs = None
+        if width and "per_layer_token_embd.weight" in self.outside and layers:
+            inputs = per_layer.PerLayerInputs(self, width, layers[0][1].block)
+        if self.spec.architecture in SCALED_EMBEDDINGS:
+            x = self.graph.add("scaled", x.dims, x, inplace=True)
+        if inputs is not None:
+            inputs.hidden = x
+        if streams:
+            x = altup.stacked(self, x, streams, head)
         for layer, homes in layers:
             if layer.mixers and not isinstance(layer.mixers[0], NoMixer):
                 self._events.append((layer.mixers[0], homes))
@@ -359,7 +357,18 @@ class Builder:
                 self._events.append((None, homes))
         self._fetch()
         for index, (layer, homes) in enumerate(layers):
+            if streams and inputs is not None:
+                x = altup.block(self, layer, x, homes, inputs, index)
+                continue
             x = self.block(layer, x, homes, last=index == len(layers) - 1)
+            if inputs is not None:
+                x = self.graph.add("block_out", x.dims, x, inputs.gated(x, homes), inplace=True)
+            if "layer_output_scale.weight" in homes.parts:
+                x = self.graph.add(
+                    "block_out", x.dims, x, self.weight("layer_output_scale.weight", homes), inplace=True
+                )
+        if streams:
+            x = self.out_rows(altup.merged(self, x, streams, head))
         if self.style.rows == "block-end":
             x.is_output = True
             x = self.out_rows(x)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from willitrun_catalog.model import Dense
+from willitrun_estimator.compute.form import form
 from willitrun_estimator.compute.style import SCALED_WEIGHTS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from willitrun_catalog.model import Moe
     from willitrun_estimator.compute.builder import Builder, Homes
     from willitrun_estimator.compute.form import Dim
@@ -36,13 +39,23 @@ def dense(b: Builder, ffn: Dense, normed: Node, homes: Homes, suffix: str = "") 
 
 
 def experts(  # noqa: C901, PLR0915
-    b: Builder, ffn: Moe, normed: Node, homes: Homes
+    b: Builder,
+    ffn: Moe,
+    normed: Node,
+    homes: Homes,
+    logits: Node | None = None,
+    read: Callable[[], Node] | None = None,
 ) -> Node:
-    """Add a router, the chosen experts side by side, their weighted sum, and the shared expert."""
+    """Add a router, the chosen experts side by side, their weighted sum, and the shared expert.
+
+    `logits` are the router's where it has them already, `read` adds what the experts read where the router reads
+    something else.
+    """
     g = b.graph
     tokens = normed.dims[-1]
     used, hidden_size = ffn.experts_used, b.spec.hidden_size
-    logits = b.matmul("ffn_gate_inp", homes, ffn.experts, normed)
+    if logits is None:
+        logits = b.matmul("ffn_gate_inp", homes, ffn.experts, normed)
     chances = g.add("probabilities", (ffn.experts, tokens), logits, inplace=True)
     flat = g.view(chances, (1, ffn.experts, tokens))
     ranked = chances
@@ -58,7 +71,7 @@ def experts(  # noqa: C901, PLR0915
     weights = g.view(weights, (1, used, tokens))
     if b.spec.architecture in SCALED_WEIGHTS:
         weights = g.add("weights_scaled", (1, used, tokens), weights)
-    single = g.view(normed, (hidden_size, 1, tokens))
+    single = g.view(normed if read is None else read(), (hidden_size, 1, tokens))
     if b.style.weights_first:
         single = g.add("repeat", (hidden_size, used, tokens), single)
         single = g.add("weighted", (hidden_size, used, tokens), single, weights, inplace=True)
@@ -69,6 +82,11 @@ def experts(  # noqa: C901, PLR0915
         if name + ".bias" in homes.parts:
             bias = b.weight(name + ".bias", homes, routed=True)
             out = g.add(name + "_bias", dims, out, bias, chosen, inplace=True, rows=tokens)
+        if name + ".scale" in homes.parts:
+            scale = g.view(b.weight(name + ".scale", homes, routed=True), (1, ffn.experts), size=form((ffn.experts,)))
+            scale = g.add("repeat", (1, ffn.experts, tokens), scale)
+            scale = g.add("scales", (1, used, tokens), scale, chosen)
+            out = g.add("scaled", dims, out, scale, inplace=True)
         return out
 
     if "ffn_gate_up_exps.weight" in homes.parts:
@@ -100,7 +118,7 @@ def experts(  # noqa: C901, PLR0915
     for part in parts[1:]:
         out = g.add("sum", (hidden_size, tokens), out, part, inplace=True)
     b.fetch_next()
-    if ffn.shared_width:
+    if ffn.shared_width and "ffn_up_shexp.weight" in homes.parts:
         shared = dense(b, Dense(width=ffn.shared_width, gated=ffn.gated), normed, homes, "_shexp")
         if "ffn_gate_inp_shexp.weight" in homes.parts:
             gate = b.matmul("ffn_gate_inp_shexp", homes, 1, normed)
@@ -108,3 +126,18 @@ def experts(  # noqa: C901, PLR0915
             shared = g.add("gated", (hidden_size, tokens), shared, gate, inplace=True)
         out = g.add("with_shared", (hidden_size, tokens), out, shared, inplace=True)
     return out
+
+
+def beside(b: Builder, ffn: Moe, source: Node, homes: Homes) -> Node:
+    """Add experts and a dense network side by side, each with its norms, the router with a scale (Gemma 4)."""
+    g = b.graph
+    router = g.add("norm", source.dims, source, inplace=True)
+    router = g.add("scaled", source.dims, router, inplace=True)
+    router = g.add("scaled", source.dims, router, b.weight("ffn_gate_inp.scale", homes), inplace=True)
+    logits = b.matmul("ffn_gate_inp", homes, ffn.experts, router)
+    routed = experts(b, ffn, source, homes, logits, lambda: b.norm(source, "pre_ffw_norm_2", homes))
+    normed = b.norm(source, "ffn_norm", homes)
+    network = dense(b, Dense(width=ffn.shared_width, gated=ffn.gated), normed, homes)
+    network = b.norm(network, "post_ffw_norm_1", homes)
+    routed = b.norm(routed, "post_ffw_norm_2", homes)
+    return g.add("sum", source.dims, network, routed, inplace=True)

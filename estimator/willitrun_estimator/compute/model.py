@@ -11,7 +11,7 @@ from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.builder import Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
 from willitrun_estimator.compute.form import ROWS, Dim, Sizes, U
-from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, PIPELINE_COPIES, Program, Schedule
+from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, Program, Schedule
 from willitrun_estimator.compute.style import style_of
 from willitrun_estimator.tensors import blueprint
 from willitrun_estimator.weight_groups import grouped
@@ -142,7 +142,6 @@ class ComputeModel:
             graph = builder.build(
                 tuple(zip(self.spec.layers, homes, strict=True)),
                 head,
-                PIPELINE_COPIES if pipeline else 1,
             )
             schedule = Schedule(
                 graph,

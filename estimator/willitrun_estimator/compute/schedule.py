@@ -7,6 +7,8 @@ device are copied at the start of a split, and a tensor is freed after its last 
 
 from __future__ import annotations
 
+from collections import Counter
+
 from willitrun_estimator.compute.allocator import Arena
 from willitrun_estimator.compute.form import ZERO, Dim, Form, evaluate, form, plus
 from willitrun_estimator.compute.graph import Graph, Node
@@ -114,6 +116,23 @@ class Schedule:
                     return source.fixed
         return -1
 
+    def _supports(self, node: Node, device: int) -> bool:
+        """Tell whether a device can compute an operation: a GPU cannot on another one's weights (views are not seen)."""
+        if device == self.host:
+            return True
+        return node.gpu_supported and all(source.fixed in {None, self.host, device} for source in node.sources)
+
+    def _most_at_home(self, node: Node) -> int:
+        """Choose the device that has most of an operation's sources (pass 3 of the scheduler)."""
+        held: Counter[int] = Counter()
+        for source in node.sources:
+            root = source.view_of or source
+            place = root.fixed if root.fixed is not None else root.device
+            if place != -1:
+                held[place] += 1
+        able = [device for device in range(self.host + 1) if self._supports(node, device)]
+        return max(able, key=lambda device: (held[device], -device))
+
     def _assign(self) -> None:  # noqa: C901
         host = self.host
         nodes = self.graph.nodes
@@ -127,8 +146,11 @@ class Schedule:
             for node in ordered:
                 if node.device != -1:
                     current = -1 if skip_host and node.device == host else node.device
-                elif current != -1 and (current == host or node.gpu_supported):
+                elif current != -1 and self._supports(node, current):
                     node.device = current
+        for node in real:
+            if node.device == -1:
+                node.device = self._most_at_home(node)
         for node in nodes:
             if node.device == -1 and node.view_of is not None:
                 node.device = node.view_of.device

@@ -10,8 +10,11 @@ from msgspec import Struct
 class Style(Struct, frozen=True, kw_only=True):
     """One architecture's habits (src/models/*.cpp)."""
 
-    rows: Literal["inside", "residual", "block-end", "norm-end"] = "inside"
-    """Where the rows that get logits are picked: before attention's sum, after it, after the block, after the norm."""
+    rows: Literal["inside", "residual", "block-end", "norm-end", "streams"] = "inside"
+    """Where the rows that get logits are picked.
+
+    Before attention's sum, after it, after the block, after the norm, or after the streams are merged.
+    """
     residual_first: bool = False
     """The feed-forward network's sum names the residual first, which is then written over."""
     mixer_residual_first: bool = False
@@ -23,6 +26,10 @@ class Style(Struct, frozen=True, kw_only=True):
     """Experts read tokens that are already weighted, instead of having their results weighted."""
     head_gate: bool = False
     """A separate output gate (`attn_gate`) has one value per head."""
+    full_factors: bool = False
+    """Only attention without a window has frequency factors."""
+    value_norm: bool = False
+    """Values are normalised, without a scale."""
     norm_after_rope: bool = False
     """Queries and keys are normalised after they are rotated."""
     repeated_keys: bool = False
@@ -49,6 +56,8 @@ STYLES: dict[str, Style] = {
     "exaone4": Style(rope="windowed"),
     "falcon": Style(parallel="falcon"),
     "falcon-h1": Style(rows="residual"),
+    "gemma3n": Style(rows="streams", value_norm=True),
+    "gemma4": Style(rows="norm-end", value_norm=True, full_factors=True),
     "gpt-oss": Style(rows="block-end"),
     "granitehybrid": Style(rope="none"),
     "hunyuan-dense": Style(norm_after_rope=True),
@@ -74,6 +83,13 @@ STYLES: dict[str, Style] = {
 }
 
 
+SCALED_EMBEDDINGS = frozenset(
+    (
+        *("afmoe", "gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "gemma-embedding"),
+        *("granite", "granitehybrid", "granitemoe", "minicpm"),
+    ),
+)
+"""Architectures that multiply the embeddings by a constant, which takes them to the first block's device."""
 SCALED_WEIGHTS = frozenset(
     (
         *("afmoe", "bailingmoe2", "bailingmoe3", "deepseek2", "deepseek32", "deepseek4", "exaone-moe", "glm-dsa"),
