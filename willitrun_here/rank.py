@@ -18,6 +18,8 @@ from willitrun_estimator.score import strength
 from willitrun_here.ask import sheet_of
 from willitrun_probe.machine import Machine
 
+ROUNDED = 0.51
+"""What a score may gain when it is rounded to whole points; a little more, so that equals are not cut."""
 NOT_FOR_TALK = frozenset({"embedding", "reranker"})
 
 
@@ -59,15 +61,16 @@ def best_of(specs: Iterable[ModelSpec], plan_on: Devices, request: Request, limi
     while waiting:
         least, order, known_ability, spec, prepared = heapq.heappop(waiting)
         full = limit is not None and len(kept) >= limit
-        if full and -least <= kept[0][0]:
+        if full and -least < kept[0][0]:
             break
         if prepared is None:
             prepared = Prepared(spec)
             most = prospect(plan_on, spec, request, prepared)
             if most > 0:
-                heapq.heappush(waiting, (-overall(most, known_ability), order, known_ability, spec, prepared))
+                reach = overall(min(100.0, most + ROUNDED), known_ability)
+                heapq.heappush(waiting, (-reach, order, known_ability, spec, prepared))
             continue
-        floor = least_score(kept[0][0], known_ability) if full else 0.0
+        floor = max(0.0, least_score(kept[0][0], known_ability) - ROUNDED) if full else 0.0
         result = ranked_answer(plan_on, spec, request, floor=floor, prepared=prepared)
         if result is None:
             continue
