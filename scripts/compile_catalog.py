@@ -29,21 +29,28 @@ def compile_catalog() -> bytes:
         for pci_id in sheet.pci_ids:
             ids.setdefault(pci_id, []).append(number)
     encoder = msgspec.msgpack.Encoder(order="deterministic")
+    listings = tuple(
+        Listing(
+            name=spec.name,
+            canonical=spec.canonical,
+            release_date=spec.release_date or "",
+            params=spec.params or 0,
+        )
+        for spec in specs
+    )
+    names = [name for number, spec in enumerate(specs) for name in model_names(number, spec)]
+    keys: dict[str, list[int]] = {}
+    for position, name in enumerate(names):
+        keys.setdefault(name.key, []).append(position)
+    searched = tuple(name for number, sheet in enumerate(sheets) for name in gpu_names(number, sheet))
     whole = Compiled(
-        listings=tuple(
-            Listing(
-                name=spec.name,
-                canonical=spec.canonical,
-                release_date=spec.release_date or "",
-                params=spec.params or 0,
-            )
-            for spec in specs
-        ),
-        names=tuple(name for number, spec in enumerate(specs) for name in model_names(number, spec)),
-        models=tuple(msgspec.Raw(encoder.encode(pack(spec))) for spec in specs),
+        listings=encoder.encode(listings),
+        names=tuple(encoder.encode(name) for name in names),
+        keys={name: tuple(found) for name, found in keys.items()},
+        models=tuple(encoder.encode(pack(spec)) for spec in specs),
         gpu_names=tuple(sheet.name for sheet in sheets),
-        gpu_search=tuple(name for number, sheet in enumerate(sheets) for name in gpu_names(number, sheet)),
-        gpus=tuple(msgspec.Raw(encoder.encode(sheet)) for sheet in sheets),
+        gpu_search=encoder.encode(searched),
+        gpus=tuple(encoder.encode(sheet) for sheet in sheets),
         gpu_ids={pci_id: tuple(found) for pci_id, found in ids.items()},
     )
     return encoder.encode(whole)

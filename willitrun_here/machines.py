@@ -32,13 +32,12 @@ VENDOR_WORDS: dict[Vendor, str] = {
     "apple": "apple",
 }
 
-_COUNT = re.compile(r"(\d+)\s*[x\u00d7*]\s+|(\d+)\s*[x\u00d7]\s*(?=[A-Za-z])")
-_RAM = re.compile(
-    r"(?:(?P<a>[\d.]+\s*[KMGT]i?B?)\s+(?:of\s+)?(?:RAM|memory)|RAM\s*:?\s*(?P<b>[\d.]+\s*[KMGT]i?B?))", re.IGNORECASE
-)
-_CORES = re.compile(r"(\d+)\s*(?:CPU\s+)?(?:cores?|threads?)", re.IGNORECASE)
-_BANDWIDTH = re.compile(r"([\d.]+\s*[MGT]B)/s(?:\s+RAM)?", re.IGNORECASE)
-_FREE = re.compile(r"\(\s*(?P<size>[\d.]+\s*[KMGT]i?B?)\s+free\s*\)", re.IGNORECASE)
+# Patterns are compiled when words are read: most questions are about this machine.
+_COUNT = r"(\d+)\s*[x\u00d7*]\s+|(\d+)\s*[x\u00d7]\s*(?=[A-Za-z])"
+_RAM = r"(?i)(?:(?P<a>[\d.]+\s*[KMGT]i?B?)\s+(?:of\s+)?(?:RAM|memory)|RAM\s*:?\s*(?P<b>[\d.]+\s*[KMGT]i?B?))"
+_CORES = r"(?i)(\d+)\s*(?:CPU\s+)?(?:cores?|threads?)"
+_BANDWIDTH = r"(?i)([\d.]+\s*[MGT]B)/s(?:\s+RAM)?"
+_FREE = r"(?i)\(\s*(?P<size>[\d.]+\s*[KMGT]i?B?)\s+free\s*\)"
 
 
 class GpuWords(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -145,11 +144,11 @@ def read_parts(text: str) -> MachineWords:
         part = raw.strip()
         if not part:
             continue
-        if match := _RAM.fullmatch(part):
+        if match := re.fullmatch(_RAM, part):
             ram = parse_bytes(match["a"] or match["b"])
-        elif match := _CORES.fullmatch(part):
+        elif match := re.fullmatch(_CORES, part):
             cores = int(match[1])
-        elif match := _BANDWIDTH.fullmatch(part):
+        elif match := re.fullmatch(_BANDWIDTH, part):
             bandwidth = float(parse_bytes(match[1]))
         elif part.lower() not in {"no gpu", "cpu only", "cpu"}:
             gpus.append(gpu_words(part))
@@ -160,10 +159,10 @@ def read_parts(text: str) -> MachineWords:
 
 def gpu_words(part: str) -> GpuWords:
     """Read one GPU part: a count, a name, free memory."""
-    free = _FREE.search(part)
-    name = _FREE.sub("", part).strip()
+    free = re.search(_FREE, part)
+    name = re.sub(_FREE, "", part).strip()
     count = 1
-    if match := _COUNT.match(name):
+    if match := re.match(_COUNT, name):
         count, name = int(match[1] or match[2]), name[match.end() :].strip()
     return GpuWords(name=name, count=count, memory_free_bytes=parse_bytes(free["size"]) if free else None)
 

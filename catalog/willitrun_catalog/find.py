@@ -9,8 +9,8 @@ from math import log
 from msgspec import Struct, structs
 
 from willitrun_catalog import shipped
+from willitrun_catalog.datasheet import Datasheet
 from willitrun_catalog.errors import UnknownGpu, UnknownModel
-from willitrun_catalog.find_gpu import find_datasheet
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.words import RELEASE_WORDS, is_size, key, model_words
 
@@ -43,6 +43,13 @@ _SHORTEST_PREFIX = 5
 """Letters of a name without word breaks from which it is completed."""
 
 
+def find_datasheet(query: str, memory_bytes: int | None = None) -> Datasheet:
+    """Find the accelerator that a name means; see `find_gpu`. Raises `UnknownGpu` with the nearest names."""
+    from willitrun_catalog import find_gpu  # noqa: PLC0415 - most questions name a model and no accelerator
+
+    return find_gpu.find_datasheet(query, memory_bytes)
+
+
 class ModelMatch(Struct, frozen=True, kw_only=True):
     """A model that was meant, and what else the words could have meant."""
 
@@ -53,8 +60,10 @@ class ModelMatch(Struct, frozen=True, kw_only=True):
     """The name or alias that the words hit."""
 
 
-def find_model(query: str) -> ModelMatch:
+def find_model(query: str, *, others: bool = True) -> ModelMatch:
     """Find the model that a name means; raises `UnknownModel` with the nearest names.
+
+    Without `others` a name that the catalog has in these letters is answered at once, with no alternatives.
 
     Case and punctuation do not matter, words may be left out. What could mean several models means the canonical
     instruct release: the size nearest to 8B of the version that was named, the newest where none was; the others are
@@ -66,24 +75,24 @@ def find_model(query: str) -> ModelMatch:
     converted = _exact(key(_CONVERTED.sub("", query.rpartition("/")[2])))
     own = next((name for name in (*exact, *converted) if not name.alias), None)
     if own is not None:
-        others = _alternatives(frozenset(model_words(query)), own.position)
-        return ModelMatch(spec=shipped.model_at(own.position), alternatives=others, matched=own.text)
+        more = _alternatives(frozenset(model_words(query)), own.position) if others else ()
+        return ModelMatch(spec=shipped.model_at(own.position), alternatives=more, matched=own.text)
     if exact:
         named = "/" in query or not exact[0].plain
         spec = _as_alias(exact[0]) if named else shipped.model_at(exact[0].position)
-        others = () if named else _alternatives(frozenset(model_words(query)), exact[0].position)
-        return ModelMatch(spec=spec, alternatives=others, matched=exact[0].text)
+        more = () if named or not others else _alternatives(frozenset(model_words(query)), exact[0].position)
+        return ModelMatch(spec=spec, alternatives=more, matched=exact[0].text)
     wanted = frozenset(model_words(query.rpartition("/")[2] or query)) - _FILES
     ranked = _ranked(wanted) or _ranked(wanted - _MAKERS) or _sized(wanted - _MAKERS) or _run_together(key(query))
     if not ranked:
         shape = _FORMAT.sub("", query)
         if shape != query:
-            return find_model(shape)
+            return find_model(shape, others=others)
         raise UnknownModel(query, nearest_models(query))
     best = ranked[0]
     spec = shipped.model_at(best.position) if best.plain or not best.alias else _as_alias(best)
-    others = tuple(dict.fromkeys(_catalog_name(name) for name in ranked[1:] if name.position != best.position))
-    return ModelMatch(spec=spec, alternatives=others[:_MOST_ALTERNATIVES], matched=best.text)
+    rest = tuple(dict.fromkeys(_catalog_name(name) for name in ranked[1:] if name.position != best.position))
+    return ModelMatch(spec=spec, alternatives=rest[:_MOST_ALTERNATIVES], matched=best.text)
 
 
 class _Name(Struct, frozen=True):
@@ -101,16 +110,16 @@ class _Name(Struct, frozen=True):
 def _names() -> tuple[_Name, ...]:
     return tuple(
         _Name(name.text, name.position, name.alias, name.plain, frozenset(name.words), "/" not in name.text)
-        for name in shipped.compiled().names
+        for name in shipped.search_names()
     )
 
 
 def _exact(wanted: str) -> list[shipped.SearchName]:
-    return [name for name in shipped.compiled().names if name.key == wanted] if wanted else []
+    return shipped.names_with_key(wanted) if wanted else []
 
 
 def _catalog_name(name: _Name) -> str:
-    return shipped.compiled().listings[name.position].name
+    return shipped.listings()[name.position].name
 
 
 def _alternatives(wanted: frozenset[str], position: int) -> tuple[str, ...]:
@@ -122,7 +131,7 @@ def _ranked(wanted: frozenset[str]) -> list[_Name]:
     """Order the names that have all wanted words, the likeliest first."""
     if not wanted:
         return []
-    listings = shipped.compiled().listings
+    listings = shipped.listings()
     sized = any(is_size(word) for word in wanted)
     versioned = any(word[0].isdigit() and not is_size(word) for word in wanted)
     best: dict[tuple[int, str], tuple[tuple[float, ...], _Name]] = {}
@@ -153,7 +162,7 @@ def _sized(wanted: frozenset[str]) -> list[_Name]:
     totals = [_params(word) for word in sizes if word[0].isdigit()]
     if not totals:
         return []
-    listings = shipped.compiled().listings
+    listings = shipped.listings()
     left = _ranked(wanted - sizes)
     return [name for name in left if abs(listings[name.position].params / max(totals) - 1) < _SAME_SIZE]
 

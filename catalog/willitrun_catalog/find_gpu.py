@@ -127,7 +127,7 @@ def _plain_key(name: str) -> str:
 @lru_cache(maxsize=1)
 def _names() -> tuple[tuple[str, frozenset[str], int], ...]:
     listed = []
-    for name in shipped.compiled().gpu_search:
+    for name in shipped.gpu_search_names():
         modules = {"sxm"} if any(word.startswith("sxm") for word in name.words) else set()
         listed.append((name.text, frozenset({*name.words, *modules}), name.position))
     return tuple(listed)

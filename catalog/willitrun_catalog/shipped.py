@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import msgspec
-from msgspec import Raw, Struct, structs
+from msgspec import Struct, structs
 
 from willitrun_catalog.datasheet import Datasheet
 from willitrun_catalog.errors import UnknownGpu, UnknownModel
@@ -50,14 +50,21 @@ class SearchName(Struct, frozen=True, array_like=True):
 
 
 class Compiled(Struct, frozen=True, array_like=True):
-    """The whole compiled file."""
+    """The whole compiled file. What is `bytes` is MessagePack again, skipped over until somebody wants it."""
 
-    listings: tuple[Listing, ...]
-    names: tuple[SearchName, ...]
-    models: tuple[Raw, ...]
+    listings: bytes
+    """Of `tuple[Listing, ...]`."""
+    names: tuple[bytes, ...]
+    """Each of a `SearchName`."""
+    keys: dict[str, tuple[int, ...]]
+    """The key of a name to positions in `names`."""
+    models: tuple[bytes, ...]
+    """Each of a `PackedModel`."""
     gpu_names: tuple[str, ...]
-    gpu_search: tuple[SearchName, ...]
-    gpus: tuple[Raw, ...]
+    gpu_search: bytes
+    """Of `tuple[SearchName, ...]`."""
+    gpus: tuple[bytes, ...]
+    """Each of a `Datasheet`."""
     gpu_ids: dict[str, tuple[int, ...]]
     """PCI id to positions in `gpus`."""
 
@@ -85,13 +92,43 @@ def unpack(packed: PackedModel) -> ModelSpec:
 
 @lru_cache(maxsize=1)
 def compiled() -> Compiled:
-    """Read the compiled file; models and accelerators in it stay encoded."""
+    """Read the compiled file; names, models and accelerators in it stay encoded."""
     return msgspec.msgpack.decode(COMPILED.read_bytes(), type=Compiled)
 
 
 @lru_cache(maxsize=1)
+def listings() -> tuple[Listing, ...]:
+    """Return what lists show of every model, in the catalog's order."""
+    return msgspec.msgpack.decode(compiled().listings, type=tuple[Listing, ...])
+
+
+@lru_cache(maxsize=1)
+def _name_decoder() -> msgspec.msgpack.Decoder[SearchName]:
+    return msgspec.msgpack.Decoder(SearchName)
+
+
+def names_with_key(key: str) -> list[SearchName]:
+    """Return the models' names that are the same letters and digits, in the catalog's order."""
+    whole, decode = compiled(), _name_decoder().decode
+    return [decode(whole.names[position]) for position in whole.keys.get(key, ())]
+
+
+@lru_cache(maxsize=1)
+def search_names() -> tuple[SearchName, ...]:
+    """Return every name that a model can be searched by."""
+    decode = _name_decoder().decode
+    return tuple(decode(name) for name in compiled().names)
+
+
+@lru_cache(maxsize=1)
+def gpu_search_names() -> tuple[SearchName, ...]:
+    """Return every name that an accelerator can be searched by."""
+    return msgspec.msgpack.decode(compiled().gpu_search, type=tuple[SearchName, ...])
+
+
+@lru_cache(maxsize=1)
 def _positions() -> dict[str, int]:
-    return {listing.name: number for number, listing in enumerate(compiled().listings)}
+    return {listing.name: number for number, listing in enumerate(listings())}
 
 
 @lru_cache(maxsize=1)

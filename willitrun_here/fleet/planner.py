@@ -48,7 +48,7 @@ def _with_command(result: Answer, machine: Machine, spec: ModelSpec) -> Answer:
 
 def find_catalog_model(text: str) -> ModelSpec:
     """Return the catalog model a name means; raises CatalogError. Never opens a file or an address."""
-    return find_model(text).spec
+    return find_model(text, others=False).spec
 
 
 def model_names() -> tuple[str, ...]:

@@ -98,4 +98,4 @@ def _named(text: str, places: Places | None) -> ModelSpec:
 
     folder = (places or find_places()).user_catalog
     own = find_entry(folder, text) if folder is not None else None
-    return own if own is not None else find_model(text).spec
+    return own if own is not None else find_model(text, others=False).spec

@@ -10,8 +10,8 @@ from willitrun_probe.roots import Roots
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 """The host's process namespace has this fixed number (Linux, include/linux/proc_ns.h, PROC_PID_INIT_INO). In any
 other one the host's ids, which drivers report, mean other processes or none (nvidia-docker #1483)."""
-_CONTAINER = re.compile(r"(?:docker|containerd|crio|libpod|cri)[-/:a-z]*([0-9a-f]{64})", re.ASCII)
-_POD = re.compile(r"/([0-9a-f]{64})(?:\.scope)?$", re.ASCII | re.MULTILINE)
+_CONTAINER = r"(?a)(?:docker|containerd|crio|libpod|cri)[-/:a-z]*([0-9a-f]{64})"
+_POD = r"(?am)/([0-9a-f]{64})(?:\.scope)?$"
 
 
 def in_container(roots: Roots) -> bool:
@@ -28,5 +28,5 @@ def holder(roots: Roots, pid: int, size: int | None) -> Holder:
         return Holder(pid=pid, bytes=size)
     name = roots.line(f"/proc/{pid}/comm")
     groups = roots.text(f"/proc/{pid}/cgroup") or ""
-    match = _CONTAINER.search(groups) or _POD.search(groups)
+    match = re.search(_CONTAINER, groups) or re.search(_POD, groups)
     return Holder(pid=pid, name=name, bytes=size, container=match.group(1)[:12] if match else None)

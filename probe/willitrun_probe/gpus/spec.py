@@ -24,10 +24,11 @@ Value = str | int
 Answer = list[Value] | int
 """Values, or a return code other than success."""
 
-_LINE = re.compile(r"(\S+)\s+(\S+)\s+=(.*)")
-_TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
-_NUMBER = re.compile(r"-?(?:0x[0-9a-fA-F]{1,16}|[0-9]{1,20})", re.ASCII)
-_RANGE = re.compile(r"gpu([0-9]{1,3})-([0-9]{1,3})(.*)", re.ASCII)
+# Compiled when a spec is read: a probe of real hardware reads none.
+_LINE = r"(\S+)\s+(\S+)\s+=(.*)"
+_WORD = r'"((?:[^"\\]|\\.)*)"|(\S+)'
+_NUMBER = r"(?a)-?(?:0x[0-9a-fA-F]{1,16}|[0-9]{1,20})"
+_RANGE = r"(?a)gpu([0-9]{1,3})-([0-9]{1,3})(.*)"
 
 
 class Libraries(NamedTuple):
@@ -56,7 +57,7 @@ def parse_spec(text: str) -> Spec:
     """Read a spec; lines that are none are left out. `gpu0-7` stands for eight targets."""
     found: Spec = {}
     for raw in text.splitlines():
-        match = _LINE.fullmatch(raw.strip())
+        match = re.fullmatch(_LINE, raw.strip())
         if match is None or raw.lstrip().startswith("#"):
             continue
         line = parse_answer(match.group(3))
@@ -68,7 +69,7 @@ def parse_spec(text: str) -> Spec:
 def parse_answer(text: str) -> Line:
     """Read what stands behind the equals sign."""
     wait_s, action, values = 0.0, "", list[Value]()
-    for quoted, word in _TOKEN.findall(text):
+    for quoted, word in re.findall(_WORD, text):
         if not word:
             values.append(quoted.replace('\\"', '"').replace("\\\\", "\\"))
         elif word.startswith("~") and word[1:].isdigit():
@@ -78,7 +79,7 @@ def parse_answer(text: str) -> Line:
         elif word in {"HANG", "SEGV", "EXIT"}:
             return Line(wait_s, word, [])
         else:
-            values.append(int(word, 0) if _NUMBER.fullmatch(word) and not _octal(word) else word)
+            values.append(int(word, 0) if re.fullmatch(_NUMBER, word) and not _octal(word) else word)
     return Line(wait_s, action, values)
 
 
@@ -102,7 +103,7 @@ def _octal(word: str) -> bool:
 
 
 def _targets(target: str) -> list[str]:
-    match = _RANGE.fullmatch(target)
+    match = re.fullmatch(_RANGE, target)
     if match is None:
         return [target]
     return [f"gpu{index}{match.group(3)}" for index in range(int(match.group(1)), int(match.group(2)) + 1)]
