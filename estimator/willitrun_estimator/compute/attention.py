@@ -51,6 +51,14 @@ def attention(  # noqa: C901, PLR0912, PLR0915
         return b.norm(source, name, homes) if normal else source
 
     def placed(source: Node, name: str) -> Node:
+        if b.style.rotated_norm:
+            if homes.rotary:
+                return g.add("norm", source.dims, b.rope(source, homes), inplace=True)
+            return (
+                g.add("scaled", source.dims, source, b.token_input("attn_scale"), inplace=True)
+                if "_q" in name
+                else source
+            )
         if b.style.norm_after_rope:
             return headed(b.rope(source, homes, windowed=windowed), name)
         return b.rope(headed(source, name), homes, windowed=windowed)

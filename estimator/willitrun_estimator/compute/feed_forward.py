@@ -54,6 +54,10 @@ def experts(  # noqa: C901, PLR0915
     g = b.graph
     tokens = normed.dims[-1]
     used, hidden_size = ffn.experts_used, b.spec.hidden_size
+    latent = "ffn_latent_down.weight" in homes.parts
+    if latent:
+        # Experts between two projections of their own (Nemotron 3 Super).
+        hidden_size = dict(b.spec.sizes).get("latent_dim", hidden_size)
     if logits is None:
         logits = b.matmul("ffn_gate_inp", homes, ffn.experts, normed)
     chances = g.add("probabilities", (ffn.experts, tokens), logits, inplace=True)
@@ -65,13 +69,15 @@ def experts(  # noqa: C901, PLR0915
     order = g.add("argsort", (ffn.experts, tokens), ranked, element_bytes=4)
     chosen = g.view(order, (used, tokens), contiguous=False)
     weights = g.view(g.add("weights", (1, used, tokens), flat, chosen), (used, tokens))
-    total = g.add("sum_rows", (1, tokens), weights)
-    total = g.add("clamped", (1, tokens), total, inplace=True)
-    weights = g.add("weights_norm", (used, tokens), weights, total, inplace=True)
+    if not b.style.plain_weights:
+        total = g.add("sum_rows", (1, tokens), weights)
+        total = g.add("clamped", (1, tokens), total, inplace=True)
+        weights = g.add("weights_norm", (used, tokens), weights, total, inplace=True)
     weights = g.view(weights, (1, used, tokens))
     if b.spec.architecture in SCALED_WEIGHTS:
         weights = g.add("weights_scaled", (1, used, tokens), weights)
-    single = g.view(normed if read is None else read(), (hidden_size, 1, tokens))
+    seen = b.matmul("ffn_latent_down", homes, hidden_size, normed) if latent else normed
+    single = g.view(seen if read is None else read(), (hidden_size, 1, tokens))
     if b.style.weights_first:
         single = g.add("repeat", (hidden_size, used, tokens), single)
         single = g.add("weighted", (hidden_size, used, tokens), single, weights, inplace=True)
@@ -118,6 +124,9 @@ def experts(  # noqa: C901, PLR0915
     for part in parts[1:]:
         out = g.add("sum", (hidden_size, tokens), out, part, inplace=True)
     b.fetch_next()
+    hidden_size = b.spec.hidden_size
+    if latent:
+        out = b.matmul("ffn_latent_up", homes, hidden_size, out)
     if ffn.shared_width and "ffn_up_shexp.weight" in homes.parts:
         shared = dense(b, Dense(width=ffn.shared_width, gated=ffn.gated), normed, homes, "_shexp")
         if "ffn_gate_inp_shexp.weight" in homes.parts:

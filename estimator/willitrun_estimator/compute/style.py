@@ -22,6 +22,8 @@ class Style(Struct, frozen=True, kw_only=True):
     up_experts_first: bool = False
     gated_query: bool = False
     """The query projection holds an output gate of the same width."""
+    plain_weights: bool = False
+    """The weights of the chosen experts are taken as they are, not made to add up to one."""
     weights_first: bool = False
     """Experts read tokens that are already weighted, instead of having their results weighted."""
     head_gate: bool = False
@@ -32,6 +34,8 @@ class Style(Struct, frozen=True, kw_only=True):
     """Values are normalised, without a scale."""
     norm_after_rope: bool = False
     """Queries and keys are normalised after they are rotated."""
+    rotated_norm: bool = False
+    """The same without a scale; queries that are not rotated are scaled by position (Llama 4)."""
     repeated_keys: bool = False
     """A gated delta net repeats its key heads to the number of value heads."""
     parallel: Literal["", "cohere", "falcon", "phi", "stablelm"] = ""
@@ -62,13 +66,13 @@ STYLES: dict[str, Style] = {
     "granitehybrid": Style(rope="none"),
     "hunyuan-dense": Style(norm_after_rope=True),
     "hunyuan-moe": Style(norm_after_rope=True),
-    "jamba": Style(residual_first=True, mixer_residual_first=True, rope="none"),
+    "jamba": Style(plain_weights=True, residual_first=True, mixer_residual_first=True, rope="none"),
     "hy_v3": Style(rows="norm-end"),
     "kimi-linear": Style(rope="none"),
     "laguna": Style(head_gate=True),
     "lfm2": Style(residual_first=True, mixer_residual_first=True),
     "lfm2moe": Style(residual_first=True, mixer_residual_first=True),
-    "llama4": Style(rope="windowed", weights_first=True),
+    "llama4": Style(rope="windowed", weights_first=True, plain_weights=True, rotated_norm=True),
     "nemotron_h": Style(rows="norm-end", rope="none"),
     "nemotron_h_moe": Style(rows="norm-end", rope="none"),
     "phi2": Style(parallel="phi"),
