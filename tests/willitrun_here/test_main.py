@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import io
 import sys
 
@@ -52,10 +53,27 @@ def test_a_command_s_result_is_the_exit_code(monkeypatch, result):
     assert __main__.main(["check"]) == (result or 0)
 
 
-def test_arguments_default_to_those_of_the_process(monkeypatch, capsys):
+@pytest.fixture
+def collector():
+    """Leave the garbage collector as it was: the program of a whole process changes it."""
+    before = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*before)
+
+
+def test_arguments_default_to_those_of_the_process(monkeypatch, capsys, collector):
     monkeypatch.setattr(sys, "argv", ["willitrun-here", "--version"])
     assert __main__.main() == 0
     assert capsys.readouterr().out.startswith("willitrun-here ")
+    assert gc.get_freeze_count() > 0  # nothing is left to collect while the interpreter ends
+
+
+def test_a_call_within_a_process_leaves_its_collector_alone(capsys):
+    before = gc.get_threshold(), gc.get_freeze_count()
+    assert __main__.main(["--version"]) == 0
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
+    assert capsys.readouterr().out
 
 
 def test_what_the_terminal_lacks_is_replaced(monkeypatch):

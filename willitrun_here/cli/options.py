@@ -10,11 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from willitrun_estimator.request import Request
-from willitrun_here.cli.basic_options import JSON, MACHINE
 from willitrun_here.errors import UsageError
 from willitrun_probe.units import parse_bytes
-
-__all__ = ["JSON", "MACHINE", "check", "question", "request"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
