@@ -26,8 +26,10 @@ from willitrun_estimator.plan import (
 from willitrun_estimator.question import Question
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import grade, quality_factor, score, score_parts
-from willitrun_estimator.vllm.objectives import at, choose_engine, targets
+from willitrun_estimator.vllm.formats import format_of
+from willitrun_estimator.vllm.objectives import TIE, at, choose_engine, objective, targets
 from willitrun_estimator.vllm.plan import VllmPlan, vllm_plan
+from willitrun_estimator.vllm.repositories import ready_made
 
 BACKENDS = frozenset({"cuda", "rocm"})
 CHECKPOINTS = ("BF16", "FP8", "AWQ", "GPTQ-INT4", "NVFP4", "MXFP4")
@@ -57,11 +59,36 @@ def vllm_answer(question: Question, planned: VllmPlan, model: ModelFacts, machin
         quants=checkpoint_options(question, None if plan is None else plan.quant),
         workloads=(),
         limits=planned.limits,
-        improvements=(),
+        improvements=smaller_checkpoints(question, planned),
         score_parts=parts,
         request=question.request,
         findings=(*question.spec.findings, *planned.findings),
     )
+
+
+def smaller_checkpoints(question: Question, planned: VllmPlan) -> tuple[Improvement, ...]:
+    """Offer the checkpoints of fewer bits that the model's maker published, where they serve the mode better."""
+    plan, request = planned.plan, question.request
+    if plan is None or planned.serving is None or request.quant is not None:
+        return ()
+    bits, wanted = format_of(plan.quant).linear_bits, targets(request)
+    found = []
+    for name in CHECKPOINTS:
+        repository = ready_made(question.spec, format_of(name))
+        if repository is None or format_of(name).linear_bits >= bits:
+            continue
+        other = vllm_plan(question.spec, question.devices, structs.replace(request, engine="vllm", quant=name))
+        if other.plan is None or other.serving is None:
+            continue
+        gain = objective(request.mode, other.serving, wanted) / objective(request.mode, planned.serving, wanted) - 1
+        if gain > TIE:
+            alone, now = other.serving.output_tokens_per_s[0], planned.serving.output_tokens_per_s[0]
+            message = (
+                f"{repository} gives {alone:.0f} tokens/s for one user, {plan.quant} {now:.0f}, at "
+                f"{question.quality(name).level} quality: --quant {name}"
+            )
+            found.append(Improvement(code="ready-checkpoint", message=message, gain=gain))
+    return tuple(sorted(found, key=lambda one: -one.gain)[:1])
 
 
 def scored(

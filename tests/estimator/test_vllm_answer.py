@@ -110,8 +110,36 @@ def test_vllm_is_offered_by_its_gain_or_not_at_all():
     assert "inside the spread" in vllm_answer.better_engine(one, near, lambda value: value)[1].reason
 
 
+def test_a_gain_inside_the_spread_is_not_offered():
+    one = question("RTX 4090, 64 GiB RAM", "qwen3-14b")
+    planned = vllm_answer.comparable(one)
+    faster = tuple(rate * 3 for rate in planned.serving.output_tokens_per_s)
+    quick = structs.replace(planned, serving=structs.replace(planned.serving, output_tokens_per_s=faster))
+    assert vllm_answer.smaller_checkpoints(one, quick) == ()
+
+
 def test_a_plan_without_a_known_speed_still_has_points():
-    found = answered("qwen3-14b", "Tesla T4, 64 GiB RAM", engine="vllm", engine_version="0.26")
+    found = answered("phi-4", "Tesla T4, 64 GiB RAM", engine="vllm", engine_version="0.26")
     assert found.plan.quant == "BNB-NF4"
     assert found.speed is None
     assert found.score > 0
+
+
+def test_published_checkpoints_of_fewer_bits_are_offered_by_their_gain():
+    (offered,) = answered("qwen3-14b", "RTX 4090, 64 GiB RAM", engine="vllm").improvements
+    assert offered.code == "ready-checkpoint"
+    assert "Qwen/Qwen3-14B-AWQ" in offered.message
+    assert offered.gain > 0.1
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "asked"),
+    [
+        ("MI300X", "nemotron-3-nano-30b-a3b", {}),
+        ("8x H100 80GB, 512 GiB RAM", "qwen3-1.7b", {"mode": "interactive"}),
+        (H100, "llama-3.1-8b", {}),
+        (H100, "qwen3-14b", {"quant": "bf16"}),
+    ],
+)
+def test_nothing_is_offered_where_nothing_is_gained_known_or_free_to_choose(words, model, asked):
+    assert answered(model, words, engine="vllm", **asked).improvements == ()

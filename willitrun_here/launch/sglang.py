@@ -11,7 +11,7 @@ from willitrun_estimator.plan import Command
 from willitrun_estimator.vllm.formats import format_of
 from willitrun_estimator.vllm.versions import LATEST
 from willitrun_here.launch.target import Target, command
-from willitrun_here.launch.vllm import ONLINE, checkpoint_note, model, own_format, visible
+from willitrun_here.launch.vllm import checkpoint_note, made_while_loading, model, visible
 
 NOTE = "SGLang was not modelled: its memory and speed differ from this plan; the split, length and requests carry over."
 
@@ -22,7 +22,7 @@ def render(target: Target) -> Command:
     argv = ["python3", "-m", "sglang.launch_server", "--model-path", model(target)]
     argv += ["--served-model-name", target.spec.name]
     method = format_of(plan.quant).method
-    if method in ONLINE and method == "fp8" and not own_format(target):
+    if method == "fp8" and made_while_loading(target):
         argv += ["--quantization", "fp8"]
     argv += ["--context-length", str(plan.context_tokens)]
     for name, degree in (

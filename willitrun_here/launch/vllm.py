@@ -15,6 +15,7 @@ from willitrun_estimator.plan import Command
 from willitrun_estimator.vllm.flags import unknown_flags
 from willitrun_estimator.vllm.formats import format_of, is_format
 from willitrun_estimator.vllm.parallel import needs_expert_parallel
+from willitrun_estimator.vllm.repositories import ready_made
 from willitrun_estimator.vllm.versions import LATEST, Version, name_of, parse_version
 from willitrun_here.launch.systemd import quoted
 from willitrun_here.launch.target import Target, command, everything_planned
@@ -92,8 +93,11 @@ def remarks(target: Target, *, installed: Installed | None = None) -> tuple[str,
 
 
 def model(target: Target) -> str:
-    """Name the checkpoint: a folder, a repository, or the model's own repository."""
+    """Name the checkpoint: a folder, a repository, the maker's repository of the format, or the model's own."""
     source = target.spec.source
+    found = published(target)
+    if found is not None:
+        return found
     if source.startswith("hf:"):
         return source.removeprefix("hf:").partition(":")[0]
     if source.startswith(("/", "./", "../", "~")):
@@ -101,9 +105,16 @@ def model(target: Target) -> str:
     return target.spec.hf_id or target.spec.name
 
 
+def published(target: Target) -> str | None:
+    """Name the repository in which the model's maker published the planned format; None for the model's own format."""
+    return None if own_format(target) else ready_made(target.spec, format_of(target.plan.quant))
+
+
 def checkpoint_note(target: Target) -> str | None:
     """Say that a checkpoint of its own is needed, where vLLM cannot make the format from the model's repository."""
-    if not ready_made(target) or own_format(target):
+    if published(target) is not None:
+        return f"{model(target)} is the {target.plan.quant} checkpoint of the model's own maker."
+    if not stored(target) or own_format(target):
         return None
     return (
         f"{target.plan.quant} needs a checkpoint of its own: put a {target.plan.quant} repository of "
@@ -120,7 +131,16 @@ def own_format(target: Target) -> bool:
     return format_of(target.plan.quant).method == "none" and spec.quant is None
 
 
-def ready_made(target: Target) -> bool:
+def made_while_loading(target: Target) -> bool:
+    """Tell whether vLLM has to make the planned format of a 16-bit checkpoint."""
+    return (
+        not stored(target)
+        and format_of(target.plan.quant).method != "none"
+        and (not own_format(target) and published(target) is None)
+    )
+
+
+def stored(target: Target) -> bool:
     """Tell whether the format exists only as a stored checkpoint."""
     return format_of(target.plan.quant).method not in {"none", *ONLINE}
 
@@ -130,7 +150,7 @@ def arguments(target: Target, *, host: str, port: int) -> list[str]:
     plan, spec = target.plan, target.spec
     checkpoint = format_of(plan.quant)
     argv = [model(target), "--served-model-name", spec.name]
-    if checkpoint.method in ONLINE and not own_format(target):
+    if made_while_loading(target):
         argv += ["--quantization", ONLINE[checkpoint.method]]
     if half_only(target):
         argv += ["--dtype", "half"]

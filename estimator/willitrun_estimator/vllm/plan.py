@@ -14,6 +14,7 @@ from willitrun_estimator.plan import Context, DeviceUse, Fit, Limit, Plan, Servi
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import PURPOSES
 from willitrun_estimator.vllm import cache
+from willitrun_estimator.vllm.drafting import drafting_said
 from willitrun_estimator.vllm.formats import FORMATS, Format, format_of, is_format
 from willitrun_estimator.vllm.kernels import (
     CUDA_13_DRIVER,
@@ -28,6 +29,7 @@ from willitrun_estimator.vllm.kernels import (
 from willitrun_estimator.vllm.limits import limits_of
 from willitrun_estimator.vllm.objectives import TIE, objective, targets
 from willitrun_estimator.vllm.parallel import Split, indivisible, splits
+from willitrun_estimator.vllm.repositories import ready_made
 from willitrun_estimator.vllm.serving import pace, serving_curve
 from willitrun_estimator.vllm.settings import Setup, Shortage, settle
 from willitrun_estimator.vllm.versions import LATEST, Rules, Version, name_of, parse_version, rules
@@ -35,9 +37,13 @@ from willitrun_probe.units import format_bytes
 
 SMALLER_ONLY_FOR = 0.15
 """A checkpoint of fewer bits is taken over the model's own only for this much more of the objective."""
-LAST_RESORT = frozenset({"bitsandbytes"})
-"""Formats taken only where no other fits: vLLM itself says that they may be slower than no quantization
-(`vllm/config/model.py`: "not fully optimized yet"), and no speed of them was found."""
+STORED = ("awq", "gptq")
+"""Formats tried by themselves where the maker published a checkpoint, in this order."""
+LAST_RESORT_BITS = 8
+"""Formats of fewer bits are taken by themselves only where nothing else fits: they cost quality."""
+UNPACED = frozenset({"bitsandbytes"})
+"""Formats of which no speed was found; vLLM itself says that they may be slower than no quantization
+(`vllm/config/model.py`: "not fully optimized yet"), so they come last."""
 SAME_GPUS_TIE = 0.03
 """A split of the same GPUs is taken over a simpler one only for this much more."""
 FP8_STREAMED_FROM: Version = (0, 14)
@@ -90,7 +96,7 @@ def vllm_plan(spec: ModelSpec, devices: Devices, request: Request, *, version: s
     shortage: Shortage | None = None
     problems: list[str] = []
     for checkpoint in formats:
-        if checkpoint.method in LAST_RESORT and best is not None and len(formats) > 1:
+        if checkpoint.linear_bits < LAST_RESORT_BITS and best is not None and len(formats) > 1:
             continue
         found, short = _best_split(spec, checkpoint, devices.gpus, request, ruled, kv_type, problems)
         if short is not None and (shortage is None or short.needed_bytes < shortage.needed_bytes):
@@ -107,8 +113,9 @@ def vllm_plan(spec: ModelSpec, devices: Devices, request: Request, *, version: s
 def checkpoints(spec: ModelSpec, request: Request, version: Version = LATEST) -> tuple[Format, ...]:
     """List the checkpoints worth trying: the asked one, or the model's own and what vLLM makes of it while loading.
 
-    AWQ, GPTQ and NVFP4 need a repository of their own and are only planned when asked for. Releases before 0.14
-    load all 16-bit weights before they make FP8 of them, which would not save what the plan counts on.
+    AWQ and GPTQ need a repository of their own: they are tried where the model's maker published one, and other formats
+    when asked for. Releases before 0.14 load all 16-bit weights before they make FP8 of them, which would not save
+    what the plan counts on.
     """
     fixed = request.quant or spec.quant
     if fixed is not None:
@@ -116,8 +123,9 @@ def checkpoints(spec: ModelSpec, request: Request, version: Version = LATEST) ->
     native = format_of(spec.native_type) if is_format(spec.native_type) else FORMATS["bf16"]
     if native.method != "none":
         return (native,)
-    streamed = (FORMATS["fp8"],) if version >= FP8_STREAMED_FROM else ()
-    return (native, *streamed, FORMATS["bitsandbytes"])
+    stored = tuple(FORMATS[name] for name in STORED if ready_made(spec, FORMATS[name]) is not None)
+    eight = (FORMATS["fp8"],) if version >= FP8_STREAMED_FROM or ready_made(spec, FORMATS["fp8"]) else ()
+    return (native, *eight, *stored, FORMATS["bitsandbytes"])
 
 
 def kv_type_of(asked: str | None) -> str:
@@ -129,9 +137,7 @@ def kv_type_of(asked: str | None) -> str:
     return asked.lower()
 
 
-def _refusal(
-    spec: ModelSpec, devices: Devices, formats: tuple[Format, ...], ruled: Rules, kv_type: str
-) -> str | None:
+def _refusal(spec: ModelSpec, devices: Devices, formats: tuple[Format, ...], ruled: Rules, kv_type: str) -> str | None:
     """Say why vLLM cannot be used at all."""
     if not devices.gpus:
         return "vLLM is planned on GPUs only, and there is none to use here"
@@ -212,7 +218,7 @@ def _wanted(spec: ModelSpec, request: Request, checkpoint: Format) -> bool:
 
 def _paced(how: Kernel, checkpoint: Format) -> bool:
     """Tell whether the batching law knows the kernel: it was fitted on native and Marlin-like ones."""
-    return how.how != "emulated" and checkpoint.method not in LAST_RESORT
+    return how.how != "emulated" and checkpoint.method not in UNPACED
 
 
 def _must_gain(one: Split, other: Split) -> float:
@@ -254,7 +260,7 @@ def _assembled(spec: ModelSpec, devices: Devices, request: Request, ruled: Rules
         speed=pace(spec, setup, gpus[0], request) if _paced(best.how, setup.checkpoint) else None,
         serving=best.serving,
         limits=(*_beyond(spec, request), *limits_of(spec, setup, best.how, gpus, best.serving)),
-        findings=_findings(devices, ruled),
+        findings=(*_findings(devices, ruled), *_drafting(spec, setup)),
         value=best.value,
         version=ruled.version,
         concurrency_at_context=held * split.data_parallel,
@@ -271,6 +277,11 @@ def _findings(devices: Devices, ruled: Rules) -> tuple[str, ...]:
         planned = f"Planned for vLLM {name_of(ruled.version)}, the newest that NVIDIA driver {driver} runs"
         return (f"{planned}; later releases need driver {CUDA_13_DRIVER}.",)
     return (driver_floor(ruled.version),)
+
+
+def _drafting(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
+    said = drafting_said(spec, setup.checkpoint, tensor_parallel=setup.split.tensor_parallel, kv_type=setup.kv_type)
+    return () if said is None else (said,)
 
 
 def _beyond(spec: ModelSpec, request: Request) -> tuple[Limit, ...]:

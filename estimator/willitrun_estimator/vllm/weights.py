@@ -27,6 +27,7 @@ _ROPE_STRETCH = {"gemma3": 8}
 """Linear rope scaling multiplies the rows of the table of full-attention layers (`rope_scaling` in `config.json` of
 google/gemma-3-4b-it and larger, which reach 128k tokens)."""
 _STRETCHED_FROM_TOKENS = 131072
+EXPERT_TILE = 128
 
 
 class RankWeights(Struct, frozen=True, kw_only=True):
@@ -93,7 +94,7 @@ def stage_weights(
     tensor_parallel: int = 1,
     pipeline_parallel: int = 1,
     towers: bool = True,
-    expert_tile: int = 128,
+    expert_tile: int = EXPERT_TILE,
 ) -> tuple[StageWeights, ...]:
     """Weigh one rank of every stage.
 
@@ -145,6 +146,14 @@ def stage_weights(
         )
         stages.append(StageWeights(first_layer=first, last_layer=last, rank=rank))
     return tuple(stages)
+
+
+def layer_bytes(spec: ModelSpec, number: int, checkpoint: Format, *, tensor_parallel: int) -> int:
+    """Weigh one layer on one rank, its experts included."""
+    plan = blueprint(spec)
+    parts = plan.kinds[plan.order[number]]
+    dense, expert, _ = _layer_bytes(spec, spec.layers[number], parts, checkpoint, tensor_parallel, EXPERT_TILE)
+    return round(dense + expert)
 
 
 def _layer_bytes(

@@ -368,7 +368,8 @@ def test_formats_without_a_known_speed_are_a_last_resort(machine, model):
     t4 = machine("NVIDIA Tesla T4")
     request = Request(engine_version="0.26")
     assert vllm_plan(model("llama-3.1-8b"), t4, request).plan.quant == "FP8"
-    tight = vllm_plan(model("qwen3-14b"), t4, request)
+    assert vllm_plan(model("qwen3-14b"), t4, request).plan.quant == "AWQ", "its maker published one"
+    tight = vllm_plan(model("phi-4"), t4, request)
     assert tight.plan.quant == "BNB-NF4"
     assert tight.speed is tight.serving is None
     assert any(one.code == "speed-unknown" for one in tight.limits)

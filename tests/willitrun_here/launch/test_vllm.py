@@ -115,7 +115,7 @@ def test_formats_of_their_own_are_named_and_native_ones_are_not_quantized_again(
 
 
 def test_models_come_from_a_repository_a_folder_or_the_catalog():
-    assert vllm.render(target(source="hf:Qwen/Qwen3-8B")).argv[2] == "Qwen/Qwen3-8B"
+    assert vllm.render(target(source="hf:Qwen/Qwen3-8B", quant="bf16")).argv[2] == "Qwen/Qwen3-8B"
     folder = target(source="/models/llama")
     assert vllm.render(folder).argv[2] == "/models/llama"
     inside = vllm.docker(folder).argv
@@ -307,6 +307,24 @@ def test_a_parser_that_does_not_answer_changes_nothing(tmp_path):
     assert vllm_installed.ask_parser(waiting, timeout_s=0.05) == waiting
     gone = structs.replace(known, program=str(tmp_path / "none"))
     assert vllm_installed.ask_parser(gone) == gone
+
+
+@pytest.mark.parametrize(("quant", "named"), [("awq", "Qwen/Qwen3-8B-AWQ"), ("fp8", "Qwen/Qwen3-8B-FP8")])
+@pytest.mark.parametrize("source", [None, "hf:Qwen/Qwen3-8B"])
+def test_the_makers_own_checkpoints_are_taken(quant, named, source):
+    built = target("qwen3-8b", quant=quant, source=source)
+    made = vllm.render(built)
+    assert made.argv[2] == named
+    assert "--quantization" not in made.argv
+    assert f"{named} is the {built.plan.quant} checkpoint of the model's own maker." in made.notes
+    assert "--quantization" not in sglang.render(built).argv
+
+
+def test_a_repository_that_is_not_known_is_never_named():
+    for source in ("/models/qwen3-8b", "hf:someone/qwen3-8b-tuned"):
+        made = vllm.render(target("qwen3-8b", quant="awq", source=source))
+        assert any("AWQ needs a checkpoint of its own" in note for note in made.notes)
+        assert "Qwen/Qwen3-8B-AWQ" not in made.argv
 
 
 STAND_IN = """#!{python}
