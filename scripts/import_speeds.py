@@ -26,10 +26,7 @@ from willitrun_estimator.throughput.work import Work
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "scripts"))
-from speed_features import MATRIX_PER_FP32  # noqa: E402 scripts are not installed
-
-from benchmarks.speed_cases import case  # noqa: E402
+from benchmarks.speed_cases import case  # noqa: E402 scripts are not installed
 
 NAMES = json.loads((Path(__file__).parent / "speed_names.json").read_text())
 OUT = ROOT / "estimator/willitrun_estimator/data/measured_speeds.csv"
@@ -64,8 +61,8 @@ ENGINES = ("llama.cpp", "ollama", "ik_llama.cpp")
 GIB = 1024**3
 WHOLE_BATCH = 512
 """Tokens that llama.cpp computes at once unless told otherwise; a batch cannot hold less than its micro-batch."""
-PACKED = 2
-"""Matrix rate over FP32 rate that packed 16-bit pipes reach without matrix units."""
+TENSOR_CORES = frozenset(["volta", "turing", "a100", "ampere", "ada", "hopper", "blackwell", "blackwell-dc"])
+"""Families whose GPUs all have matrix units for 16 bit (CUDA C++ Programming Guide, compute capabilities)."""
 VULKAN_SHARE = 0.93
 """Beyond it two 32 GB cards fell from 70 to 9 tokens/s under Vulkan and not under ROCm."""
 
@@ -299,7 +296,7 @@ def without_matrix_units(row: dict[str, str]) -> bool:
     ):
         return False
     gpu, work = found.devices.gpus[0], Work(found.weights, found.settings)
-    half = type_class(found.weights.matmul_type) == "half" and MATRIX_PER_FP32.get(gpu.family, 1) > PACKED
+    half = type_class(found.weights.matmul_type) == "half" and gpu.family in TENSOR_CORES
     products = 2 * work.elements_per_byte * (work.resident_bytes[-1] + work.active_bytes[-1])
     return half and products * found.tok_s < (gpu.fp32_flops_per_s or 0)
 
