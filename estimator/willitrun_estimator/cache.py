@@ -33,6 +33,16 @@ src/models/phi3.cpp drops it; src/models/llama.cpp never reads `attention.slidin
 Ministral 8B have.
 """
 
+INDEXED_VALUES = frozenset({"glm5-next", "minimax-m3"})
+"""Architectures whose indexer has an ordinary cache of one head, V included.
+
+`llama_kv_cache_msa` and `llama_memory_hybrid_idx`; those of DeepSeek V3.2 and GLM-5 hold K alone.
+"""
+NEXT_TOKEN_CACHED = frozenset({"bailingmoe3", "nemotron_h", "nemotron_h_moe"})
+"""Hybrid models whose attention cache has rows for next-token blocks too, whether these are loaded or not.
+
+The filter of `llama_memory_hybrid` in src/llama-model.cpp leaves out recurrent blocks alone.
+"""
 BLOCKS_WITHOUT_ATTENTION = frozenset({"deci"})
 """Not hybrid models, whose cache leaves out other blocks: here one without attention has rows of no elements.
 
@@ -138,6 +148,8 @@ def cache_rows(spec: ModelSpec, mixer: Mixer, settings: Settings) -> tuple[tuple
         return ()
     if mixer.indexer_dim:
         rows.append((settings.kv_type_k, mixer.indexer_dim))
+        if spec.architecture in INDEXED_VALUES:
+            rows.append((settings.kv_type_v, mixer.value_dim))
     return tuple(rows)
 
 
@@ -159,6 +171,14 @@ def layer_row_bytes(spec: ModelSpec, layer: Layer, settings: Settings) -> int:
     return sum(mixer_row_bytes(spec, mixer, settings) for mixer in layer.mixers)
 
 
+def next_token_row_bytes(spec: ModelSpec, settings: Settings) -> int:
+    """Bytes of one cell of what the cache holds for blocks that predict further tokens; they count with the last one."""
+    if spec.architecture not in NEXT_TOKEN_CACHED:
+        return 0
+    rows = (layer_row_bytes(spec, layer, settings) for layer in spec.layers)
+    return spec.mtp_layers * next((row for row in rows if row), 0)
+
+
 def layer_kv_bytes(spec: ModelSpec, layer: Layer, settings: Settings, context_tokens: int | None = None) -> int:
     """KV cache bytes of one layer over all streams."""
     row = layer_row_bytes(spec, layer, settings)
@@ -173,7 +193,9 @@ def layer_kv_bytes(spec: ModelSpec, layer: Layer, settings: Settings, context_to
 
 def kv_bytes(spec: ModelSpec, settings: Settings, context_tokens: int | None = None) -> int:
     """KV cache bytes of the whole model."""
-    return sum(layer_kv_bytes(spec, layer, settings, context_tokens) for layer in spec.layers)
+    cells, streams = stream_cells(settings, context_tokens)
+    beyond = next_token_row_bytes(spec, settings) * cells * streams
+    return beyond + sum(layer_kv_bytes(spec, layer, settings, context_tokens) for layer in spec.layers)
 
 
 def layer_padding_bytes(spec: ModelSpec, layer: Layer, settings: Settings, context_tokens: int) -> int:

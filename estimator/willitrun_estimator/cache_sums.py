@@ -34,6 +34,11 @@ class CacheSums:
                     cache.layer_state_bytes(layer, settings),
                 )
             facts.append(found)
+        beyond = cache.next_token_row_bytes(spec, settings)
+        self._beyond = bool(beyond)
+        if beyond:
+            row, window, state = facts[-1]
+            facts[-1] = (row + beyond, window, state)
         windows = sorted({window for _, window, _ in facts}, key=lambda window: window or 0)
         self.rows = {
             window: tuple(accumulate((row if own == window else 0 for row, own, _ in facts), initial=0))
@@ -71,6 +76,9 @@ class CacheSums:
             known = self._paddings[context_tokens] = tuple(
                 accumulate((self._padding(layer, context_tokens, added) for layer in self.spec.layers), initial=0)
             )
+            if self._beyond:
+                more = self._beyond_padding(context_tokens, added)
+                known = self._paddings[context_tokens] = (*known[:-1], known[-1] + more)
         return known
 
     def _padding(self, layer: Layer, context_tokens: int, added: dict[int, int]) -> int:
@@ -78,6 +86,11 @@ class CacheSums:
         if known is None:
             known = added[id(layer)] = cache.layer_padding_bytes(self.spec, layer, self.settings, context_tokens)
         return known
+
+    def _beyond_padding(self, context_tokens: int, added: dict[int, int]) -> int:
+        """Return what is added to the cache of next-token blocks, which are like the first block that has a cache."""
+        cached = (self._padding(layer, context_tokens, added) for layer in self.spec.layers)
+        return self.spec.mtp_layers * next((size for size in cached if size), 0)
 
     def held(self, context_tokens: int) -> list[int]:
         """Return the bytes of caches and states together, without what a back end adds."""

@@ -13,6 +13,8 @@ from willitrun_estimator.compute.graph import Graph, Node
 from willitrun_estimator.compute.style import SCALED_EMBEDDINGS, style_of
 from willitrun_estimator.placement import Settings
 
+INDEXER = "indexer"
+"""The mask of a sparse indexer, f16 whatever attention reads."""
 FETCHED_AHEAD = frozenset({"mamba1", "mamba2", "shortconv"})
 """Mixers whose convolution state is the first thing of their block that llama.cpp asks for."""
 HEAD = "output"
@@ -89,7 +91,7 @@ class Builder:
         """Which cells a token may look at: f16 with flash attention, f32 without."""
         length = CELLS if cells not in {CELLS, WINDOW} else cells
         if self.rules.half_mask or not self.flash:
-            return self._input("mask" + cells, (length, U), 2 if self.flash else 4)
+            return self._input("mask" + cells, (length, U), 2 if self.flash or cells == INDEXER else 4)
         known = self._masks.get(cells)
         if known is None:
             full = self._input("mask" + cells, (length, U), 4)
@@ -320,6 +322,13 @@ class Builder:
         partial = self.graph.add("sum", out.dims, *terms, inplace=True)
         return self.graph.add("sum", out.dims, partial, rows(source), inplace=True)
 
+    def _reserve(self, layers: tuple[tuple[Layer, Homes], ...], head: int) -> None:
+        """Keep room for what is not replayed of an architecture."""
+        row, cells = self.style.reserve
+        for device in sorted({homes.block for _, homes in layers} | {head} if row or cells else ()):
+            self.graph.leaf("reserve", (row, U), device, kept=True)
+            self.graph.leaf("reserve", (CELLS, U, cells), device, kept=True)
+
     def _gate_copies(self, layers: tuple[tuple[Layer, Homes], ...]) -> None:
         """Keep room for the query gate that Vulkan's reordering computes early and holds through the block."""
         gates = {m.heads * m.value_dim for layer, _ in layers for m in layer.mixers if isinstance(m, Attention)}
@@ -336,6 +345,7 @@ class Builder:
         tokens = self._input("tokens", (U,), 4)
         if self.rules.spare_embeddings:
             self._input("embeddings", (hidden, U), 4)
+        self._reserve(layers, head)
         if self.backend == "vulkan" and self.style.gated_query:
             self._gate_copies(layers)
         width = dict(self.spec.sizes).get("per_layer_dim", 0)
