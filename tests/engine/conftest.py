@@ -76,6 +76,7 @@ def rpc_device(engine: Path) -> Iterator[Callable[[int | None], RpcDevice]]:
     def process(limit: str) -> RpcDevice:
         port = free_port()
         argv = ["prlimit", f"--as={limit}", str(engine / "ggml-rpc-server"), "-H", "127.0.0.1", "-p", str(port)]
+        argv += ["-t", "1"]  # every further thread would map a stack
         started.append(subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment))
         for _ in range(200):
             with socket.socket() as probe:
