@@ -1,7 +1,7 @@
 """Accuracy of decode and prefill speed against measured rows: `python benchmarks/accuracy.py speed`.
 
 Without options the shipped rows, each predicted with its GPU model left out of the fit (NumPy is needed for that); rows
-on or partly on the host are predicted with the shipped constants. `--rows FILE` asks about other rows, own or as
+on or partly on the host with their processor left out. `--rows FILE` asks about other rows, own or as
 published, with the shipped constants. Published measurements never enter a prediction here: the speed model is asked
 directly, beneath the part that moves answers towards them.
 """
@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from benchmarks.speed_cases import ROWS, Case, case, gpu_depth  # noqa: E402 benchmarks are not installed
 from willitrun_estimator.throughput import SpeedModel  # noqa: E402
+from willitrun_estimator.throughput.constants import shipped  # noqa: E402
 from willitrun_estimator.throughput.groups import decode_spread, prefill_spread  # noqa: E402
 
 REPORT = ROOT / "docs/accuracy-speed.md"
@@ -66,10 +67,19 @@ def bounded(one: Case, model: SpeedModel, rate: float) -> Result:
 
 
 def left_out(rows: list[Case]) -> list[Result]:
-    """Predict rows on GPUs with their GPU model left out of the fit, the others as the product does."""
+    """Predict rows on GPUs with their GPU model left out of the fit, rows that use the host without its processor."""
     from fit_speed import Fitted, gpu_rows, typical  # noqa: PLC0415 - needs NumPy
+    from speed_host import left_out as without_processor  # noqa: PLC0415
 
-    results = [found for one in rows if one.where != "gpu" and (found := asked(one)) is not None]
+    mixed = [one for one in rows if one.where != "gpu" and one.devices.host.bandwidth_bytes_per_s]
+    results = [
+        bounded(
+            one,
+            SpeedModel(one.weights, one.devices, one.settings, engine=one.engine),
+            one.tok_s * math.exp(-error),
+        )
+        for one, error in zip(mixed, without_processor(mixed, shipped()), strict=True)
+    ]
     families = typical(rows)
     for test in ("tg", "pp"):
         fitted = Fitted(gpu_rows(rows, test), families, test)
@@ -216,7 +226,7 @@ def main(arguments: list[str]) -> int:
             "Written by `python benchmarks/accuracy.py speed --write`; what the rows are and "
             "which are left out is in [speed.md](speed.md).\n\n![predicted against measured](accuracy-speed.svg)\n\n"
             "## Each row predicted without its GPU model\n\n"
-            "Rows that use the host are predicted with the shipped constants.\n\n"
+            "Rows that use the host are predicted without the rows of that processor.\n\n"
             f"{table(results)}\n\n## The shipped constants\n\n{table(asks)}\n\n"
             f"## The same without knowing the age of the build\n\n{table(current)}\n\n"
             f"## With the rows that are not fitted\n\n{table(kept)}\n"

@@ -18,24 +18,23 @@ from pathlib import Path
 from statistics import median
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Struct
 
-from willitrun_catalog import shipped
-from willitrun_catalog.model import ModelSpec
-from willitrun_catalog.quant import tensor_types
-from willitrun_estimator.calibration import Corrections
-from willitrun_estimator.hardware import devices
-from willitrun_estimator.placement import Placement, Settings
-from willitrun_estimator.request import Request
-from willitrun_estimator.tensors import tensors
-from willitrun_estimator.throughput import SpeedModel
-from willitrun_estimator.weights import weight_profile
-from willitrun_here import calibrate as store
-from willitrun_here.calibrate_engine import bench
-from willitrun_here.cli.calibrate import llama_bench
-from willitrun_here.made_up import Value, metadata_of, write
-from willitrun_probe.collect import here
-from willitrun_probe.machine import Machine
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.calibrated import OUTPUT, PROMPT, predicted  # noqa: E402 benchmarks are not installed
+from willitrun_catalog import shipped  # noqa: E402
+from willitrun_catalog.quant import tensor_types  # noqa: E402
+from willitrun_estimator.calibration import Corrections  # noqa: E402
+from willitrun_estimator.hardware import host  # noqa: E402
+from willitrun_estimator.tensors import tensors  # noqa: E402
+from willitrun_here import calibrate as store  # noqa: E402
+from willitrun_here.calibrate_engine import bench  # noqa: E402
+from willitrun_here.cli.calibrate import llama_bench  # noqa: E402
+from willitrun_here.made_up import Value, metadata_of, write  # noqa: E402
+from willitrun_probe.collect import here  # noqa: E402
+from willitrun_probe.machine import Machine  # noqa: E402
 
 MODELS = (
     ("llama-3.2-1b-instruct", "Q4_K_M"),
@@ -54,7 +53,6 @@ MORE: dict[str, dict[str, Value]] = {
     },
 }  # fmt: skip
 """What an architecture asks for besides shapes (llama.cpp, src/models/granite.cpp)."""
-PROMPT, OUTPUT = 128, 32
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -91,17 +89,6 @@ def model_file(name: str, quant: str, folder: Path) -> Path:
     return path
 
 
-def predicted(machine: Machine, spec: ModelSpec, quant: str) -> dict[str, float]:
-    """Return the model's speeds on the processor alone, without any run of this machine."""
-    planned_on = structs.replace(devices(machine, Request(backend="cpu"), lambda _: None), gpus=())
-    model = SpeedModel(weight_profile(spec, quant), planned_on, Settings(context_tokens=512))
-    nowhere = Placement(gpu_layers=0)
-    return {
-        "decode": model.decode_rate(nowhere, depth_tokens=OUTPUT / 2) or 0.0,
-        "prefill": model.prefill_rate(nowhere, prompt_tokens=PROMPT) or 0.0,
-    }
-
-
 def measure(machine: Machine, program: str, folder: Path, number: int) -> tuple[Round, list[Row]]:
     """Calibrate once, then run every model."""
     known = store.measure(
@@ -111,11 +98,11 @@ def measure(machine: Machine, program: str, folder: Path, number: int) -> tuple[
     threads = machine.cpu.usable_threads or 1
     rows = []
     for name, quant in MODELS:
-        spec, path = shipped.model(name), model_file(name, quant, folder)
+        path = model_file(name, quant, folder)
         found = bench(
             program, path, gpu_layers=0, threads=threads, prompt=PROMPT, output=OUTPUT, more=("-nopo", "1"), limit_s=300
         )
-        first, then = predicted(machine, spec, quant), predicted(after, spec, quant)
+        first, then = (predicted(name, quant, host(one)) for one in (machine, after))
         rows += [
             Row(
                 round=number, model=name, quant=quant, test=test, measured=found[test], before=first[test],

@@ -27,7 +27,7 @@ from speed_features import (
     typical,
 )
 from speed_fit import TEST_KIN, Array, Fit, Prior, Table, Test
-from speed_host import fit_host, host_residuals, predicted_s
+from speed_host import calibrated_spreads, fit_host, host_residuals, host_spreads, left_out, predicted_s
 from speed_spread import bounds, plain, spread_of
 
 from benchmarks.speed_cases import ROOT, Case, cases
@@ -40,6 +40,7 @@ OUT = ROOT / "estimator/willitrun_estimator/data/speed_constants.json"
 SOURCE = "scripts/fit_speed.py on data/measured_speeds.csv"
 FIT_DATE = "2026-11-22"
 SMALL_GROUP = 20
+COVERED = 0.8
 LONELY = 3
 EARLY_KERNELS = "kernels before their merge"
 """Rows with this reason are not fitted, but say how far new kernels may be from what they become."""
@@ -266,20 +267,6 @@ def stranger(one: Case) -> Case:
     return structs.replace(one, devices=structs.replace(one.devices, gpus=gpus))
 
 
-def host_spreads(rows: list[Case], errors: Array) -> dict[str, Spread]:
-    """Return the bounds of the groups that use the host."""
-    groups: dict[str, list[float]] = {}
-    for one, error in zip(rows, errors, strict=True):
-        for name in group_names(one):
-            groups.setdefault(name, []).append(float(error))
-    return {name: plain(np.array(found)) for name, found in sorted(groups.items()) if len(found) >= SMALL_GROUP}
-
-
-def group_names(one: Case) -> tuple[str, ...]:
-    """Return the groups of a row that uses the host."""
-    return ("offload",) if one.where == "offload" else (f"host-{one.devices.host.bandwidth_basis}", "host")
-
-
 def fit_all(everything: list[Case], date: str) -> tuple[Constants, Fitted, Fitted]:
     """Fit GPUs, then hosts with the GPUs' constants, then the bounds of both."""
     rows = admissible(everything)
@@ -305,11 +292,14 @@ def fit_all(everything: list[Case], date: str) -> tuple[Constants, Fitted, Fitte
     )
     mixed = [one for one in rows if one.where != "gpu" and one.devices.host.bandwidth_bytes_per_s]
     constants = structs.replace(constants, host=fit_host(mixed, constants))
+    without = dict(zip(map(id, mixed), left_out(mixed, constants), strict=True))
     found = {}
     for fitted in (decode, prefill):
         part = [one for one in mixed if one.test == fitted.test]
-        found[fitted.test] = spreads(fitted, constants, early) | host_spreads(part, host_residuals(part, constants))
-    return structs.replace(constants, decode_spread=found["tg"], prefill_spread=found["pp"]), decode, prefill
+        errors = np.array([without[id(one)] for one in part])
+        found[fitted.test] = spreads(fitted, constants, early) | host_spreads(part, errors, COVERED)
+    constants = structs.replace(constants, decode_spread=found["tg"], prefill_spread=found["pp"])
+    return calibrated_spreads(constants, COVERED), decode, prefill
 
 
 def main() -> None:

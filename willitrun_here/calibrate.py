@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from willitrun_catalog.model import ModelSpec
     from willitrun_estimator.calibration import Corrections, Run
     from willitrun_estimator.plan import Plan
+    from willitrun_here.calibrate_engine import Kernels
     from willitrun_here.launch.run import Comparison
     from willitrun_here.launch.target import Target
-    from willitrun_probe.machine import Machine, ProductRate
+    from willitrun_probe.machine import Machine
 
 MIB = 1024**2
 BLOCK_BYTES = 64 * MIB
@@ -87,7 +88,12 @@ def with_measurements(machine: Machine, corrections: Corrections | None) -> Mach
     if rate is not None:
         sources = memory.sources | {"bandwidth_bytes_per_s": "micro-benchmark"}
         memory = structs.replace(memory, bandwidth_bytes_per_s=rate, sources=sources)
-    cpu = structs.replace(machine.cpu, product_rates=corrections.product_rates, block_s=corrections.block_s)
+    cpu = structs.replace(
+        machine.cpu,
+        product_rates=corrections.product_rates,
+        block_s=corrections.block_s,
+        side_s=corrections.side_s,
+    )
     disks = tuple(
         structs.replace(disk, read_bytes_per_s=corrections.disk_read_bytes_per_s.get(disk.path, disk.read_bytes_per_s))
         for disk in machine.disks
@@ -277,6 +283,7 @@ def measure(
     Earlier engine runs are kept. Models are made up under `folder`.
     """
     from willitrun_estimator.calibration import Corrections  # noqa: PLC0415 - only here
+    from willitrun_here.calibrate_engine import Kernels  # noqa: PLC0415
 
     threads = machine.cpu.usable_threads or 1
     known = before or Corrections()
@@ -294,21 +301,22 @@ def measure(
         say(f"  {speed / 1e9:.2f} GB/s" if speed else "  no model file to read")
         if speed:
             disks[disk.path] = speed
-    products, block_s = known.product_rates, known.block_s
+    kernels = Kernels(product_rates=known.product_rates, block_s=known.block_s, side_s=known.side_s)
     if busy:
         rate = known.ram_bandwidth_bytes_per_s
     else:
         since = cpu_seconds()
         found = measured_products(machine, program, threads, say=say, folder=folder)
         if not told_busy(since, say):
-            products, block_s = found
+            kernels = found
     return Corrections(
         shape_hash=machine.shape_hash,
         measured_at=now,
         ram_bandwidth_bytes_per_s=rate,
         disk_read_bytes_per_s=disks,
-        product_rates=products,
-        block_s=block_s,
+        product_rates=kernels.product_rates,
+        block_s=kernels.block_s,
+        side_s=kernels.side_s,
         runs=known.runs,
     )
 
@@ -339,31 +347,31 @@ def told_busy(since: tuple[float, float, float] | None, say: Callable[[str], obj
 
 def measured_products(
     machine: Machine, program: str | None, threads: int, *, say: Callable[[str], object], folder: Path | None
-) -> tuple[tuple[ProductRate, ...], float | None]:
+) -> Kernels:
     """Return what the engine's kernels reach by weight type; nothing without an engine or without room for a model."""
     import tempfile  # noqa: PLC0415 - only here
 
-    from willitrun_here.calibrate_engine import ROOM_BYTES, measure_products  # noqa: PLC0415
+    from willitrun_here.calibrate_engine import ROOM_BYTES, Kernels, measure_products  # noqa: PLC0415
 
     if program is None:
         say("no llama-bench is installed: the speed of the processor's kernels stays estimated")
-        return (), None
+        return Kernels()
     say(f"{program} with made-up models, {threads} threads …")
     free = machine.memory.available_bytes
     if free is not None and free < ROOM_BYTES:
         say("  not enough free memory")
-        return (), None
+        return Kernels()
     try:
         where = folder or store_folder()
         where.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=where) as inside:
-            products, block_s = measure_products(program, threads=threads, folder=Path(inside), say=say)
+            kernels = measure_products(program, threads=threads, folder=Path(inside), say=say)
     except OSError as error:
         say(f"  not measurable here: {error}")
-        return (), None
-    if not products:
+        return Kernels()
+    if not kernels.product_rates:
         say("  it measured nothing")
-    return products, block_s
+    return kernels
 
 
 def keep_runs(shape_hash: str, runs: Sequence[Run], folder: Path | None = None) -> Path:

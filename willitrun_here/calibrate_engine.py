@@ -20,6 +20,10 @@ from willitrun_probe.machine import ProductRate
 BENCH_S = 40.0
 TYPES = ("Q4_K", "Q6_K", "Q8_0", "F16", "Q5_K", "IQ4_XS", "Q4_0", "Q3_K", "IQ3_S", "Q2_K", "BF16", "MXFP4", "IQ2_XS")
 """The most used first: time may be up before the last."""
+BOTH_SHAPES = frozenset({"Q4_K", "Q8_0"})
+"""Types whose kernels are built in the two usual ways; what comes beside the weights is the mean of both."""
+LARGE_TYPE, LARGE_TIMES = "Q8_0", 4
+"""On one of them the effect of a model's size on prompts is measured too."""
 FILE_BYTES = 256 * 1024**2
 """More than the caches of a desktop; servers, whose caches grow with their cores, get a multiple."""
 THREADS_PER_FILE = 32
@@ -66,53 +70,95 @@ class Timing(Struct, frozen=True, kw_only=True):
     layers: int
     matrix_bytes: int
     matrix_elements: int
+    sides: int
+    """Rows and columns of all matrices."""
     token_s: float
     prompt_s: float
+
+    @property
+    def prompt_layer_s(self) -> float:
+        """Seconds of a prompt per block, the reading of the weights apart."""
+        return (self.prompt_s - self.token_s) / self.layers
+
+
+class Kernels(Struct, frozen=True, kw_only=True):
+    """What the installed engine does on this processor."""
+
+    product_rates: tuple[ProductRate, ...] = ()
+    block_s: float | None = None
+    side_s: float | None = None
 
 
 def measure_products(
     program: str, *, threads: int, folder: Path, say: Callable[[str], object], limit_s: float = TYPES_S
-) -> tuple[tuple[ProductRate, ...], float | None]:
-    """Return the rate of every weight type that there was time for, and the seconds of a block beside its weights.
+) -> Kernels:
+    """Return the rate of every weight type that there was time for, and what comes beside the weights.
 
     Nothing where the engine fails. Raises OSError when the files cannot be written.
     """
     until = time.monotonic() + limit_s
     timings: dict[str, Timing] = {}
-    narrow: Timing | None = None
+    beside: list[tuple[float, float]] = []
+    slower = 1.0
     for kind in TYPES:
         found = timed(program, WIDE, kind, threads=threads, folder=folder, limit_s=until - time.monotonic())
         if found is None:
             break
         timings[kind] = found
         say(f"  {kind:7} {found.matrix_bytes / found.token_s / 1e9:6.1f} GB/s of weights")
-        if kind == "Q8_0":
+        if kind in BOTH_SHAPES:
             narrow = timed(program, NARROW, kind, threads=threads, folder=folder, limit_s=until - time.monotonic())
-    block_s = seconds_per_block(timings.get("Q8_0"), narrow)
-    return tuple(rate_of(kind, timing, block_s or 0.0) for kind, timing in timings.items()), block_s
+            if narrow is not None:
+                beside.append((seconds_per_block(found, narrow), seconds_per_side(found, narrow)))
+        if kind == LARGE_TYPE:
+            left_s = until - time.monotonic()
+            large = timed(program, WIDE, kind, threads=threads, folder=folder, limit_s=left_s, times=LARGE_TIMES)
+            slower = 1.0 if large is None else max(1.0, large.prompt_layer_s / found.prompt_layer_s)
+    if not timings:
+        return Kernels()
+    block_s, side_s = (sum(values) / len(values) for values in zip(*beside, strict=True)) if beside else (None, None)
+    rates = (rate_of(kind, timing, block_s or 0.0, side_s or 0.0, slower) for kind, timing in timings.items())
+    return Kernels(product_rates=tuple(rates), block_s=block_s, side_s=None if side_s is None else side_s * slower)
 
 
-def seconds_per_block(wide: Timing | None, narrow: Timing | None) -> float | None:
+def seconds_per_block(wide: Timing, narrow: Timing) -> float:
     """Solve two models of one type for the seconds of a block, with the seconds of a byte the same in both."""
-    if wide is None or narrow is None:
-        return None
-    determinant = wide.matrix_bytes * narrow.layers - narrow.matrix_bytes * wide.layers
-    return max(0.0, (wide.matrix_bytes * narrow.token_s - narrow.matrix_bytes * wide.token_s) / determinant)
+    return solved((wide.matrix_bytes, wide.layers, wide.token_s), (narrow.matrix_bytes, narrow.layers, narrow.token_s))
 
 
-def rate_of(kind: str, timing: Timing, block_s: float) -> ProductRate:
-    """Return what the weights alone took, without the blocks' own seconds; a prompt reads them once."""
-    blocks = timing.layers * block_s
-    reading = max(timing.token_s - blocks, timing.token_s / 2)
-    computing = max(timing.prompt_s - timing.token_s, timing.prompt_s / 2)
+def seconds_per_side(wide: Timing, narrow: Timing) -> float:
+    """Solve them for the seconds of a matrix row or column and prompt token, with those of an operation the same."""
+    one, other = (
+        (timing.matrix_elements, timing.sides, (timing.prompt_s - timing.token_s) / PROMPT_TOKENS)
+        for timing in (wide, narrow)
+    )
+    return solved(one, other)
+
+
+def solved(one: tuple[float, float, float], other: tuple[float, float, float]) -> float:
+    """Return y of `a x + b y = c` given twice as (a, b, c), 0 where it came out below."""
+    determinant = one[0] * other[1] - other[0] * one[1]
+    return max(0.0, (one[0] * other[2] - other[0] * one[2]) / determinant)
+
+
+def rate_of(kind: str, timing: Timing, block_s: float, side_s: float, slower: float) -> ProductRate:
+    """Return what the weights alone took, without what comes beside them; a prompt reads them once.
+
+    `slower` is what a prompt takes more in a model of the usual size: more pages than translations are kept for.
+    """
+    reading = max(timing.token_s - timing.layers * block_s, timing.token_s / 2)
+    prompt_s = timing.prompt_s - timing.token_s
+    computing = max(prompt_s - PROMPT_TOKENS * timing.sides * side_s, prompt_s / 2)
     return ProductRate(
         weight_type=kind,
         decode_bytes_per_s=timing.matrix_bytes / reading,
-        prefill_ops_per_s=2 * PROMPT_TOKENS * timing.matrix_elements / computing,
+        prefill_ops_per_s=2 * PROMPT_TOKENS * timing.matrix_elements / (computing * slower),
     )
 
 
-def timed(program: str, shape: Shape, kind: str, *, threads: int, folder: Path, limit_s: float) -> Timing | None:
+def timed(
+    program: str, shape: Shape, kind: str, *, threads: int, folder: Path, limit_s: float, times: int = 1
+) -> Timing | None:
     """Write a model, let llama-bench run it, and remove it; None when time is up or the engine fails."""
     from willitrun_estimator.tensors import tensors  # noqa: PLC0415 - only here
     from willitrun_here.made_up import metadata_of, write  # noqa: PLC0415
@@ -120,8 +166,9 @@ def timed(program: str, shape: Shape, kind: str, *, threads: int, folder: Path, 
     if limit_s <= 0:
         return None
     one = shape.spec(1)
-    block_bytes, elements = matrices(one, kind)
-    layers = max(2, round(FILE_BYTES * (1 + threads // THREADS_PER_FILE) / block_bytes))
+    shapes = matrices(one)
+    block_bytes = sum(row_bytes(kind, row) * rows for row, rows in shapes)
+    layers = max(2, round(times * FILE_BYTES * (1 + threads // THREADS_PER_FILE) / block_bytes))
     spec = shape.spec(layers)
     listed = ((tensor.name, tensor.shape, "F32" if len(tensor.shape) == 1 else kind) for tensor in tensors(spec))
     path = folder / f"made-up-{shape.hidden}-{kind}.gguf"
@@ -138,18 +185,19 @@ def timed(program: str, shape: Shape, kind: str, *, threads: int, folder: Path, 
     return Timing(
         layers=layers,
         matrix_bytes=layers * block_bytes,
-        matrix_elements=layers * elements,
+        matrix_elements=layers * sum(row * rows for row, rows in shapes),
+        sides=layers * sum(row + rows for row, rows in shapes),
         token_s=1.0 / found["decode"],
         prompt_s=PROMPT_TOKENS / found["prefill"],
     )
 
 
-def matrices(one: ModelSpec, kind: str) -> tuple[int, int]:
-    """Return the bytes and the number of weights in the matrices of a model's one block."""
+def matrices(one: ModelSpec) -> list[tuple[int, int]]:
+    """Return row length and rows of the matrices of a model's one block."""
     from willitrun_estimator.tensors import tensors  # noqa: PLC0415 - only here
 
-    shapes = [tensor.shape for tensor in tensors(one) if tensor.layer == 0 and len(tensor.shape) > 1]
-    return sum(row_bytes(kind, row) * rows for row, rows in shapes), sum(row * rows for row, rows in shapes)
+    shapes = (tensor.shape for tensor in tensors(one) if tensor.layer == 0 and len(tensor.shape) > 1)
+    return [(row, rows) for row, rows in shapes]
 
 
 def bench(

@@ -60,6 +60,7 @@ class Corrections(Struct, frozen=True, kw_only=True):
     product_rates: tuple[ProductRate, ...] = ()
     """What the installed engine's kernels reach on this processor."""
     block_s: float | None = None
+    side_s: float | None = None
     runs: tuple[Run, ...] = ()
 
 

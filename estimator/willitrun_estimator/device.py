@@ -68,6 +68,8 @@ class Host(Struct, frozen=True, kw_only=True):
     """Measured on this host with all its threads, by weight type; empty where nothing was."""
     block_s: float | None = None
     """Seconds of a block beside reading its weights, measured likewise."""
+    side_s: float | None = None
+    """Seconds per row and column of a matrix and prompt token, measured likewise."""
     disk_read_bytes_per_s: float | None = None
     disk_basis: str = "unknown"
     """`measured` (also given), `assumed` or `unknown`."""

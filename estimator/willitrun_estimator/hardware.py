@@ -224,6 +224,7 @@ def host(machine: Machine) -> Host:
         flags=cpu.flags,
         product_rates=cpu.product_rates,
         block_s=cpu.block_s,
+        side_s=cpu.side_s,
         disk_read_bytes_per_s=max(reads, default=ASSUMED_DISK_BYTES_PER_S),
         disk_basis="measured" if reads else "assumed",
     )

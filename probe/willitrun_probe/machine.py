@@ -168,6 +168,8 @@ class Cpu(Struct, frozen=True, kw_only=True):
     """Measured by `calibrate` with the engine that is installed; empty otherwise."""
     block_s: float | None = None
     """Seconds that one transformer block takes beside reading its weights, measured likewise."""
+    side_s: float | None = None
+    """Seconds per row and column of a matrix and prompt token beside multiplying, measured likewise."""
 
 
 class Memory(Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from willitrun_estimator.calibration import Corrections, Run, calibrate_interval, where_of
+from willitrun_estimator.calibration import Corrections, Run, calibrate_interval, prediction_of, where_of
 from willitrun_estimator.interval import NO_SPREAD, Spread, interval, spread, time_interval, widest
 from willitrun_estimator.plan import Interval, Plan
 
@@ -68,6 +68,27 @@ def test_a_corrected_interval_holds_its_expectation(predicted, measured, count):
     assert found.low <= found.expected <= found.high
     assert min(100, 100 * measured / predicted) <= found.expected * 1.000001
     assert found.expected <= max(100, 100 * measured / predicted) * 1.000001
+
+
+def test_a_run_far_from_its_own_context_counts_as_a_ratio():
+    deep = calibrate_interval(BEFORE, Corrections(runs=(RUN,)), **ASKED, depth_tokens=20_000)
+    assert deep.basis == "calibrated"
+    assert deep.expected == pytest.approx(80.0)
+    prompt = structs.replace(RUN, test="prefill", depth_tokens=64)
+    asked = ASKED | {"test": "prefill"}
+    corrections = Corrections(runs=(prompt,))
+    assert calibrate_interval(BEFORE, corrections, **asked, depth_tokens=100).basis == "measured-here"
+    assert calibrate_interval(BEFORE, corrections, **asked, depth_tokens=4096).basis == "calibrated"
+
+
+def test_runs_against_another_prediction_are_no_ratio():
+    corrections = Corrections(measured_at="today", runs=(structs.replace(RUN, predicted_with="2020-01-01 then"),))
+    other = ASKED | {"model": "qwen3-8b"}
+    assert calibrate_interval(BEFORE, corrections, **other) == BEFORE
+    assert calibrate_interval(BEFORE, corrections, **ASKED).basis == "measured-here"
+    current = structs.replace(RUN, predicted_with=prediction_of(corrections))
+    assert calibrate_interval(BEFORE, structs.replace(corrections, runs=(current,)), **other).basis == "calibrated"
+    assert prediction_of(None) == prediction_of(Corrections())
 
 
 def plan(**changes):

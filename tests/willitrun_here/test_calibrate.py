@@ -11,6 +11,7 @@ from willitrun_catalog import shipped
 from willitrun_estimator.calibration import Corrections, Run, prediction_of
 from willitrun_estimator.plan import Plan
 from willitrun_here import calibrate as store
+from willitrun_here.calibrate_engine import Kernels
 from willitrun_here.cli.calibrate import calibrate, lines_of
 from willitrun_probe.machine import Cpu, Disk, Gpu, Machine, Memory, ProductRate
 
@@ -40,6 +41,7 @@ KNOWN = Corrections(
     disk_read_bytes_per_s={"/models": 2e9},
     product_rates=(ProductRate(weight_type="Q4_K", decode_bytes_per_s=30e9, prefill_ops_per_s=300e9),),
     block_s=4e-5,
+    side_s=2e-9,
     runs=(RUN,),
 )
 
@@ -71,7 +73,7 @@ def test_measurements_join_the_machine_they_were_made_on():
     assert found.memory.bandwidth_bytes_per_s == 40e9
     assert found.memory.sources["bandwidth_bytes_per_s"] == "micro-benchmark"
     assert [disk.read_bytes_per_s for disk in found.disks] == [2e9, None]
-    assert (found.cpu.product_rates, found.cpu.block_s) == (KNOWN.product_rates, 4e-5)
+    assert (found.cpu.product_rates, found.cpu.block_s, found.cpu.side_s) == (KNOWN.product_rates, 4e-5, 2e-9)
     assert store.with_measurements(MACHINE, None) is MACHINE
     other = structs.replace(MACHINE, shape_hash="changed")
     assert store.with_measurements(other, KNOWN) is other
@@ -188,7 +190,7 @@ def test_a_busy_machine_is_not_measured(monkeypatch):
 def test_figures_of_a_machine_that_became_busy_are_not_kept(monkeypatch):
     taken = iter([(0.0, 0.0, 0.0), (1.0, 10.0, 1.0), (1.0, 10.0, 1.0), (9.0, 20.0, 1.0)])
     monkeypatch.setattr(store, "cpu_seconds", lambda: next(taken))
-    monkeypatch.setattr(store, "measured_products", lambda *_, **__: ((), 1.0))
+    monkeypatch.setattr(store, "measured_products", lambda *_, **__: Kernels(block_s=1.0))
     found = store.measure(structs.replace(MACHINE, disks=()), say=lambda _: None, now="later", before=KNOWN)
     assert found.ram_bandwidth_bytes_per_s > 1e9
     assert found.product_rates == KNOWN.product_rates
@@ -205,14 +207,12 @@ def test_the_processor_tells_how_busy_it_is():
 def test_kernels_need_an_engine_and_room(tmp_path):
     said = []
     measured = functools.partial(store.measured_products, threads=2, say=said.append, folder=tmp_path)
-    assert measured(MACHINE, None) == ((), None)
+    assert measured(MACHINE, None) == Kernels()
     full = structs.replace(MACHINE, memory=Memory(available_bytes=1))
-    assert measured(full, "llama-bench") == ((), None)
-    assert measured(MACHINE, str(tmp_path / "absent")) == ((), None)
+    assert measured(full, "llama-bench") == Kernels()
+    assert measured(MACHINE, str(tmp_path / "absent")) == Kernels()
     (tmp_path / "file").write_text("")
-    assert store.measured_products(
-        MACHINE, "llama-bench", 2, say=said.append, folder=tmp_path / "file"
-    ) == ((), None)  # fmt: skip
+    assert store.measured_products(MACHINE, "llama-bench", 2, say=said.append, folder=tmp_path / "file") == Kernels()
     assert [line.split(":")[0].strip() for line in said if line.startswith("  ")] == [
         "not enough free memory",
         "it measured nothing",

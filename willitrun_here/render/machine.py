@@ -61,7 +61,17 @@ def _host(machine: Machine) -> Table:
     limit = f", limit {format_bytes(memory.limit_bytes)}" if memory.limit_bytes is not None else ""
     free = f"{format_bytes(memory.available_bytes)} available of {format_bytes(memory.total_bytes)}{limit}"
     table.add_row("RAM", free)
+    if memory.bandwidth_bytes_per_s is not None:
+        table.add_row("", f"{format_rate(memory.bandwidth_bytes_per_s)}, {_source(memory.sources)}")
+    if cpu.product_rates:
+        rates = (f"{one.weight_type} {format_rate(one.decode_bytes_per_s)}" for one in cpu.product_rates)
+        table.add_row("measured", printable(", ".join(rates)))
     return table
+
+
+def _source(sources: dict[str, str]) -> str:
+    known = sources.get("bandwidth_bytes_per_s", "")
+    return "measured by calibrate" if known == "micro-benchmark" else known or "source unknown"
 
 
 def _gpus(machine: Machine) -> Table:

@@ -133,12 +133,14 @@ class HostCosts(Struct, frozen=True, kw_only=True):
     """What a core of another instruction set takes for one token, relative to AVX-512."""
     prefill_cores: dict[str, float]
     """The same for a prompt."""
+    side_s: float
+    """Per row and column of a matrix, prompt token and core: inputs are quantized, outputs written."""
     expert: float
     """Reading experts, relative to dense weights."""
     recurrent: float
     """Blocks with a recurrent mixer, relative to attention blocks."""
     split_s: float
-    """Per crossing from GPU to host and back."""
+    """Per block whose experts the host computes: router, gather, and the crossing from the GPU and back."""
     block_s: float
     """Per block computed on the host and thread: threads wait for each other after every product."""
     link: float
@@ -147,6 +149,10 @@ class HostCosts(Struct, frozen=True, kw_only=True):
     """What copies from pageable memory reach at most, however wide the link."""
     disk: float
     """Share of the disk's rate that page faults reach."""
+    start_s: float
+    """Until a server answers, the weights apart: the program, its vocabulary, its buffers, a first pass."""
+    rearranged_bytes_per_s: float
+    """Weights that the processor's kernels want in another order are copied while a model loads."""
 
 
 class Constants(Struct, frozen=True, kw_only=True):

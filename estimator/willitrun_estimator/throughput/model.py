@@ -23,6 +23,9 @@ from willitrun_estimator.weights import WeightProfile
 
 MIN_OFFLOAD_TOKENS = 32
 """llama.cpp computes a host tensor's product on the GPU from this many tokens on (ggml-cuda.cu, `min_batch_size`)."""
+SAMPLE_S = 20e-9
+"""Per vocabulary entry and slot: llama-server looks at every candidate (llama-server against llama-bench with two
+AVX-512 cores and vocabularies of 128,256 and 151,936; a processor alone, GPUs were not measured)."""
 
 
 class Stage(NamedTuple):
@@ -186,14 +189,20 @@ class SpeedModel:
         token = self.decode_s(placement, depth_tokens + prompt_tokens)
         return None if prompt is None or token is None else prompt + token
 
-    def load_s(self, placement: Placement) -> float | None:
-        """Return the seconds to load the model: its file from disk, then what belongs on GPUs over their links."""
+    def load_s(self, placement: Placement, *, cached: bool = False) -> float | None:
+        """Return the seconds until a server answers: its start, the file, what kernels rearrange, copies to GPUs.
+
+        The file is read from disk, or is in memory still where it is `cached`.
+        """
         disk = self.devices.host.disk_read_bytes_per_s
         spans = self.spans(placement)
         found = self._costs(placement, spans)
         if not disk or found is None:
             return None
-        total = self.weights.file_bytes / (disk * self.constants.host.disk)
+        costs = self.constants.host
+        total = costs.start_s + (0.0 if cached else self.weights.file_bytes / (disk * costs.disk))
+        if self.host is not None and self.settings.repack:
+            total += self.host.rearranged_bytes(spans.host_blocks) / costs.rearranged_bytes_per_s
         return total + sum(cost.upload_s(first, last, head=head) for cost, first, last, head, _ in found[0])
 
     def aggregate(self, placement: Placement, concurrency: int, *, depth_tokens: float = 0) -> float | None:
@@ -210,8 +219,8 @@ class SpeedModel:
         single, bare = self.decode_s(placement, depth_tokens), self.decode_s(placement, 0)
         spans = self.spans(placement)
         found = self._costs(placement, spans)
-        if single is None or bare is None or found is None or concurrency <= 1:
-            return single
+        if single is None or bare is None or found is None:
+            return None
         stages, host = found
         more = concurrency - 1
         again = self.work.touched_share(concurrency) / max(self.work.touched_share(1), 1e-9) - 1
@@ -219,10 +228,11 @@ class SpeedModel:
         for cost, first, last, head, moved in stages:
             extra += cost.batch_s(first, last, head=head) * more + cost.experts_s(moved, last) * again
             if host is not None:
-                extra += host.experts_s(first, moved) * again
+                extra += host.more_experts_s(first, moved, concurrency)
         if host is not None:
-            extra += host.batch_s(spans.host_blocks, head=spans.head_on_host) * more
-            extra += host.experts_s(0, spans.host_blocks) * again
+            extra += host.batch_s(spans.host_blocks, concurrency, head=spans.head_on_host)
+        if spans.head_on_host:
+            extra += SAMPLE_S * self.weights.spec.vocab_size * concurrency
         return single + extra
 
     def paged_decode_rate(self, placement: Placement, *, short_bytes: int, depth_tokens: float = 0) -> float | None:

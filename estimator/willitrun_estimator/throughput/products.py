@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from willitrun_catalog.block_types import BLOCK_TYPES
 from willitrun_estimator.device import Host
@@ -26,6 +27,11 @@ USUAL = "Q4_0"
 """Stands in for formats that llama.cpp does not have."""
 SATURATION = 12.0
 """How sharply cores run into the limit of memory: 1 adds both times, infinity takes the longer."""
+
+SINGLE = 1.4
+"""Operations of a few tokens at once, relative to those of a tile: kernels of vectors keep less in registers."""
+LOOKED_UP = 0.6
+"""What of an i-quant's seconds per byte a further token costs: its tables are looked up for every token."""
 
 Mix = Mapping[str, float]
 """Bytes by weight type."""
@@ -55,15 +61,27 @@ def elements_per_byte(kind: str) -> float:
     return block.block_elements / block.block_bytes
 
 
+class MixCost(NamedTuple):
+    """Seconds per byte of a mix of weight types."""
+
+    byte_s: float
+    """For one token."""
+    product_s: float
+    """For every token of a prompt."""
+    again_s: float
+    """For a second token at once, while the weights are in the caches."""
+    elements_per_byte: float
+
+
 class Products:
     """Seconds per byte of weights on one host."""
 
     def __init__(self, host: Host, costs: HostCosts, bytes_per_s: float) -> None:
         self.costs, self.bytes_per_s = costs, bytes_per_s
         threads = max(1, host.threads)
-        known = instruction_set(host, costs.decode_cores)
-        self.decode_cores = threads * costs.decode_cores[known]
+        self.decode_cores = threads * costs.decode_cores[instruction_set(host, costs.decode_cores)]
         self.prefill_cores = threads * costs.prefill_cores[instruction_set(host, costs.prefill_cores)]
+        self.side_s = costs.side_s / self.prefill_cores if host.side_s is None else host.side_s
         self.measured = {rate.weight_type: rate for rate in host.product_rates}
         self.slower = self.slower_prompt = 1.0
         if host.product_rates:
@@ -95,12 +113,24 @@ class Products:
             return self.slower_prompt * self.modelled_operation_s(kind)
         return 1.0 / rate.prefill_ops_per_s
 
-    def of(self, mix: Mix) -> tuple[float, float]:
-        """Return the seconds per byte of a mix: for one token, and for every token of a prompt."""
+    def again_s(self, kind: str) -> float:
+        """Return the seconds of a byte for a second token at once: products of vectors, looked up once more or not."""
+        again = SINGLE * 2 * elements_per_byte(kind) * self.operation_s(kind)
+        if kind.startswith("IQ"):
+            cores = self.decode_cores * of_type(self.costs.core_bytes_per_s, kind)
+            again = max(again, self.slower * LOOKED_UP / cores)
+        return again
+
+    def of(self, mix: Mix) -> MixCost:
+        """Return the costs of a mix."""
         total = sum(mix.values())
-        token = sum(amount * self.byte_s(kind) for kind, amount in mix.items())
-        prompt = sum(2 * amount * elements_per_byte(kind) * self.operation_s(kind) for kind, amount in mix.items())
-        return token / total, prompt / total
+        elements = {kind: amount * elements_per_byte(kind) for kind, amount in mix.items()}
+        return MixCost(
+            sum(amount * self.byte_s(kind) for kind, amount in mix.items()) / total,
+            sum(2 * amount * self.operation_s(kind) for kind, amount in elements.items()) / total,
+            sum(amount * self.again_s(kind) for kind, amount in mix.items()) / total,
+            sum(elements.values()) / total,
+        )
 
 
 def of_type(table: Mapping[str, float], kind: str) -> float:
