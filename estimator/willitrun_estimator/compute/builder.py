@@ -10,7 +10,7 @@ from willitrun_estimator.compute import altup, attention, feed_forward, per_laye
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, U
 from willitrun_estimator.compute.graph import Graph, Node
-from willitrun_estimator.compute.style import SCALED_EMBEDDINGS, style_of
+from willitrun_estimator.compute.style import FOUR_POSITIONS, SCALED_EMBEDDINGS, style_of
 from willitrun_estimator.placement import Settings
 
 INDEXER = "indexer"
@@ -160,7 +160,7 @@ class Builder:
         """Rotate by position, with the model's frequency factors where it has them."""
         if not homes.rotary:
             return source
-        position = self._input("positions", (U,), 4)
+        position = self._input("positions", (4, U) if self.spec.architecture in FOUR_POSITIONS else (U,), 4)
         factors: list[Node] = []
         if self.factors is not None and not (windowed and self.style.full_factors):
             known = self._factors.get(homes.block)
@@ -325,9 +325,11 @@ class Builder:
     def _reserve(self, layers: tuple[tuple[Layer, Homes], ...], head: int) -> None:
         """Keep room for what is not replayed of an architecture."""
         row, cells = self.style.reserve
-        for device in sorted({homes.block for _, homes in layers} | {head} if row or cells else ()):
+        gpus = sorted(({homes.block for _, homes in layers} | {head}) - {self.host})
+        for device in gpus if row or cells else ():
             self.graph.leaf("reserve", (row, U), device, kept=True)
-            self.graph.leaf("reserve", (CELLS, U, cells), device, kept=True)
+            if len(gpus) > 1:
+                self.graph.leaf("reserve", (CELLS, U, cells), device, kept=True)
 
     def _gate_copies(self, layers: tuple[tuple[Layer, Homes], ...]) -> None:
         """Keep room for the query gate that Vulkan's reordering computes early and holds through the block."""

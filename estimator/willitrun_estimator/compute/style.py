@@ -50,7 +50,7 @@ class Style(Struct, frozen=True, kw_only=True):
     reserve: tuple[int, int] = (0, 0)
     """Kept free on every used device where the graph is not replayed in full.
 
-    Floats per token of the micro-batch, and per such token and cell: what the planner's plans of one model of the
+    Floats per token of the micro-batch, and per such token and cell where several GPUs share the model: what the planner's plans of one model of the
     architecture exceed the replay by at most, rounded up (rows in tests/truth/llamacpp_memory.csv).
     """
     rope: Literal["all", "none", "windowed", "three-of-four"] = "all"
@@ -61,7 +61,6 @@ DEFAULT = Style()
 
 STYLES: dict[str, Style] = {
     "afmoe": Style(rope="windowed"),
-    "bailingmoe3": Style(reserve=(21_000, 0)),
     "cohere2": Style(parallel="cohere", layer_norm=True, rope="windowed"),
     "command-r": Style(parallel="cohere", layer_norm=True),
     "deepseek4": Style(reserve=(150_000, 0)),
@@ -99,6 +98,8 @@ STYLES: dict[str, Style] = {
 }
 
 
+FOUR_POSITIONS = frozenset({"bailingmoe3", "qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe"})
+"""Architectures with four positions per token: time, height, width and one unused (`n_pos_per_embd`)."""
 SCALED_EMBEDDINGS = frozenset(
     (
         *("afmoe", "gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "gemma-embedding"),
