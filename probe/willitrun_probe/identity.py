@@ -23,7 +23,6 @@ def shape_hash(machine: Machine) -> str:
     limit), CPU (name, cores, threads, flags), memory (total, limit) and the engines. Left out: names, ids, what
     is free, who holds it, clocks of the moment, versions of drivers, findings and timings.
     """
-    import hashlib  # noqa: PLC0415 - keeps the package's import cheap
     import json  # noqa: PLC0415
 
     cpu, memory = machine.cpu, machine.memory
@@ -34,7 +33,26 @@ def shape_hash(machine: Machine) -> str:
         "engines": sorted([engine.name, _plan_version(engine)] for engine in machine.engines),
     }
     text = json.dumps(facts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return sha256_hex(text.encode())[:16]
+
+
+def sha256_hex(data: bytes) -> str:
+    """Return the SHA-256 of some bytes in hexadecimal digits.
+
+    By the interpreter's own module where it has one, as the standard library's `random` does: `hashlib` loads OpenSSL,
+    which takes longer than all reading of /proc and /sys.
+    """
+    import importlib  # noqa: PLC0415 - keeps the package's import cheap
+
+    for name in ("_sha2", "_sha256"):
+        try:
+            digest: str = importlib.import_module(name).sha256(data).hexdigest()
+        except (ImportError, AttributeError):
+            continue
+        return digest
+    import hashlib  # noqa: PLC0415
+
+    return hashlib.sha256(data).hexdigest()
 
 
 def _plan_version(engine: Engine) -> str:
