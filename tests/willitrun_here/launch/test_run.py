@@ -355,6 +355,30 @@ def test_a_signal_stops_it_cleanly(program, started, tmp_path, number):
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_loading_leaves_nothing(program, started, tmp_path, number):
+    loading = subprocess.Popen(
+        [sys.executable, "-m", "willitrun_here", "launch", "llama-3.2-1b", "--exec", "--quant", "Q4_K_M",
+         "--context", "2048", "--backend", "cpu", "--engine", "llama.cpp", "--port", str(free_port())],
+        env={**os.environ, "WILLITRUN_LLAMA_SERVER": str(program), "HOME": str(tmp_path), "FAKE_ENGINE": "never-ready"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert loading.stderr is not None
+    said = ""
+    while "loading the weights" not in said:
+        line = loading.stderr.readline()
+        assert line, said
+        said += line
+    ((pid, _),) = started()
+    loading.send_signal(number)
+    _, rest = loading.communicate(timeout=30)
+    assert loading.returncode == 130
+    assert "Traceback" not in rest
+    until = time.monotonic() + 2
+    while running(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
 def test_replanning_for_less_memory_finds_another_plan_or_none():
     spec = on_words().spec
     plan, _ = run.replan_here(open_machine("RTX 3090 (3 GiB free), 64 GiB RAM"), ASKED, spec)
