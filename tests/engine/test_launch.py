@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,11 @@ import pytest
 from tests.engine import random_model
 from tests.engine.bars import hold
 from tests.engine.conftest import free_port
+from tests.willitrun_here.launch.targets import on_recorded, on_words
+from willitrun_here.launch import llama_cpp
 from willitrun_here.launch import run as runner
 from willitrun_here.launch.log import Compared
+from willitrun_here.launch.target import Target
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -140,3 +144,29 @@ def test_a_failure_is_told_in_the_engine_s_own_words(environment: dict[str, str]
     assert "blk.1.ffn_d" in refused.stderr
     assert "The command was: " in refused.stderr
     assert "Traceback" not in unknown.stderr + refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "has"),
+    [
+        (lambda: on_recorded("h100x8-nvlink", "llama-3.3-70b", quant="F16", context=8192), "-ts"),
+        (lambda: on_recorded("rtx3090-shared", "qwen3-30b-a3b", quant="Q8_0", context=8192), "--n-cpu-moe"),
+        (lambda: on_recorded("epyc-two-nodes", "gpt-oss-20b", context=8192, kv_type="q8_0"), "--numa"),
+        (lambda: on_recorded("container-limits", "llama-3.2-3b", context=8192, parallel=4), "-kvu"),
+        (lambda: on_words(backend="cpu"), "-dev"),
+        (lambda: on_words("no GPU, 12 GiB RAM", "gemma-3-4b", context=4096), "-cram"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_real_parser_takes_every_flag(make: Callable[[], Target], has: str, engine: Path) -> None:
+    """The model is not there, so that a command whose flags are understood ends at once."""
+    target = make()
+    arguments = [*llama_cpp.model_arguments(target)[2:], *llama_cpp.server_arguments(target)]
+    assert has in arguments
+    argv = [str(engine / "llama-server"), "-m", "/nowhere.gguf", *arguments, "--port", str(free_port())]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    said = done.stdout + done.stderr
+    assert "error while handling argument" not in said
+    assert "invalid argument" not in said
+    assert "/nowhere.gguf" in said
+    assert done.returncode != 0
