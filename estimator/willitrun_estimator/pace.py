@@ -74,7 +74,7 @@ def serving(
     room = max(1, context_tokens // (purpose.prompt_tokens + purpose.output_tokens))
     alone = model.ttft_s(placement, prompt_tokens=purpose.prompt_tokens)
     around = slots_spread(model, placement)
-    totals, waits, steps, kept = [], [], [], None
+    totals, waits, steps, kept = [], [], [], 0
     counts = [count for count in CONCURRENCIES if count <= room] or [1]
     for count in counts:
         step = model.step_s(placement, count, held)

@@ -171,7 +171,7 @@ class Serving(Struct, frozen=True, kw_only=True):
     low_tokens_per_s: tuple[float, ...] = ()
     high_tokens_per_s: tuple[float, ...] = ()
     max_concurrency: int | None = None
-    """Largest concurrency that keeps `--min-decode` and `--max-ttft` and fits the cache."""
+    """Largest concurrency that keeps `--min-decode` and `--max-ttft` and fits the cache; 0 where not even one does."""
 
 
 class Tag(Struct, frozen=True, kw_only=True):

@@ -45,7 +45,9 @@ def test_serving_grows_with_concurrency_and_is_bounded_by_the_cache(known):
 def test_targets_limit_the_concurrency():
     free = answered("llama-3.1-8b", FAST_DISK, quant="Q4_K_M", context=32768).serving
     held = answered("llama-3.1-8b", FAST_DISK, quant="Q4_K_M", context=32768, min_decode=40.0, max_ttft=1.0).serving
-    assert held.max_concurrency is not None
+    assert held.max_concurrency > 0
+    never = answered("llama-3.1-8b", FAST_DISK, quant="Q4_K_M", context=32768, min_decode=1e6).serving
+    assert never.max_concurrency == 0, "as in vLLM's curve"
     assert held.max_concurrency < free.max_concurrency
     at = held.concurrency.index(held.max_concurrency)
     assert 1 / held.time_per_token_s[at] >= 40

@@ -189,7 +189,8 @@ def serving_table(answer: Answer) -> Table | None:
             "-" if not each else tokens_per_s(1 / each),
         )
         rows.append(Row(cells=cells, marked=concurrency == serving.max_concurrency))
-    note = "" if serving.max_concurrency is None else f"Up to {serving.max_concurrency} at once keep the targets."
+    most = serving.max_concurrency
+    note = "" if most is None else f"Up to {most} at once keep the targets." if most else "Nobody gets the targets."
     return Table(
         title="Serving",
         columns=(

@@ -37,6 +37,9 @@ def test_pool_from_flags_shape_and_total_memory(result):
     assert result["pool_gib"]["n"] > 90
     assert result["pool_gib"]["median"] <= 0.15
     assert result["pool_gib"]["p90"] <= 0.5
+    assert result["pool_gib_all"]["n"] > 100, "unified memory and draft models included"
+    assert result["pool_gib_all"]["median"] <= 0.15
+    assert result["pool_gib_all"]["p90"] <= 0.5
 
 
 def test_speed_of_models_left_out_of_the_fit(result):
