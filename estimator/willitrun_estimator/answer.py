@@ -191,7 +191,7 @@ def quants_to_try(spec: ModelSpec, request: Request, devices: Devices) -> tuple[
 
 def searched(question: Question, quants: tuple[str, ...], *, every: bool) -> dict[str, list[Found]]:
     """Search every quantization; unless all are wanted, those that cannot win are left out or cut short."""
-    if every:
+    if every or len(quants) == 1:
         return {quant: question.search(quant) for quant in quants}
     return {quant: [] for quant in quants} | dict(sweep(question, quants))
 

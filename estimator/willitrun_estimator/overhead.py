@@ -8,6 +8,7 @@ many cards (https://github.com/sudoingX/qwen38-mtp/pull/13); see estimator/READM
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from willitrun_estimator import cache
@@ -121,10 +122,12 @@ def checkpoint_bytes(weights: WeightProfile, settings: Settings) -> int:
     spec = weights.spec
     cells, _ = cache.stream_cells(settings)
     total = cache.state_bytes(spec, settings) // max(1, settings.parallel)
-    for layer in spec.layers:
+    distinct = {id(layer): layer for layer in spec.layers}
+    for key, count in Counter(map(id, spec.layers)).items():
+        layer = distinct[key]
         window = cache.layer_window(spec, layer)
         if window is not None and not settings.swa_full:
-            total += cache.layer_row_bytes(spec, layer, settings) * min(cells, window)
+            total += count * cache.layer_row_bytes(spec, layer, settings) * min(cells, window)
     return total
 
 

@@ -247,7 +247,7 @@ def useful(ubatches: tuple[int, ...], prompt_tokens: int) -> tuple[int, ...]:
 
 def kinds(gpus: tuple[Device, ...]) -> tuple[int, ...]:
     """Return for each GPU the first one that is as fast."""
-    first: dict[tuple[object, ...], int] = {}
+    first: dict[Device, int] = {}
     return tuple([first.setdefault(speed_facts(gpu), index) for index, gpu in enumerate(gpus)])
 
 

@@ -6,6 +6,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
 
+from msgspec import structs
+
 from willitrun_estimator import throughput
 from willitrun_estimator.compute.build import Build, build_of
 from willitrun_estimator.device import Device, Devices
@@ -59,14 +61,19 @@ class LlamaSetup:
         self.depth_tokens = request.depth_tokens or 0
         self.prompt_tokens = request.prompt_tokens or purpose.prompt_tokens
         self.concurrency = max(lens.concurrency, request.concurrency)
-        self._rates: dict[Placement, float | None] = {}
-        self._waits: dict[Placement, float | None] = {}
+        host = structs.replace(devices.host, ram_total_bytes=0, ram_available_bytes=0, cpu_name=None)
+        asked = request.engine, self.depth_tokens, self.prompt_tokens, self.concurrency
+        self._rates, self._waits = prepared.speeds((quant, settings, self.kinds, repr(host), asked))
 
     @cached_property
+    def kinds(self) -> tuple[Device, ...]:
+        """What decides how fast each GPU is."""
+        return tuple([speed_facts(gpu) for gpu in self.devices.gpus])
+
+    @property
     def alike(self) -> bool:
         """Whether the GPUs are equally fast."""
-        gpus = self.devices.gpus
-        return len(gpus) < 2 or len({speed_facts(gpu) for gpu in gpus}) == 1  # noqa: PLR2004
+        return len(set(self.kinds)) <= 1
 
     @cached_property
     def build(self) -> Build:
@@ -202,9 +209,9 @@ def gpu_budget(gpu: Device, request: Request, runtime_bytes: int) -> int:
     return gpu.memory_free_bytes - GROWTH_BYTES - (DISPLAY_BYTES if gpu.display_active else 0)
 
 
-def speed_facts(gpu: Device) -> tuple[object, ...]:
-    """Return what of a GPU decides how fast it is; GPUs with equal facts are one kind."""
-    return (
-        gpu.family, gpu.backend, gpu.bandwidth_bytes_per_s, gpu.flops_per_s, gpu.int8_ops_per_s, gpu.fp32_flops_per_s,
-        gpu.multiprocessors, gpu.link_bytes_per_s, gpu.unified,
+def speed_facts(gpu: Device) -> Device:
+    """Return a GPU without what does not decide how fast it is; GPUs with equal facts are one kind."""
+    return structs.replace(
+        gpu, name="", memory_total_bytes=0, memory_free_bytes=0, uuid=None, index=None, pci_address=None,
+        numa_node=None, display_active=False, sheet=None, peer_bytes_per_s=None, driver_version=None,
     )  # fmt: skip

@@ -6,6 +6,7 @@ asked for.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ class Sizes(NamedTuple):
         return (1, full, window, u, full * u, window * u, rows)
 
 
+@lru_cache(maxsize=1 << 16)
 def form(dims: tuple[Dim, ...], element_bytes: int = 4) -> Form:
     """Bytes of a contiguous tensor with these dimensions."""
     names = "".join(sorted(dim for dim in dims if isinstance(dim, str) and dim[0] != TAG))
