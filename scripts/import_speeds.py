@@ -237,7 +237,19 @@ OWN_SOURCE = (
 )
 
 
-def own_row(one: dict[str, object]) -> dict[str, str] | None:
+def own_readings(lines: list[dict[str, object]]) -> dict[tuple[object, object], float]:
+    """Return the memory bandwidth of every model's runs by threads: what was read right before and right after them."""
+    found = {}
+    for one in lines:
+        readings = [
+            value for name in ("read_gbs_before", "read_gbs_after") if isinstance(value := one.get(name), float)
+        ]
+        if readings:
+            found[one["model"], one["threads"]] = sum(readings) / len(readings)
+    return found
+
+
+def own_row(one: dict[str, object], readings: dict[tuple[object, object], float]) -> dict[str, str] | None:
     """Return the product's row of a llama-bench run on a CPU (a JSON object a line), None for other lines."""
     if one.get("kind") != "bench":
         return None
@@ -258,7 +270,7 @@ def own_row(one: dict[str, object]) -> dict[str, str] | None:
         "slots": "1",
         "host": "AMD EPYC, 2 cores",
         "threads": threads,
-        "bandwidth_gbs": "58.15" if threads == "2" else "30.47",
+        "bandwidth_gbs": f"{readings[one['model'], one['threads']]:.4g}",
         "basis": "measured",
         "flags": "avx2 avx512f avx512_vnni",
         "test": test[1],
@@ -316,7 +328,8 @@ def main() -> None:
                 continue
             rows.append(row)
     if options.own:
-        rows += [row for line in options.own.read_text().splitlines() if (row := own_row(json.loads(line)))]
+        runs = [json.loads(line) for line in options.own.read_text().splitlines()]
+        rows += [row for one in runs if (row := own_row(one, own_readings(runs)))]
     sources = sorted({row["source"] for row in rows})
     for row in rows:
         row["source"] = str(sources.index(row["source"]))

@@ -10,9 +10,12 @@ from msgspec import structs
 from willitrun_catalog import shipped
 from willitrun_estimator.calibration import Corrections, Run, prediction_of
 from willitrun_estimator.plan import Plan
+from willitrun_estimator.tensors import tensors
 from willitrun_here import calibrate as store
-from willitrun_here.calibrate_engine import Kernels
+from willitrun_here import made_up
+from willitrun_here.calibrate_engine import NARROW, Kernels
 from willitrun_here.cli.calibrate import calibrate, lines_of
+from willitrun_here.errors import UnreadableError
 from willitrun_probe.machine import Cpu, Disk, Gpu, Machine, Memory, ProductRate
 
 MACHINE = Machine(
@@ -242,3 +245,56 @@ def test_the_command_measures_shows_and_forgets(monkeypatch, tmp_path):
     assert "GB/s" in run(calibrate, []).output
     assert "are gone" in run(calibrate, ["--remove"]).output
     assert "no corrections" in run(calibrate, ["--remove"]).output
+
+
+@pytest.fixture
+def engine(tmp_path):
+    """A llama-bench that answers at once, and a model to give it."""
+    spec = NARROW.spec(2)
+    listed = [(one.name, one.shape, "F32" if len(one.shape) == 1 else "Q8_0") for one in tensors(spec)]
+    model = made_up.write(tmp_path / "tiny.gguf", made_up.metadata_of(spec), listed)
+    program = tmp_path / "llama-bench"
+    program.write_text("""#!/bin/sh\necho '[{"n_gen": 0, "avg_ts": 900.0}, {"n_gen": 32, "avg_ts": 90.0}]'""")
+    program.chmod(0o755)
+    return str(program), model
+
+
+def test_an_engine_run_is_kept_beside_its_prediction(engine, tmp_path):
+    program, model = engine
+    machine = structs.replace(MACHINE, memory=Memory(total_bytes=2**34, available_bytes=2**33))
+    runs = store.run_engine(machine, model, program=program, now="now", folder=tmp_path)
+    assert [(run.test, run.measured_tokens_per_s, run.quant) for run in runs] == [
+        ("decode", 90.0, "Q8_0"),
+        ("prefill", 900.0, "Q8_0"),
+    ]
+    assert store.read(machine.shape_hash, tmp_path).runs == runs
+    nothing = structs.replace(machine, memory=Memory(total_bytes=0, available_bytes=0))
+    assert store.run_engine(nothing, model, program=str(tmp_path / "absent"), now="now", folder=tmp_path) == ()
+
+
+def test_the_command_runs_a_model_of_ones_own(engine, monkeypatch, tmp_path):
+    program, model = engine
+    machine = structs.replace(MACHINE, memory=Memory(total_bytes=2**34, available_bytes=2**33), disks=())
+    monkeypatch.setenv("WILLITRUN_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(store, "WINDOW_S", 0.1)
+    monkeypatch.setattr(store, "cpu_seconds", lambda: None)
+    monkeypatch.setattr(store, "measured_products", lambda *_, **__: Kernels())
+    monkeypatch.setattr("willitrun_probe.collect.here", lambda timeout_s: machine)
+    monkeypatch.setattr("willitrun_here.cli.calibrate.llama_bench", lambda: program)
+    run = CliRunner().invoke
+    assert "90.0 tok/s" in run(calibrate, ["--model", str(model)]).output
+    assert '"measured_tokens_per_s":90.0' in run(calibrate, ["--show", "--json"]).stdout.replace(" ", "")
+    monkeypatch.setattr("willitrun_here.cli.calibrate.llama_bench", lambda: None)
+    refused = run(calibrate, ["--model", str(model)])
+    assert isinstance(refused.exception, UnreadableError)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("WILLITRUN_STATE", str(tmp_path / "file"))
+    assert isinstance(run(calibrate, []).exception, UnreadableError)
+
+
+def test_a_silent_engine_is_said(engine, monkeypatch, tmp_path):
+    monkeypatch.setattr("willitrun_here.calibrate_engine.measure_products", lambda *_, **__: Kernels(block_s=1.0))
+    said = []
+    found = store.measured_products(MACHINE, engine[0], 2, say=said.append, folder=tmp_path)
+    assert found == Kernels(block_s=1.0)
+    assert said[-1] == "  it measured nothing"
