@@ -45,6 +45,7 @@ def vllm_answer(question: Question, planned: VllmPlan, model: ModelFacts, machin
     """Put the answer together from a vLLM plan."""
     plan, speed, serving = planned.plan, planned.speed, planned.serving
     points, parts = (0.0, ()) if plan is None else scored(question, plan, speed, serving)
+    options = checkpoint_options(question, None if plan is None else plan.quant)
     return Answer(
         model=model,
         machine=machine,
@@ -56,14 +57,24 @@ def vllm_answer(question: Question, planned: VllmPlan, model: ModelFacts, machin
         score=round(points),
         grade=grade(points),
         tags=None if plan is None else explain.tags(plan, question.devices, planned.fit.status, speed),
-        quants=checkpoint_options(question, None if plan is None else plan.quant),
+        quants=options,
         workloads=(),
         limits=planned.limits,
-        improvements=smaller_checkpoints(question, planned),
+        improvements=smaller_checkpoints(question, planned) if plan is not None else fitting(question, options),
         score_parts=parts,
         request=question.request,
         findings=(*question.spec.findings, *planned.findings),
     )
+
+
+def fitting(question: Question, options: tuple[QuantOption, ...]) -> tuple[Improvement, ...]:
+    """Where nothing fits by itself, name the best checkpoint that would; something for nothing counts its score."""
+    if not options or question.request.quant is not None:
+        return ()
+    best = max(options, key=lambda one: one.score)
+    repository = ready_made(question.spec, format_of(best.quant)) or "it needs a repository of its own"
+    message = f"{best.quant} fits: --quant {best.quant} ({repository})"
+    return (Improvement(code="smaller-checkpoint", message=message, gain=best.score / 100),)
 
 
 def smaller_checkpoints(question: Question, planned: VllmPlan) -> tuple[Improvement, ...]:

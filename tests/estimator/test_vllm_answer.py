@@ -110,6 +110,14 @@ def test_vllm_is_offered_by_its_gain_or_not_at_all():
     assert "inside the spread" in vllm_answer.better_engine(one, near, lambda value: value)[1].reason
 
 
+def test_where_nothing_fits_the_checkpoint_that_would_is_named():
+    (offered,) = answered("gemma-3-27b", "RTX 3090, 64 GiB RAM", engine="vllm").improvements
+    assert offered.code == "smaller-checkpoint"
+    assert "--quant" in offered.message
+    assert "a repository of its own" in offered.message
+    assert answered("gemma-3-27b", "RTX 3090, 64 GiB RAM", engine="vllm", quant="bf16").improvements == ()
+
+
 def test_a_gain_inside_the_spread_is_not_offered():
     one = question("RTX 4090, 64 GiB RAM", "qwen3-14b")
     planned = vllm_answer.comparable(one)
