@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -20,6 +21,20 @@ STOP_S = 10.0
 MOST_LINES = 4000
 PROMPT_WORDS = 192
 OUTPUT_TOKENS = 48
+PR_SET_PDEATHSIG = 1
+
+
+def ended_with_parent() -> Callable[[], object] | None:
+    """Return what makes a child end when we are killed outright, as by the kernel for lack of memory; Linux alone.
+
+    The C library is opened before the fork, so that nothing is left to import after it (prctl(2), PR_SET_PDEATHSIG).
+    """
+    if sys.platform != "linux":
+        return None
+    import ctypes  # noqa: PLC0415 - only where an engine is started
+
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 class Probe(Struct, frozen=True, kw_only=True):
@@ -51,6 +66,7 @@ class Server:
             text=True,
             errors="replace",
             start_new_session=True,
+            preexec_fn=ended_with_parent(),  # noqa: PLW1509 - one system call between fork and exec
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

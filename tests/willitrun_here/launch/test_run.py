@@ -379,6 +379,25 @@ def test_a_signal_while_loading_leaves_nothing(program, started, tmp_path, numbe
         time.sleep(0.05)
 
 
+def test_an_engine_does_not_outlive_us_when_we_are_killed(program, started, tmp_path):
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "willitrun_here", "launch", "llama-3.2-1b", "--exec", "--quant", "Q4_K_M",
+         "--context", "2048", "--backend", "cpu", "--engine", "llama.cpp", "--port", str(free_port())],
+        env={**os.environ, "WILLITRUN_LLAMA_SERVER": str(program), "HOME": str(tmp_path), "FAKE_ENGINE": ""},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert serving.stderr is not None
+    while "serving on" not in serving.stderr.readline():
+        assert serving.poll() is None
+    ((pid, _),) = started()
+    assert running(pid)
+    serving.kill()
+    serving.communicate(timeout=30)
+    until = time.monotonic() + 10
+    while running(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
 def test_replanning_for_less_memory_finds_another_plan_or_none():
     spec = on_words().spec
     plan, _ = run.replan_here(open_machine("RTX 3090 (3 GiB free), 64 GiB RAM"), ASKED, spec)
