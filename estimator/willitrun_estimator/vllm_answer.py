@@ -148,7 +148,9 @@ def checkpoint_options(question: Question, chosen: str | None) -> tuple[QuantOpt
 
 
 def checkpoint_option(question: Question, name: str, *, best: bool) -> QuantOption | None:
-    """Return one format's row, None where the GPUs or the model cannot use it."""
+    """Return one format's row, None where the GPUs or the model cannot use it; MXFP4 only as the model's own format."""
+    if format_of(name).pads_experts and question.spec.native_type != "mxfp4":
+        return None
     request = structs.replace(question.request, engine="vllm", quant=name, gpu_layers=None, cpu_moe_layers=None)
     if request.kv_type not in (None, "f16", "bf16", "fp8"):
         request = structs.replace(request, kv_type=None)
@@ -156,14 +158,14 @@ def checkpoint_option(question: Question, name: str, *, best: bool) -> QuantOpti
     plan = planned.plan
     if plan is None:
         return None
-    weights, lost = question.weights(name), question.quality(name)
+    lost, params = question.quality(name), question.weights(name).params + question.spec.non_text_params
     points, _ = scored(question, plan, planned.speed, planned.serving)
     decode = None if planned.speed is None else planned.speed.decode_tokens_per_s
     wait = None if planned.speed is None or planned.speed.ttft_s is None else planned.speed.ttft_s.expected
     return QuantOption(
         quant=name,
-        bits_per_weight=weights.bits_per_weight,
-        file_bytes=weights.file_bytes,
+        bits_per_weight=8 * plan.file_bytes / params,
+        file_bytes=plan.file_bytes,
         memory_bytes=plan.memory_bytes,
         quality=Quality(level=lost.level, kl_divergence=lost.kl_divergence, basis=lost.basis),
         status=planned.fit.status,

@@ -41,6 +41,22 @@ def test_the_whole_answer():
     assert sizes["AWQ"] < sizes["FP8"] < sizes["BF16"]
 
 
+@pytest.mark.parametrize(
+    ("model", "bits"),
+    [
+        ("llama-3.1-8b", {"BF16": 16.0, "FP8": 9.05, "AWQ": 5.71}),
+        ("gpt-oss-20b", {"BF16": 16.0, "MXFP4": 5.61}),
+        ("gemma-3-12b", {"BF16": 16.0}),
+        ("qwen3-30b-a3b", {"BF16": 16.0}),
+    ],
+)
+def test_bits_are_those_of_what_is_loaded(model, bits):
+    rows = {row.quant: row for row in answered(model, H100, engine="vllm").quants}
+    for quant, expected in bits.items():
+        assert rows[quant].bits_per_weight == pytest.approx(expected, rel=0.02)
+    assert ("MXFP4" in rows) is (model == "gpt-oss-20b"), "no other model here was published in MXFP4"
+
+
 def test_what_cannot_start_has_no_plan_and_no_points():
     found = answered("llama-3.1-405b", "RTX 3060 12GB, 16 GiB RAM", engine="vllm")
     assert (found.plan, found.score, found.grade, found.tags) == (None, 0, "F", None)
