@@ -109,3 +109,23 @@ def test_auto_means_leaving_it_out():
 def test_machines_as_objects():
     found = answer(machine={"gpus": [{"name": "RTX 3090", "count": 2}], "ram_bytes": 64 * 2**30})
     assert len(found["machine"]["gpus"]) == 2
+
+
+def test_equal_questions_are_answered_once_and_keep_their_ids(monkeypatch):
+    monkeypatch.setattr(batch, "ANSWERS", batch.Answers(1 << 20))
+    calls = []
+    real = batch.answered
+    monkeypatch.setattr(batch, "answered", lambda asked: calls.append(1) or real(asked))
+    first, second = answer(id='a"id":null'), answer(id=2)
+    assert len(calls) == 1
+    assert first["id"] == 'a"id":null'
+    assert second == first | {"id": 2}
+
+
+def test_answers_kept_are_bounded_by_their_bytes():
+    kept = batch.Answers(9000)
+    asked = [json.dumps({**LINE, "context": 1024 * n}).encode() for n in range(1, 9)]
+    for one in asked:
+        assert kept.get(one) == kept.get(one)
+        assert kept.left_bytes >= 0
+    assert 0 < 9000 - kept.left_bytes <= 9000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from itertools import islice
 
 from msgspec import structs
@@ -10,20 +11,25 @@ from msgspec import structs
 from willitrun_catalog import shipped
 from willitrun_catalog.find import find_model
 from willitrun_catalog.model import ModelSpec
-from willitrun_estimator.answer import Section, answer, ranked_answer
+from willitrun_estimator.answer import Section, answer_on, ranked_answer
 from willitrun_estimator.hardware import devices
 from willitrun_estimator.plan import Answer
+from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
 from willitrun_here import __version__
 from willitrun_here.ask import all_commands, sheet_of
 from willitrun_probe.machine import Machine
 
+MOST_PREPARED = 8
+"""Models whose sums are kept."""
 SECTIONS: frozenset[Section] = frozenset({"plan", "speed", "score"})
 
 
 def plan(machine: Machine, spec: ModelSpec, request: Request) -> Answer:
     """Answer one question by the whole search, with the command of the winning plan for the newest engine known."""
-    return _with_command(answer(machine, spec, request, sheet_of, sections=SECTIONS), machine, spec)
+    plan_on = devices(machine, request, sheet_of)
+    found = answer_on(plan_on, spec, request, sections=SECTIONS, prepared=prepared_of(spec))
+    return _with_command(found, machine, spec)
 
 
 def screen(machine: Machine, spec: ModelSpec, request: Request) -> Answer:
@@ -31,8 +37,22 @@ def screen(machine: Machine, spec: ModelSpec, request: Request) -> Answer:
 
     Both agree on whether a model runs; where this finds nothing, the whole search says what is missing.
     """
-    found = ranked_answer(devices(machine, request, sheet_of), spec, request, floor=0.0)
+    plan_on = devices(machine, request, sheet_of)
+    found = ranked_answer(plan_on, spec, request, floor=0.0, prepared=prepared_of(spec))
     return plan(machine, spec, request) if found is None else _with_command(found, machine, spec)
+
+
+_PREPARED: OrderedDict[int, Prepared] = OrderedDict()
+
+
+def prepared_of(spec: ModelSpec) -> Prepared:
+    """Return the sums of a model: one question asks about it on many shapes of machines."""
+    known = _PREPARED.get(id(spec))
+    if known is None or known.spec is not spec:
+        known = _PREPARED[id(spec)] = Prepared(spec)
+        while len(_PREPARED) > MOST_PREPARED:
+            _PREPARED.popitem(last=False)
+    return known
 
 
 def _with_command(result: Answer, machine: Machine, spec: ModelSpec) -> Answer:
