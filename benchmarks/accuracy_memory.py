@@ -163,6 +163,12 @@ class Load(Struct, frozen=True, kw_only=True):
     measured: float
 
 
+def even_split(units: int, gpus: int) -> tuple[int, ...]:
+    """Share units over equal GPUs as `llama_model::load_tensors` does: unit i goes where i / units falls."""
+    places = [index * gpus // units for index in range(units)]
+    return tuple(places.count(gpu) for gpu in range(gpus))
+
+
 def read_loads(path: Path = LOADS) -> Iterator[Load]:
     """Hold logged loads of real GPUs against the prediction for their build and backend."""
     with path.open(encoding="utf-8", newline="") as file:
@@ -185,8 +191,7 @@ def read_loads(path: Path = LOADS) -> Iterator[Load]:
                 kv_unified=row["kv_unified"] == "1",
             )
             units = int(row["gpu_layers"]) if row["gpu_layers"] else len(spec.layers) + 1
-            first = -(-units // gpus)
-            placement = Placement(gpu_layers=units, split=(first, *([units - first] if gpus > 1 else [])))
+            placement = Placement(gpu_layers=units, split=even_split(units, gpus))
             build = build_of(int(row["build"]) if row["build"] else None)
             use = MemoryModel(weights, planned, settings, build).uses(placement, settings.context_tokens)[0]
             cached = use.kv_cache_bytes + use.recurrent_bytes

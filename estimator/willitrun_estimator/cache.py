@@ -172,7 +172,7 @@ def layer_row_bytes(spec: ModelSpec, layer: Layer, settings: Settings) -> int:
 
 
 def next_token_row_bytes(spec: ModelSpec, settings: Settings) -> int:
-    """Bytes of one cell of what the cache holds for blocks that predict further tokens; they count with the last one."""
+    """Bytes of one cell of what the cache holds for next-token blocks; they count with the last block."""
     if spec.architecture not in NEXT_TOKEN_CACHED:
         return 0
     rows = (layer_row_bytes(spec, layer, settings) for layer in spec.layers)

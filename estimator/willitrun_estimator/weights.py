@@ -166,16 +166,9 @@ def _profile(spec: ModelSpec, quant: str, size: Sizer) -> WeightProfile:
     layers = tuple([weighed[number] for number in model.order[:loaded]])
     if first and layers:
         layers = (structs.replace(layers[0], resident_bytes=layers[0].resident_bytes + first), *layers[1:])
-    kept = 0
-    for number in model.order[loaded:] if spec.architecture in NEXT_TOKEN_KEPT else ():
-        for item, place in model.groups[number].pieces:
-            if item.name.startswith(NEXT_TOKEN_KEPT[spec.architecture]) and item.name != "ffn_norm.weight":
-                amount = size(item, place)[1]
-                kept += amount
-                if item.name == "nextn.embed_tokens.weight":
-                    host += amount
-                else:
-                    output += amount
+    kept_host, kept_output = _kept(spec, model, loaded, size)
+    host += kept_host
+    output += kept_output
     elements = [model.kinds[group.kind].elements for group in model.groups]
     block_elements = sum([elements[number] for number in model.order[:loaded]])
     all_elements = sum(map(operator.mul, elements, model.counts)) + beyond_elements
@@ -197,7 +190,8 @@ def _profile(spec: ModelSpec, quant: str, size: Sizer) -> WeightProfile:
         unloaded_bytes=sum(
             [weighed[number].resident_bytes + weighed[number].expert_bytes for number in model.order[loaded:]],
         )
-        - kept,
+        - kept_host
+        - kept_output,
         file_bytes=_real_size(spec, quant) or total + metadata_bytes(spec, _tensor_count(model)),
         params=params,
         active_params=params - expert_elements + expert_elements * used // experts,
@@ -205,6 +199,19 @@ def _profile(spec: ModelSpec, quant: str, size: Sizer) -> WeightProfile:
         matmul_type=max(matrices, key=matrices.__getitem__, default="F32"),
         type_bytes=tuple(sorted(types.items(), key=lambda entry: -entry[1])),
     )
+
+
+def _kept(spec: ModelSpec, model: Grouped, loaded: int, size: Sizer) -> tuple[int, int]:
+    """Weigh what is loaded of next-token blocks in any case: on the host, and with the head."""
+    host = output = 0
+    names = NEXT_TOKEN_KEPT.get(spec.architecture)
+    for number in model.order[loaded:] if names else ():
+        for item, place in model.groups[number].pieces:
+            if item.name == "nextn.embed_tokens.weight":
+                host += size(item, place)[1]
+            elif item.name.startswith(names or ()) and item.name != "ffn_norm.weight":
+                output += size(item, place)[1]
+    return host, output
 
 
 def _real_size(spec: ModelSpec, quant: str) -> int | None:

@@ -16,8 +16,8 @@ from willitrun_estimator.compute.allocator import Arena
 from willitrun_estimator.compute.build import CURRENT, build_of
 from willitrun_estimator.compute.form import CELLS, Sizes, U, evaluate, form, plus
 from willitrun_estimator.compute.graph import Graph
+from willitrun_estimator.compute.kernels import has_flash_kernel
 from willitrun_estimator.compute.schedule import Schedule
-from willitrun_estimator.compute.sequence import representative
 from willitrun_estimator.device import Backend, Device, Devices, Host
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.weights import weight_profile
@@ -180,13 +180,81 @@ def test_held_blocks_never_overlap(steps: list[tuple[int, int]]) -> None:
     assert sum(arena.lengths) + 0 == Arena().lengths[0]
 
 
-def test_long_runs_and_periods_are_shortened() -> None:
-    assert representative("a" * 80) == (0, 1, 2, 3, 4) or len(representative("a" * 80)) < 8
-    kept = representative("aaab" * 12)
-    assert kept[0] == 0
-    assert kept[-1] == 47
-    assert len(kept) < 24
-    assert representative("abc") == (0, 1, 2)
+def test_an_empty_tensor_keeps_its_place_beyond_the_open_end() -> None:
+    arena = Arena()
+    first = arena.take(64)
+    empty = arena.take(0)
+    arena.give(first, 64)
+    arena.give(empty, 0)
+    assert arena.take(64) == 0
+    assert arena.peak == 64
+
+
+@pytest.mark.parametrize(
+    ("backend", "key_dim", "value_dim", "queries", "known"),
+    [
+        ("cuda", 128, 128, 1, True),
+        ("cuda", 160, 160, 4, False),
+        ("cuda", 192, 128, 8, True),
+        ("cuda", 192, 128, 4, False),
+        ("cuda", 576, 512, 16, True),
+        ("rocm", 128, 64, 1, False),
+        ("vulkan", 160, 160, 1, True),
+        ("vulkan", 100, 100, 1, False),
+        ("metal", 160, 160, 1, False),
+        ("metal", 192, 128, 1, True),
+    ],
+)
+def test_heads_that_flash_attention_has_kernels_for(
+    backend: str, key_dim: int, value_dim: int, queries: int, known: bool
+) -> None:
+    assert has_flash_kernel(backend, key_dim, value_dim, queries) is known
+
+
+def test_metal_computes_attention_of_unequal_caches_on_the_host() -> None:
+    assert not has_flash_kernel("metal", 128, 128, 1, "q8_0", "f16")
+
+
+def test_attention_without_a_kernel_needs_its_inputs_on_the_host() -> None:
+    gpu, host = compute("stablelm-2-12b-chat", "Q4_K_M", 4096, gpu_layers=20)
+    assert gpu == pytest.approx(121.99, abs=0.01)
+    assert host == pytest.approx(54.01, abs=0.01)
+
+
+def test_metal_has_room_for_the_cache_in_f16() -> None:
+    new = compute("qwen3.5-27b", "Q4_K_M", 262144, backend="metal")[0]
+    old = compute("qwen3.5-27b", "Q4_K_M", 262144, backend="metal", build=9222)[0]
+    assert new == pytest.approx(1377.52, rel=0.01)
+    assert old < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "gpu", "host"),
+    [
+        # Planned by llama.cpp itself (tests/truth/llamacpp_memory.md)
+        ("gemma-3n-e2b-it", {}, 104.02, 28.02),
+        ("gemma-4-e2b-it", {}, 118.52, 28.52),
+        ("nemotron-3-super-120b-a12b", {}, 195.51, 20.01),
+        ("llama-4-scout-17b-16e-instruct", {}, 96.02, 28.02),
+        ("hunyuan-7b-instruct", {"gpu_layers": 16}, 124.5, 20.01),
+        ("falcon-40b-instruct", {}, 116.01, 36.01),
+        ("lfm2-350m", {}, 35.02, 8.01),
+    ],
+)
+def test_graphs_of_their_own(name: str, options: dict[str, object], gpu: float, host: float) -> None:
+    found = compute(name, "Q4_K_M", 4096, **options)  # type: ignore[arg-type]
+    assert found[0] == pytest.approx(gpu, abs=0.01)
+    assert found[1] == pytest.approx(host, abs=0.01)
+
+
+def test_architectures_that_are_not_replayed_in_full_keep_a_reserve() -> None:
+    spec = model("minimax-m3")
+    known = ComputeModel(weight_profile(spec, "Q4_K_M"), machine(2), Settings(context_tokens=4096))
+    alone = known.bytes(Placement(gpu_layers=61, split=(61, 0)), 4096)
+    both = known.bytes(Placement(gpu_layers=61, split=(31, 30)), 4096)
+    assert min(both[:2]) > alone[0] - (64 << 20) + 4 * 128 * 512 * 4096 // 2
+    kept = compute("kimi-k3", "Q4_K_M", 4096)
+    assert kept[0] > 4 * 450_000 * 512 / MIB
 
 
 def test_unsupported_operations_fall_back_to_the_host() -> None:

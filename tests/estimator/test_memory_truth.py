@@ -11,8 +11,10 @@ from types import ModuleType
 import pytest
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "accuracy_memory.py"
-LOOSE = frozenset({"falcon-h1", "gemma3n", "gemma4"})
-"""Architectures whose compute buffers are known to be less than exact (estimator/README.md names the reasons)."""
+LOOSE = frozenset({"deepseek4", "glm5-next", "kimi-k3", "minimax-01", "minimax-m3"})
+"""Architectures whose graphs are reserved for, not replayed in full (estimator/README.md)."""
+LARGER_CACHE = frozenset({"deepseek4", "glm5-next"})
+"""Of these the cache is counted as if it were not compressed."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def check(accuracy: ModuleType, step: int) -> None:
     cases = list(accuracy.read_cases())[::step]
     found = list(accuracy.differences(cases))
     caches = [one for one in found if one.term == "cache"]
-    assert all(one.predicted == one.measured for one in caches)
+    assert all(one.predicted == one.measured for one in caches if one.architecture not in LARGER_CACHE)
     compute = [one for one in found if one.term == "compute" and one.device == "GPU"]
     errors = sorted(abs(one.relative) for one in compute)
     assert statistics.median(errors) <= 0.001

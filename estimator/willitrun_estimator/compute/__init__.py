@@ -1,4 +1,4 @@
-"""Compute buffers of llama.cpp: its graph allocator, replayed on graphs of representative blocks."""
+"""Compute buffers of llama.cpp: its graph allocator, replayed on the model's graph."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from willitrun_catalog.model import Attention, Mla
 from willitrun_estimator import cache
-from willitrun_estimator.compute.form import CELLS, WINDOW, ZERO, Dim, U, form, plus
+from willitrun_estimator.compute.form import CELLS, WINDOW, ZERO, Dim, Form, U, form, plus
 from willitrun_estimator.compute.graph import Node
 from willitrun_estimator.compute.kernels import has_flash_kernel
 
@@ -147,7 +147,7 @@ def attention(  # noqa: C901, PLR0912, PLR0915
             contiguous=False,
             gap_bytes=gap_v,
         )
-        scratch = ZERO
+        scratch = metal_scratch(b, mixer, cells) if b.backend == "metal" else ZERO
         if b.copies_cache and b.settings.kv_type_k != "f16":
             scratch = plus(scratch, form((cells, keys * streams), 2))
         if b.copies_cache and b.settings.kv_type_v != "f16":
@@ -190,6 +190,20 @@ def attention(  # noqa: C901, PLR0912, PLR0915
         return gated(b.rotated(mixed, mixed.dims, "v" + cells, 64) if rotate_v else mixed)
 
     return finish_slow
+
+
+def metal_scratch(b: Builder, mixer: Attention, cells: str) -> Form:
+    """Sum what Metal keeps behind attention's result, whatever the kernel.
+
+    `ggml_metal_op_flash_attn_ext_extra_pad`, `_blk`, `_tmp` and `_kv_f16` (ggml-metal-ops.cpp): a padded chunk of 64
+    cells, a byte per block of 8 tokens and 64 cells, 32 partial results of up to 32 tokens, and both caches in f16.
+    """
+    rows = mixer.kv_heads * (mixer.key_dim + mixer.value_dim)
+    padded = form((64 * rows * mixer.kv_heads,), 2)
+    partial = form((32 * 32 * mixer.heads * (mixer.value_dim + 2),))
+    blocks = form((cells, max(1, b.settings.ubatch // 512)), 1)
+    held = plus(padded, form((U, 64), 2), partial, blocks)
+    return plus(held, form((cells, rows * b.streams), 2)) if b.rules.metal_copies else held
 
 
 def latent_attention(  # noqa: PLR0915

@@ -1,4 +1,4 @@
-"""Builds the graph of a few representative blocks the way llama.cpp builds it for the whole model."""
+"""Builds the graph of a model the way llama.cpp builds it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Builder:
         self.host = host
         self.rules = build
         self.backend = backend
-        self.copies_cache = build.reserved_scratch and backend != "vulkan"
+        self.copies_cache = build.reserved_scratch and backend not in {"metal", "vulkan"}
         """Whether flash attention's buffer has room for f16 copies of a quantized cache (Vulkan reads it in place)."""
         self._states: dict[bool, Node] = {}
         self._masks: dict[str, Node] = {}
@@ -258,7 +258,9 @@ class Builder:
             return feed_forward.dense(self, ffn, normed, homes)
         return feed_forward.experts(self, ffn, normed, homes)
 
-    def block(self, layer: Layer, source: Node, homes: Homes, *, last: bool) -> Node:
+    def block(  # noqa: C901
+        self, layer: Layer, source: Node, homes: Homes, *, last: bool
+    ) -> Node:
         """Add one block; in the last one only the rows with logits go through the feed-forward network."""
         if self.style.parallel and not (self.style.parallel == "stablelm" and self.has(homes, "ffn_norm")):
             return self.parallel_block(layer, source, homes, last=last)
@@ -337,7 +339,7 @@ class Builder:
         for device in sorted({homes.block for _, homes in layers} - {self.host}):
             self.graph.leaf("gate", (max(gates, default=0), U), device, kept=True)
 
-    def build(
+    def build(  # noqa: C901, PLR0912
         self,
         layers: tuple[tuple[Layer, Homes], ...],
         head: int,

@@ -38,7 +38,7 @@ def dense(b: Builder, ffn: Dense, normed: Node, homes: Homes, suffix: str = "") 
     return b.matmul("ffn_down" + suffix, homes, b.spec.hidden_size, hidden)
 
 
-def experts(  # noqa: C901, PLR0915
+def experts(  # noqa: C901, PLR0912, PLR0915
     b: Builder,
     ffn: Moe,
     normed: Node,

@@ -117,7 +117,7 @@ class Schedule:
         return -1
 
     def _supports(self, node: Node, device: int) -> bool:
-        """Tell whether a device can compute an operation: a GPU cannot on another one's weights (views are not seen)."""
+        """Tell whether a device can compute an operation: a GPU cannot with another one's weights."""
         if device == self.host:
             return True
         return node.gpu_supported and all(source.fixed in {None, self.host, device} for source in node.sources)
@@ -133,7 +133,7 @@ class Schedule:
         able = [device for device in range(self.host + 1) if self._supports(node, device)]
         return max(able, key=lambda device: (held[device], -device))
 
-    def _assign(self) -> None:  # noqa: C901
+    def _assign(self) -> None:  # noqa: C901, PLR0912
         host = self.host
         nodes = self.graph.nodes
         for node in self.graph.inputs:

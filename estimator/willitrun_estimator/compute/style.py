@@ -50,8 +50,9 @@ class Style(Struct, frozen=True, kw_only=True):
     reserve: tuple[int, int] = (0, 0)
     """Kept free on every used device where the graph is not replayed in full.
 
-    Floats per token of the micro-batch, and per such token and cell where several GPUs share the model: what the planner's plans of one model of the
-    architecture exceed the replay by at most, rounded up (rows in tests/truth/llamacpp_memory.csv).
+    Floats per token of the micro-batch, and per such token and cell where several GPUs share the model: what the
+    planner's plans of one model of the architecture exceed the replay by at most, rounded up
+    (tests/truth/llamacpp_memory.csv).
     """
     rope: Literal["all", "none", "windowed", "three-of-four"] = "all"
     """Which attention blocks rotate by position."""
