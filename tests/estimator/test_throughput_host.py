@@ -203,3 +203,5 @@ def test_a_cached_file_loads_without_the_disk():
     disk_s = weights.file_bytes / (2e9 * constants().host.disk)
     assert model.load_s(NOWHERE) - model.load_s(NOWHERE, cached=True) == pytest.approx(disk_s)
     assert model.load_s(NOWHERE, cached=True) > constants().host.start_s
+    plain = SpeedModel(weights, model.devices, structs.replace(SETTINGS, repack=False))
+    assert plain.load_s(NOWHERE, cached=True) == constants().host.start_s
