@@ -26,6 +26,7 @@ from willitrun_probe.machine import (
     Memory,
     NumaNode,
     Pcie,
+    ProductRate,
 )  # fmt: skip
 
 HostnamePolicy = Literal["clear", "hash", "off"]
@@ -40,8 +41,9 @@ GPU_FACTS = (
 )  # fmt: skip
 CPU_FACTS = (
     "name", "architecture", "sockets", "physical_cores", "logical_cpus", "performance_cores", "quota_cpus",
-    "usable_threads", "flags",
+    "usable_threads", "flags", "block_s", "side_s",
 )  # fmt: skip
+PRODUCT_FACTS = ("weight_type", "decode_bytes_per_s", "prefill_ops_per_s")
 MEMORY_FACTS = ("total_bytes", "limit_bytes", "bandwidth_bytes_per_s", "sources")
 PCIE_FACTS = ("width", "max_generation", "max_width", "bytes_per_s")
 DISK_FACTS = ("purpose", "filesystem", "total_bytes", "network", "rotational", "read_bytes_per_s")
@@ -70,6 +72,7 @@ def facts_of(machine: Machine, *, hostname: HostnamePolicy = "clear") -> Machine
         cpu=Cpu(
             **_kept(machine.cpu, CPU_FACTS),
             numa_nodes=tuple(NumaNode(**_kept(node, NODE_FACTS)) for node in machine.cpu.numa_nodes),
+            product_rates=tuple(ProductRate(**_kept(rate, PRODUCT_FACTS)) for rate in machine.cpu.product_rates),
         ),
         memory=Memory(**_kept(machine.memory, MEMORY_FACTS)),
         disks=tuple(Disk(path=disk.purpose, **_kept(disk, DISK_FACTS)) for disk in machine.disks),

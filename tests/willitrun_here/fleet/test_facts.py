@@ -19,22 +19,25 @@ from willitrun_probe.machine import (
     Memory,
     NumaNode,
     Pcie,
+    ProductRate,
     Source,
 )  # fmt: skip
 
 # Fields that are replaced, hashed, part of the state, or kept on the machine on purpose.
 TREATED = {
     Gpu: {"uuid", "parent_uuid", "pcie", "links", "memory_free_bytes", "throttle_reasons", "holders"},
-    Cpu: {"numa_nodes"},
+    Cpu: {"numa_nodes", "product_rates"},
     Memory: {"available_bytes", "huge_pages_free_bytes"},
     Pcie: {"generation"},
     Disk: {"path", "free_bytes"},
     Link: {"peer"},
     NumaNode: {"memory_free_bytes"},
+    ProductRate: set(),
 }
 LISTS = {
     Gpu: facts.GPU_FACTS, Cpu: facts.CPU_FACTS, Memory: facts.MEMORY_FACTS, Pcie: facts.PCIE_FACTS,
     Disk: facts.DISK_FACTS, Link: facts.LINK_FACTS, NumaNode: facts.NODE_FACTS,
+    ProductRate: facts.PRODUCT_FACTS,
 }  # fmt: skip
 
 
