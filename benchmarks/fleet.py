@@ -149,7 +149,11 @@ async def timed_get(port: int, path: str, token: str, times: int) -> list[float]
     return took
 
 
-def question_times(url: str) -> tuple[float, float, int]:
+MODELS = ("llama-3.1-8b", "qwen3-30b-a3b", "llama-3.3-70b")
+"""Asked for one after the other: one that fits everywhere, a mixture of experts, one that few shapes hold."""
+
+
+def question_times(url: str, model: str) -> tuple[float, float, int]:
     """Return the processor seconds of the model question as one process asks it first and again, without HTTP.
 
     Processor time, for nothing in it waits for anything but the disk, and other work on the machine only ever adds.
@@ -159,7 +163,7 @@ def question_times(url: str) -> tuple[float, float, int]:
     from willitrun_here.fleet.where import Questions  # noqa: PLC0415
 
     engine = open_database(url)
-    spec = planner.find_catalog_model("llama-3.1-8b")
+    spec = planner.find_catalog_model(model)
     questions = Questions(engine, planner.screen, planner.catalog_version())
     took = []
     computed = 0
@@ -205,7 +209,8 @@ def main() -> int:
         finally:
             server.terminate()
             server.wait(30)
-        cold_s, warm_s, computed = question_times(url)
+        asked_for = {model: question_times(url, model) for model in MODELS}
+        cold_s, warm_s, computed = (max(times[place] for times in asked_for.values()) for place in range(3))
     figures = {
         "changed_reports_per_s": len(took) / elapsed_s,
         "report_p99_s": took[int(len(took) * 0.99)],
@@ -219,7 +224,7 @@ def main() -> int:
         print(json.dumps({"figure": name, "value": round(value, 4), "bar": BARS[name], "kept": kept}))
     print(json.dumps({
         "agents": options.agents, "reports": len(took), "report_median_s": round(took[len(took) // 2], 4),
-        "plans_computed_cold": computed, "question_page_cold_s": round(asked[0], 3),
+        "plans_computed_cold": computed, "where_cold_s": {model: round(cold, 3) for model, (cold, _, _) in asked_for.items()}, "question_page_cold_s": round(asked[0], 3),
         "question_page_warm_s": round(sorted(asked[1:])[2], 3),
     }))  # fmt: skip
     missed = [

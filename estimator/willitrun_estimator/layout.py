@@ -156,14 +156,12 @@ class Layouts:
         count = len(self.budgets)
         split = [0] * count
         left = units
-        order = range(count - 1, -1, -1) if from_back else range(count)
-        for device in order:
-            if device == order[-1]:
-                split[device] = left
-                break
+        *others, final = range(count - 1, -1, -1) if from_back else range(count)
+        for device in others:
             take = self._take(device, units, left, moved, started=left < units, from_back=from_back)
             split[device] = take
             left -= take
+        split[final] = left
         return tuple(split) if self.fits(units, moved, split) else None
 
     def _take(self, device: int, units: int, left: int, moved: int, *, started: bool, from_back: bool) -> int:
@@ -250,8 +248,6 @@ class Layouts:
             return
         for share in (0, self.experts_end) if self.experts_end else (0,):
             most = self.most_units(share)
-            if most is None:
-                continue
             yield most, share
             if share:
                 least = self.least_share(most)
@@ -266,8 +262,6 @@ class Layouts:
         shares = {0, self.experts_end} if cpu_moe is None else {cpu_moe}
         for share in shares:
             most = self.most_units(share) if units is None else units
-            if most is None:
-                continue
             yield most, share
             if units is None:
                 yield self.fewest_units(share, most), share
@@ -279,11 +273,11 @@ class Layouts:
         if units is None and cpu_moe is None and self.experts_end and not self.feasible(self.units, 0):
             yield from self._border()
 
-    def most_units(self, cpu_moe: int) -> int | None:
-        """Return the most units the GPUs hold, None when not even none do."""
+    def most_units(self, cpu_moe: int) -> int:
+        """Return the most units the GPUs hold."""
         moved = min(cpu_moe, self.blocks)
         guess = self.stack.down_to(self.units, self._spans_room(moved), moved)
-        return largest(0, self.units, lambda n: self.feasible(n, moved), guess)
+        return largest(0, self.units, lambda n: self.feasible(n, moved), guess) or 0
 
     def _spans_room(self, moved: int) -> int:
         """Return about what all GPUs together have for spans when something stays in host memory."""

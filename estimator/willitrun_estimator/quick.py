@@ -138,10 +138,6 @@ class QuickMemory:
             first += count
         return (*used, stack.host_use(units, moved) + buffers.host + self.own[-1])
 
-    def forget(self) -> None:
-        """Drop what exact answers taught."""
-        self.own = (*self.runtime, 0)
-
     def correct(self, placement: Placement, context_tokens: int, exact: Sequence[int]) -> None:
         """Take the difference to the exact answer of one placement into all further ones."""
         quick = self.per_device_bytes(placement, context_tokens)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from willitrun_catalog.find import find_model
 from willitrun_catalog.model import Attention
+from willitrun_estimator.bounds import Extremes
+from willitrun_estimator.cache_sums import MOST_CONTEXTS, CacheSums
 from willitrun_estimator.footprint import MemoryModel
 from willitrun_estimator.hardware import devices
 from willitrun_estimator.layout import largest, smallest
@@ -108,3 +110,17 @@ def test_a_cache_type_that_the_rows_cannot_have_is_not_tried():
     assert Question(spec, plan_on, Request()).space.kv_types == ("f16", "q8_0")
     assert Question(odd, plan_on, Request()).space.kv_types == ("f16",)
     assert Question(odd, plan_on, Request(kv_type="q8_0")).space.kv_types == ("q8_0",), "what was asked for is tried"
+
+
+def test_sums_of_many_contexts_are_bounded_and_the_same_again():
+    spec = find_model("gemma-3-12b").spec
+    sums = CacheSums(spec, Settings(context_tokens=4096, kv_type_k="q8_0", kv_type_v="q8_0"))
+    sizes = range(256, 256 * (MOST_CONTEXTS + 5), 256)
+    first = [(sums.held(size)[-1], sums.kinds(size), sums.paddings(size)[-1]) for size in sizes]
+    assert first == [(sums.held(size)[-1], sums.kinds(size), sums.paddings(size)[-1]) for size in sizes]
+    assert [held for held, _, _ in first] == sorted(held for held, _, _ in first)
+
+
+def test_a_host_of_unknown_speed_leaves_nothing_to_bound():
+    assert Extremes(1.0, None, 2.0, None, 1.0).least(0, 0, 10) is None
+    assert Extremes(None, None, None, 3.0, None).least(5, 0, 10) == 3.0
