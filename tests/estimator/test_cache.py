@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from willitrun_catalog.model import Attention, Dense, Layer, Mla, ModelSpec, Moe, NoFfn, NoMixer, Recurrent
 from willitrun_catalog.shipped import model
 from willitrun_estimator import cache
+from willitrun_estimator.cache_sums import CacheSums
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.placement import Settings
 
@@ -170,3 +171,28 @@ def test_more_context_never_needs_a_smaller_cache(
             context_tokens=tokens + 256 * parallel, swa_full=True, parallel=parallel, kv_unified=unified, ubatch=ubatch
         ),
     )
+
+
+def test_blocks_without_attention_have_values_where_these_are_stored_transposed() -> None:
+    spec = model("llama-3.3-nemotron-super-49b-v1.5")
+    flash = cache.kv_bytes(spec, Settings(context_tokens=32768))
+    slow = cache.kv_bytes(spec, Settings(context_tokens=32768, flash_attention=False))
+    without = sum(not any(isinstance(m, Attention) for m in layer.mixers) for layer in spec.layers)
+    assert slow - flash == without * 1024 * 2 * 32768
+    assert slow == 8256 * 1024 * 1024
+
+
+def test_some_indexers_keep_values_too() -> None:
+    # "MiniMax-M3, 4096 cells: 594 MiB", planned by llama.cpp
+    assert cache.kv_bytes(model("minimax-m3"), Settings(context_tokens=4096)) == 594 * 1024 * 1024
+
+
+def test_caches_of_next_token_blocks_in_hybrid_models() -> None:
+    spec = model("nemotron-3-super-120b-a12b")
+    settings = Settings(context_tokens=4096)
+    assert cache.next_token_row_bytes(spec, settings) == 1024
+    assert cache.next_token_row_bytes(model("qwen3.5-0.8b"), settings) == 0
+    state = cache.state_bytes(spec, settings)
+    assert cache.kv_bytes(spec, settings) + state == pytest.approx(200.6875 * 1024 * 1024)
+    quantized = CacheSums(spec, Settings(context_tokens=4096, kv_type_k="q8_0", kv_type_v="q8_0"))
+    assert quantized.paddings(4096)[-1] > quantized.paddings(4096)[-2]

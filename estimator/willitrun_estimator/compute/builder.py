@@ -326,11 +326,11 @@ class Builder:
 
     def _reserve(self, layers: tuple[tuple[Layer, Homes], ...], head: int) -> None:
         """Keep room for what is not replayed of an architecture."""
-        row, cells = self.style.reserve
-        gpus = sorted(({homes.block for _, homes in layers} | {head}) - {self.host})
-        for device in gpus if row or cells else ():
-            self.graph.leaf("reserve", (row, U), device, kept=True)
-            if len(gpus) > 1:
+        states, cells = self.style.reserve
+        used = {homes.block for _, homes in layers} | {head}
+        for device in sorted(used - {self.host}) if states or cells else ():
+            self.graph.leaf("reserve", (states * self.spec.hidden_size, U), device, kept=True)
+            if len(used) > 1:
                 self.graph.leaf("reserve", (CELLS, U, cells), device, kept=True)
 
     def _gate_copies(self, layers: tuple[tuple[Layer, Homes], ...]) -> None:

@@ -23,8 +23,7 @@ MOST_PEAKS = 1024
 
 KEEP = "keep"
 """Marks a dependency that holds a source until it is copied and is no view of it."""
-TAKE, GIVE, SHRINK = 0, 1, 2
-"""`SHRINK` gives back what a result that is written over had behind it (`ggml_gallocr_free_extra_space`)."""
+TAKE, GIVE = 0, 1
 
 Step = tuple[int, int, int]
 """What to do, with which slot, and the index of a size."""
@@ -66,14 +65,8 @@ class Program:
             if action == TAKE:
                 size = sizes[index]
                 held[slot] = (take(size), size)
-            elif action == GIVE:
-                give(*held.pop(slot))
             else:
-                start, size = held[slot]
-                kept = sizes[index]
-                if size > kept:
-                    give(start + kept, size - kept)
-                    held[slot] = (start, kept)
+                give(*held.pop(slot))
         return arena.peak
 
 
@@ -157,8 +150,6 @@ class Schedule:
             for source in node.sources:
                 if source.device == -1:
                     source.device = node.device if source.fixed is None else source.fixed
-            if node.device == -1:
-                node.device = 0 if node.gpu_supported else host
             if node.gpu_extra is not ZERO and node.device != host:
                 node.size = plus(node.size, node.gpu_extra)
 
@@ -255,9 +246,6 @@ def _trace(  # noqa: C901
                     continue
                 if id(parent) in slots and not views.get(id(parent), 0):
                     slots[id(node)] = slots.pop(id(parent))
-                    if parent.gpu_extra is not ZERO and parent.size != node.size:
-                        place, slot = slots[id(node)]
-                        steps[place].append((SHRINK, slot, size_of(node, place)))
                     return
         slots[id(node)] = (device, count)
         steps[device].append((TAKE, count, size_of(node, device)))

@@ -50,8 +50,8 @@ class Style(Struct, frozen=True, kw_only=True):
     reserve: tuple[int, int] = (0, 0)
     """Kept free on every used device where the graph is not replayed in full.
 
-    Floats per token of the micro-batch, and per such token and cell where several GPUs share the model: what the
-    planner's plans of one model of the architecture exceed the replay by at most, rounded up
+    Hidden states per token of the micro-batch, and floats per such token and cell where several devices share the
+    model: what the planner's plans of one model of the architecture exceed the replay by at most, rounded up
     (tests/truth/llamacpp_memory.csv).
     """
     rope: Literal["all", "none", "windowed", "three-of-four"] = "all"
@@ -64,26 +64,26 @@ STYLES: dict[str, Style] = {
     "afmoe": Style(rope="windowed"),
     "cohere2": Style(parallel="cohere", layer_norm=True, rope="windowed"),
     "command-r": Style(parallel="cohere", layer_norm=True),
-    "deepseek4": Style(reserve=(150_000, 0)),
+    "deepseek4": Style(reserve=(37, 0)),
     "exaone4": Style(rope="windowed"),
     "falcon": Style(parallel="falcon"),
     "falcon-h1": Style(rows="residual"),
     "gemma3n": Style(rows="streams", value_norm=True),
     "gemma4": Style(rows="norm-end", value_norm=True, full_factors=True),
-    "glm5-next": Style(reserve=(180_000, 15)),
+    "glm5-next": Style(reserve=(44, 15)),
     "gpt-oss": Style(rows="block-end"),
     "granitehybrid": Style(rope="none"),
     "hunyuan-dense": Style(norm_after_rope=True),
     "hunyuan-moe": Style(norm_after_rope=True),
     "jamba": Style(plain_weights=True, residual_first=True, mixer_residual_first=True, rope="none"),
     "hy_v3": Style(rows="norm-end"),
-    "kimi-k3": Style(reserve=(450_000, 0)),
+    "kimi-k3": Style(reserve=(63, 0)),
     "kimi-linear": Style(rope="none"),
     "laguna": Style(head_gate=True),
     "lfm2": Style(residual_first=True, mixer_residual_first=True),
     "lfm2moe": Style(residual_first=True, mixer_residual_first=True),
     "llama4": Style(rope="windowed", weights_first=True, plain_weights=True, rotated_norm=True),
-    "minimax-01": Style(reserve=(780_000, 0)),
+    "minimax-01": Style(reserve=(127, 0)),
     "minimax-m3": Style(reserve=(0, 128)),
     "nemotron_h": Style(rows="norm-end", rope="none"),
     "nemotron_h_moe": Style(rows="norm-end", rope="none"),
