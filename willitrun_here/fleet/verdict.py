@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 from msgspec import Struct
@@ -176,7 +177,12 @@ def busy_level(row: Row, plans: Plans, totals: tuple[int | None, ...]) -> str | 
         if free is None or not total:
             return None
         digits.append(EIGHTHS if free >= total else free * EIGHTHS // total)
-    taken = sum(need.position is not None for need in idle.needs)
+    return level_of(tuple(digits), sum([need.position is not None for need in idle.needs]))
+
+
+@lru_cache(maxsize=1 << 14)
+def level_of(digits: tuple[int, ...], taken: int) -> str:
+    """Return the level of eighths that are free, host first: machines of a fleet share few of them."""
     freest = sorted(range(1, len(digits)), key=lambda place: -digits[place])[:taken]
     kept = [digits[place] if place in freest else 0 for place in range(1, len(digits))]
     return "".join(map(str, (min(digits[0], EIGHTHS // 2), *kept)))
