@@ -96,7 +96,10 @@ def observe(*, timeout_s: float, root: str | None = None, machine: str | None = 
     from willitrun_probe.collect import here  # noqa: PLC0415 - after the options are read
 
     if root is None:
-        return here(timeout_s=timeout_s)
+        from willitrun_here.calibrate import read, with_measurements  # noqa: PLC0415 - as said there
+
+        seen = here(timeout_s=timeout_s)
+        return with_measurements(seen, read(seen.shape_hash))
     if not os.path.isdir(root):  # noqa: PTH112 - pathlib is slow to import beside a probe
         raise UnreadableError(f"{root} is not a folder", "Name a folder that holds proc and sys.")
     return here(timeout_s=timeout_s, root=root)
