@@ -31,7 +31,7 @@ MIB = 1024**2
 LEAST_PER_S = 4_000.0
 MOST_GROWTH = 1.1
 """Memory is flat when the most lines need no more than a tenth above the fewest."""
-SEARCHED_LINES = 5_000
+SEARCHED_LINES = 1_000
 CONTEXTS = (4096, 8192, 16384, 32768, 65536)
 
 
