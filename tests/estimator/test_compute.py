@@ -336,3 +336,33 @@ def test_old_plans_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(planning._PLANNED) == 2
     again = ComputeModel(weight_profile(spec, "Q8_0"), machine(1), Settings(context_tokens=1024))
     assert again.bytes(Placement(gpu_layers=0, split=(0,)), 1024) == amounts[0]
+
+
+def test_values_are_padded_where_they_are_stored_transposed() -> None:
+    # gemma-4-12b on two GPUs without flash attention, planned by llama.cpp: narrower values take the widest row
+    spec = model("gemma-4-12b-it")
+    settings = Settings(context_tokens=16384, flash_attention=False)
+    known = ComputeModel(weight_profile(spec, "Q4_K_M"), machine(2), settings)
+    found = known.bytes(Placement(gpu_layers=49, split=(37, 12)), 16384)
+    assert [round(amount / MIB, 2) for amount in found] == [793.04, 823.04, 241.55]
+
+
+def test_states_of_several_slots_are_moved_one_by_one() -> None:
+    one = compute("mamba-codestral-7b-v0.1", "Q4_K_M", 4096, parallel=1)
+    four = compute("mamba-codestral-7b-v0.1", "Q4_K_M", 4096, parallel=4)
+    assert one[0] < four[0] < 1.5 * one[0]
+
+
+def test_an_operation_no_device_asks_for_goes_where_most_of_its_sources_are() -> None:
+    graph = Graph()
+    x = graph.input("x", (64, U))
+    odd = graph.add("odd", (64, U), x, graph.weight("first", 1), picks_device=False)
+    graph.add("other", (64, U), odd, graph.weight("second", 0), picks_device=False)
+    schedule = Schedule(graph, 3, offload=True, large={U: True}, pipeline=False, alignments=(128, 128, 32))
+    peaks = [program.peak(Sizes(8, 0, 0, 0).values()) for program in schedule.programs]
+    assert max(peaks) >= 64 * 8 * 4
+
+
+def test_blocks_without_an_indexer_of_their_own_take_the_last_choice() -> None:
+    gpu, _ = compute("glm-5.2", "Q4_K_M", 4096)
+    assert gpu > 4 * 2048 * 512 * 70 / MIB
