@@ -27,8 +27,20 @@ def decode(model: SpeedModel, placement: Placement, *, depth_tokens: float, shor
     )
 
 
-def prefill(model: SpeedModel, placement: Placement, *, prompt_tokens: int, depth_tokens: float) -> Interval | None:
-    """Return the rate at which a prompt is read."""
+def prefill(
+    model: SpeedModel, placement: Placement, *, prompt_tokens: int, depth_tokens: float, short_bytes: int = 0
+) -> Interval | None:
+    """Return the rate at which a prompt is read; with `short_bytes`, while that much is read from disk."""
+    if short_bytes:
+        bounds = model.paged_prefill_s(placement, short_bytes, prompt_tokens=prompt_tokens, depth_tokens=depth_tokens)
+        if bounds is None:
+            return None
+        around, (least, most) = prefill_spread(model, placement), bounds
+        return Interval(
+            expected=prompt_tokens * (least * most) ** -0.5,
+            low=prompt_tokens * min(1.0, around.low) / most,
+            high=prompt_tokens * max(1.0, around.high) / least,
+        )
     rate = model.prefill_rate(placement, prompt_tokens=prompt_tokens, depth_tokens=depth_tokens)
     if rate is None:
         return None
@@ -38,7 +50,7 @@ def prefill(model: SpeedModel, placement: Placement, *, prompt_tokens: int, dept
 def speed(model: SpeedModel, placement: Placement, *, prompt_tokens: int, depth_tokens: int, short_bytes: int) -> Speed:
     """Return every speed of a plan; None where a device's rates are unknown."""
     token = decode(model, placement, depth_tokens=depth_tokens, short_bytes=short_bytes)
-    prompt = prefill(model, placement, prompt_tokens=prompt_tokens, depth_tokens=depth_tokens)
+    prompt = prefill(model, placement, prompt_tokens=prompt_tokens, depth_tokens=depth_tokens, short_bytes=short_bytes)
     # An assumed disk is good enough to say how slow paging is, not to promise a loading time.
     seconds = None if model.devices.host.disk_basis == "assumed" else model.load_s(placement)
     load = None if seconds is None else interval(seconds, LOAD_SPREAD)

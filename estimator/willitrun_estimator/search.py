@@ -74,6 +74,10 @@ class Setup(Protocol):
         """Return the time to the first token for the workload's prompt, in seconds."""
         ...
 
+    def paged_ttft(self, placement: Placement, short_bytes: int, /) -> float | None:
+        """Return the time to the first token when `short_bytes` of the weights are read from disk, in seconds."""
+        ...
+
     def paged_rate(self, placement: Placement, short_bytes: int, /) -> float | None:
         """Return the decode rate when `short_bytes` of the weights are read from disk, tokens per second."""
         ...
@@ -254,7 +258,7 @@ def worked_out(
         if short and not paging:
             continue
         rate = one.paged_rate(placement, short) if short else one.rate(placement)
-        ttft_s = one.ttft(placement)
+        ttft_s = one.paged_ttft(placement, short) if short else one.ttft(placement)
         points = objective.judge(quality=combination.quality, rate=rate, ttft_s=ttft_s, context_tokens=context_tokens)
         found.append(
             Found(

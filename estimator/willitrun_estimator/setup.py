@@ -182,6 +182,12 @@ class LlamaSetup:
             )
         return self._waits[placement]
 
+    def paged_ttft(self, placement: Placement, short_bytes: int) -> float | None:
+        """Return the warm time to the first token when `short_bytes` of the weights are read from disk on the way."""
+        return self.speed.paged_ttft_s(
+            placement, short_bytes, prompt_tokens=self.prompt_tokens, depth_tokens=self.depth_tokens
+        )
+
     def paged_rate(self, placement: Placement, short_bytes: int) -> float | None:
         """Return the decode rate when `short_bytes` of the weights are read from disk again and again."""
         return self.speed.paged_decode_rate(placement, short_bytes=short_bytes, depth_tokens=self.depth_tokens)

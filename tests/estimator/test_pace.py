@@ -63,3 +63,13 @@ def test_what_is_read_from_disk_again_is_slower_than_what_is_not():
     paged = answered("deepseek-r1", FAST_DISK, quant="Q2_K").speed.decode_tokens_per_s
     held = answered("deepseek-r1", FAST_DISK | {"ram_bytes": 400 * GIB}, quant="Q2_K").speed.decode_tokens_per_s
     assert paged.expected < held.expected / 2
+
+
+def test_a_prompt_reads_what_is_missing_once_a_micro_batch():
+    paged = answered("deepseek-r1", FAST_DISK, quant="Q2_K", prompt_tokens=1024, ubatch=512).speed
+    longer = answered("deepseek-r1", FAST_DISK, quant="Q2_K", prompt_tokens=1025, ubatch=512).speed
+    held = answered("deepseek-r1", FAST_DISK | {"ram_bytes": 400 * GIB}, quant="Q2_K", prompt_tokens=1024).speed
+    assert paged.prefill_tokens_per_s.expected < held.prefill_tokens_per_s.expected / 2
+    assert paged.prefill_tokens_per_s.low < paged.prefill_tokens_per_s.expected < paged.prefill_tokens_per_s.high
+    assert longer.ttft_s.expected > paged.ttft_s.expected
+    assert paged.ttft_s.expected > 1024 / paged.prefill_tokens_per_s.expected

@@ -125,6 +125,9 @@ class MadeUp:
     def ttft(self, placement: Placement) -> float:
         return self.seconds(placement) * 2.5 / (self.ubatch / 512) ** 0.5
 
+    def paged_ttft(self, placement: Placement, short_bytes: int) -> float:
+        return self.ttft(placement) + short_bytes
+
     def paged_rate(self, placement: Placement, short_bytes: int) -> float:
         return 800.0 / (self.seconds(placement) + short_bytes)
 

@@ -11,6 +11,7 @@ once, and each block is a chain of small kernels (ggml/src/ggml-cuda/mmvq.cu).
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from willitrun_estimator.device import Devices
@@ -249,18 +250,45 @@ class SpeedModel:
         before it is needed again (a cyclic scan under LRU). Experts are drawn at random, so for them the share that
         fits is also the share that hits.
         """
-        token = self.decode_s(placement, depth_tokens)
+        token, read = self.decode_s(placement, depth_tokens), self.reread_s(placement, short_bytes, 1)
+        return None if token is None or read is None else (token + read[0], token + read[1])
+
+    def paged_prefill_s(
+        self, placement: Placement, short_bytes: int, *, prompt_tokens: int, depth_tokens: float = 0
+    ) -> tuple[float, float] | None:
+        """Return the least and the most seconds of a prompt while weights are read from disk, once a micro-batch."""
+        prompt = self.prefill_s(placement, prompt_tokens=prompt_tokens, depth_tokens=depth_tokens)
+        whole, rest = divmod(prompt_tokens, self.settings.ubatch)
+        each = self.reread_s(placement, short_bytes, self.settings.ubatch)
+        last = self.reread_s(placement, short_bytes, rest) if rest else (0.0, 0.0)
+        if prompt is None or each is None or last is None:
+            return None
+        return prompt + whole * each[0] + last[0], prompt + whole * each[1] + last[1]
+
+    def paged_ttft_s(
+        self, placement: Placement, short_bytes: int, *, prompt_tokens: int, depth_tokens: float = 0
+    ) -> float | None:
+        """Return the seconds to the first token while weights are read from disk: the geometric mean of the bounds."""
+        prompt = self.paged_prefill_s(placement, short_bytes, prompt_tokens=prompt_tokens, depth_tokens=depth_tokens)
+        token = self.paged_decode_s(placement, short_bytes, depth_tokens + prompt_tokens)
+        if prompt is None or token is None:
+            return None
+        return math.sqrt((prompt[0] + token[0]) * (prompt[1] + token[1]))
+
+    def reread_s(self, placement: Placement, short_bytes: int, tokens: int) -> tuple[float, float] | None:
+        """Return the least and the most seconds of disk reading for a batch; None without a disk rate."""
         disk = self.devices.host.disk_read_bytes_per_s
-        if token is None or not disk:
+        if not disk:
             return None
         spans, work = self.spans(placement), self.work
         experts_last = max(spans.expert_blocks, spans.host_blocks)
         dense = float(work.resident_bytes[spans.host_blocks])
         if spans.head_on_host:
             dense += self.weights.output_bytes
-        experts, active = float(work.expert_bytes[experts_last]), float(work.active_bytes[experts_last])
+        experts = float(work.expert_bytes[experts_last])
+        touched = work.touched_share(tokens) * experts
         missing = min(1.0, short_bytes / max(dense + experts, 1.0))
         rate = disk * self.constants.host.disk
-        best = missing * (dense + active) / rate
-        worst = (dense * (missing > 0) + missing * active) / rate
-        return token + best, token + max(best, worst)
+        best = missing * (dense + touched) / rate
+        worst = (dense * (missing > 0) + missing * touched) / rate
+        return best, max(best, worst)
