@@ -51,11 +51,15 @@ def path_of(shape_hash: str, folder: Path) -> Path:
 
 def read(shape_hash: str, folder: Path | None = None) -> Corrections | None:
     """Return the corrections of a machine shape; None without any or when the file cannot be understood."""
-    from willitrun_estimator.calibration import Corrections  # noqa: PLC0415 - most commands never ask
+    try:
+        data = path_of(shape_hash, folder or store_folder()).read_bytes()
+    except OSError:
+        return None
+    from willitrun_estimator.calibration import Corrections  # noqa: PLC0415 - most machines have none
 
     try:
-        found = msgspec.json.decode(path_of(shape_hash, folder or store_folder()).read_bytes(), type=Corrections)
-    except (OSError, msgspec.MsgspecError):
+        found = msgspec.json.decode(data, type=Corrections)
+    except msgspec.MsgspecError:
         return None
     return found if found.shape_hash == shape_hash else None
 
