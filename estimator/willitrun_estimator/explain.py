@@ -253,27 +253,20 @@ def runner_up(best: Found, others: list[Found]) -> Alternative | None:
 
 def why_lost(best: Found, other: Found) -> str:
     """Name the factor in which the runner-up is weakest against the winner, with both numbers."""
-    reasons: list[tuple[float, str]] = []
+    reasons: list[tuple[float, str, str, str]] = []
     if best.rate and other.rate and other.rate < best.rate:
-        reasons.append((best.rate / other.rate, f"decodes at {other.rate:.1f} against {best.rate:.1f} tokens/s"))
+        reasons.append(
+            (best.rate / other.rate, f"{other.rate:.1f}", f"{best.rate:.1f}", "decodes at {} against {} tokens/s")
+        )
     if other.quality < best.quality:
-        reasons.append(
-            (best.quality / other.quality, f"keeps {other.quality:.0%} of the quality against {best.quality:.0%}")
-        )
+        kept = f"{other.quality:.1%}", f"{best.quality:.1%}"
+        reasons.append((best.quality / other.quality, *kept, "keeps {} of the quality against {}"))
     if other.context_tokens < best.context_tokens:
-        reasons.append(
-            (
-                best.context_tokens / other.context_tokens,
-                f"holds {format_tokens(other.context_tokens)} of context against {format_tokens(best.context_tokens)}",
-            )
-        )
+        held = format_tokens(other.context_tokens), format_tokens(best.context_tokens)
+        reasons.append((best.context_tokens / other.context_tokens, *held, "holds {} of context against {}"))
     if best.ttft_s and other.ttft_s and other.ttft_s > best.ttft_s:
-        reasons.append(
-            (
-                other.ttft_s / best.ttft_s,
-                f"answers after {format_seconds(other.ttft_s)} against {format_seconds(best.ttft_s)}",
-            )
-        )
-    if not reasons:
-        return "scores the same; the winner needs less memory"
-    return max(reasons)[1]
+        waits = format_seconds(other.ttft_s), format_seconds(best.ttft_s)
+        reasons.append((other.ttft_s / best.ttft_s, *waits, "answers after {} against {}"))
+    # Two numbers that look alike explain nothing.
+    told = [(ratio, words.format(lost, won)) for ratio, lost, won, words in reasons if lost != won]
+    return max(told)[1] if told else "scores the same; the winner needs less memory"

@@ -147,7 +147,7 @@ def test_short_context_and_little_headroom_are_said(whole):
     ("change", "words"),
     [
         ({"rate": 25.0}, "25.0 against 50.0 tokens/s"),
-        ({"quality": 0.5}, "50% of the quality against 95%"),
+        ({"quality": 0.5}, "50.0% of the quality against 95.0%"),
         ({"context_tokens": 4096}, "4K of context against 8K"),
         ({"ttft_s": 2.0}, "2.0 s against 500 ms"),
         ({"rate": 40.0, "quality": 0.1}, "quality"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.estimator.answers_on import answered
+from tests.estimator.answers_on import answered, found
+from willitrun_estimator import explain
 
 
 def test_the_curve_of_a_plan_that_reads_from_disk_reads_from_disk():
@@ -13,3 +14,15 @@ def test_the_curve_of_a_plan_that_reads_from_disk_reads_from_disk():
     assert all(rate < result.speed.decode_tokens_per_s.expected * 1.2 for rate in rates)
     more = next(one for one in result.improvements if one.code == "more-ram")
     assert more.gain > 10
+
+
+def test_a_reserve_for_buffers_is_said():
+    noted = answered("minimax-m3", "8x H200, 1 TiB RAM").findings
+    assert any("not worked out exactly" in note for note in noted)
+    assert not any("not worked out exactly" in note for note in answered("qwen3-8b", "RTX 3090").findings)
+
+
+def test_two_numbers_that_look_alike_explain_nothing():
+    winner, loser = found(quality=0.98041, ttft_s=0.4), found(quality=0.98040, ttft_s=0.5)
+    assert explain.why_lost(winner, loser) == "answers after 500 ms against 400 ms"
+    assert explain.why_lost(winner, found(quality=0.98040, ttft_s=0.4)).startswith("scores the same")

@@ -28,7 +28,10 @@ HOST_ALIGNMENT = 32
 """`TENSOR_ALIGNMENT` of the CPU's buffers (ggml-impl.h)."""
 
 _PLANNED: OrderedDict[tuple[object, ...], tuple[ModelSpec, tuple[Program, ...]]] = OrderedDict()
-_PLANNED_LIMIT = 2048
+_PLANNED_LIMIT = 512
+"""Layouts whose programs are kept, some 35 KB each, those used last."""
+MOST_PROGRAMS = 32
+"""Layouts of which one model keeps the programs itself."""
 MOST_KNOWN = 4096
 """Answers kept by one model, so that many questions take no more memory than some."""
 
@@ -85,6 +88,8 @@ class ComputeModel:
             values = self._numbers(context_tokens)
             programs = self._programs.get(placement)
             if programs is None:
+                if len(self._programs) >= MOST_PROGRAMS:
+                    self._programs.clear()
                 programs = self._programs[placement] = self._plan(placement)
             known = self._known[key] = tuple(program.peak(values, copies) for program, copies in programs)
         return known
@@ -154,6 +159,8 @@ class ComputeModel:
             held = _PLANNED[key] = (self.spec, schedule.programs)
             while len(_PLANNED) > _PLANNED_LIMIT:
                 _PLANNED.popitem(last=False)
+        else:
+            _PLANNED.move_to_end(key)
         return tuple((program, self._copied(program)) for program in held[1])
 
     def _copied(self, program: Program) -> tuple[int, ...]:

@@ -7,7 +7,9 @@ device are copied at the start of a split, and a tensor is freed after its last 
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
+from itertools import chain
 
 from willitrun_estimator.compute.allocator import Arena
 from willitrun_estimator.compute.form import ZERO, Dim, Form, evaluate, form, plus
@@ -33,7 +35,8 @@ class Program:
     """The allocator's steps on one device, sizes still symbolic."""
 
     def __init__(self, steps: list[Step], sizes: list[tuple[Form, str | None]], alignment: int) -> None:
-        self.steps = tuple(steps)
+        self.steps = array("i", chain.from_iterable(steps))
+        """Three numbers a step, packed: a program has thousands of steps and thousands of programs are kept."""
         self.forms = tuple(size for size, _ in sizes)
         self.copied = tuple(name for _, name in sizes if name is not None)
         """Keys of the weights that are copied to this device while it computes with them."""
@@ -61,7 +64,8 @@ class Program:
         arena = Arena()
         held: dict[int, tuple[int, int]] = {}
         take, give = arena.take, arena.give
-        for action, slot, index in self.steps:
+        numbers = iter(self.steps)
+        for action, slot, index in zip(numbers, numbers, numbers, strict=True):
             if action == TAKE:
                 size = sizes[index]
                 held[slot] = (take(size), size)
