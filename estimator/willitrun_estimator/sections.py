@@ -126,7 +126,7 @@ def reserved(spec: ModelSpec) -> tuple[str, ...]:
     """Return what to say about an architecture whose compute buffers are reserved for, not replayed."""
     if style_of(spec.architecture).reserve == (0, 0):
         return ()
-    note = f"The compute buffers of {spec.architecture} are not worked out exactly; a reserve, mostly too large, is planned."
+    note = f"The compute buffers of {spec.architecture} are not worked out exactly: a reserve is planned."
     return (note,)
 
 

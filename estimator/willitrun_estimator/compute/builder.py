@@ -374,7 +374,9 @@ class Builder:
             if streams and inputs is not None:
                 x = altup.block(self, layer, x, homes, inputs, index)
                 continue
+            count = len(self.graph.nodes)
             x = self.block(layer, x, homes, last=index == len(layers) - 1)
+            self.graph.blocks.append(self.graph.nodes[count])
             if inputs is not None:
                 x = self.graph.add("block_out", x.dims, x, inputs.gated(x, homes), inplace=True)
             if "layer_output_scale.weight" in homes.parts:

@@ -49,6 +49,8 @@ class Graph:
         self.nodes: list[Node] = []
         self.inputs: list[Node] = []
         self.leaves: list[Node] = []
+        self.blocks: list[Node] = []
+        """The first node of each block."""
 
     def input(self, name: str, dims: tuple[Dim, ...], element_bytes: int = 4) -> Node:
         """Add a tensor that the host fills before each batch."""

@@ -11,6 +11,7 @@ from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.builder import Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
 from willitrun_estimator.compute.form import ROWS, Dim, Sizes, U
+from willitrun_estimator.compute.periods import shortened
 from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, Program, Schedule
 from willitrun_estimator.compute.style import style_of
 from willitrun_estimator.tensors import blueprint
@@ -58,6 +59,9 @@ class ComputeModel:
         self._donors = self._find_donors()
         self._style = style_of(spec.architecture)
         self._outside = frozenset(part.name for part in plan.outside)
+        sizes = dict(spec.sizes)
+        self._may_shorten = self._style.reserve == (0, 0) and not {"per_layer_dim", "altup_inputs"} & {*sizes}
+        """Graphs whose blocks are told apart by their number are always planned whole."""
         shapes: dict[int, int] = {}
         distinct: dict[Layer, int] = {}
         for layer in spec.layers:
@@ -91,7 +95,11 @@ class ComputeModel:
                 if len(self._programs) >= MOST_PROGRAMS:
                     self._programs.clear()
                 programs = self._programs[placement] = self._plan(placement)
-            known = self._known[key] = tuple(program.peak(values, copies) for program, copies in programs)
+            peaks = tuple(program.peak(values, copies) for program, copies in programs)
+            if None in peaks:
+                whole = self._plan(placement, whole=True)
+                peaks = tuple(program.peak(values, copies) for program, copies in whole)
+            known = self._known[key] = tuple(peak or 0 for peak in peaks)
         return known
 
     def _numbers(self, context_tokens: int) -> tuple[int, ...]:
@@ -105,10 +113,11 @@ class ComputeModel:
             self._values[context_tokens] = known
         return known
 
-    def _plan(self, placement: Placement) -> tuple[tuple[Program, tuple[int, ...]], ...]:
+    def _plan(self, placement: Placement, *, whole: bool = False) -> tuple[tuple[Program, tuple[int, ...]], ...]:
         homes = self._homes(placement)
         described = list(zip(homes, self._shapes, strict=True))
-        kept = tuple(described)
+        chosen, runs = shortened(described) if self._may_shorten and not whole else (range(self.blocks), ())
+        kept = tuple(described[index] for index in chosen)
         head = self._head(placement)
         settings = self.settings
         used = {home.block for home in homes} | {head}
@@ -132,6 +141,7 @@ class ComputeModel:
             self.build,
             self.backend,
             *large.values(),
+            runs,
         )
         held = _PLANNED.get(key)
         if held is None or held[0] is not self.spec:
@@ -145,7 +155,7 @@ class ComputeModel:
                 whole_qk_norm=self._whole_qk_norm,
             )
             graph = builder.build(
-                tuple(zip(self.spec.layers, homes, strict=True)),
+                tuple((self.spec.layers[index], homes[index]) for index in chosen),
                 head,
             )
             schedule = Schedule(
@@ -155,6 +165,7 @@ class ComputeModel:
                 large=large,
                 pipeline=pipeline,
                 alignments=(*([GPU_ALIGNMENT] * self.host), HOST_ALIGNMENT),
+                runs=runs,
             )
             held = _PLANNED[key] = (self.spec, schedule.programs)
             while len(_PLANNED) > _PLANNED_LIMIT:

@@ -14,6 +14,7 @@ from itertools import chain
 from willitrun_estimator.compute.allocator import Arena
 from willitrun_estimator.compute.form import ZERO, Dim, Form, evaluate, form, plus
 from willitrun_estimator.compute.graph import Graph, Node
+from willitrun_estimator.compute.periods import Run
 
 OFFLOAD_ROWS = 32
 """Smallest batch for which CUDA computes with host weights (`GGML_OP_OFFLOAD_MIN_BATCH`)."""
@@ -34,7 +35,13 @@ Step = tuple[int, int, int]
 class Program:
     """The allocator's steps on one device, sizes still symbolic."""
 
-    def __init__(self, steps: list[Step], sizes: list[tuple[Form, str | None]], alignment: int) -> None:
+    def __init__(
+        self,
+        steps: list[Step],
+        sizes: list[tuple[Form, str | None]],
+        alignment: int,
+        compared: tuple[tuple[int, int, int], ...] = (),
+    ) -> None:
         self.steps = array("i", chain.from_iterable(steps))
         """Three numbers a step, packed: a program has thousands of steps and thousands of programs are kept."""
         self.forms = tuple(size for size, _ in sizes)
@@ -42,19 +49,23 @@ class Program:
         """Keys of the weights that are copied to this device while it computes with them."""
         self._names = tuple(name for _, name in sizes)
         self.alignment = alignment
-        self._peaks: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+        self.compared = compared
+        """For each run of blocks that was shortened, the steps before which its states are compared."""
+        self._peaks: dict[tuple[tuple[int, ...], tuple[int, ...]], int | None] = {}
 
-    def peak(self, values: tuple[int, ...], copies: tuple[int, ...] = ()) -> int:
-        """Bytes of the buffer for one micro-batch and context; `copies` are the bytes of `copied`."""
+    def peak(self, values: tuple[int, ...], copies: tuple[int, ...] = ()) -> int | None:
+        """Bytes of the buffer for one micro-batch and context; `copies` are the bytes of `copied`.
+
+        None where a shortened run does not repeat itself: the whole graph has to be planned.
+        """
         key = (values, copies)
-        known = self._peaks.get(key)
-        if known is None:
+        if key not in self._peaks:
             if len(self._peaks) >= MOST_PEAKS:
                 self._peaks.clear()
-            known = self._peaks[key] = self._replay(values, copies)
-        return known
+            self._peaks[key] = self._replay(values, copies)
+        return self._peaks[key]
 
-    def _replay(self, values: tuple[int, ...], copies: tuple[int, ...]) -> int:
+    def _replay(self, values: tuple[int, ...], copies: tuple[int, ...]) -> int | None:
         align = self.alignment
         sizes = []
         weights = iter(copies)
@@ -64,13 +75,20 @@ class Program:
         arena = Arena()
         held: dict[int, tuple[int, int]] = {}
         take, give = arena.take, arena.give
-        numbers = iter(self.steps)
-        for action, slot, index in zip(numbers, numbers, numbers, strict=True):
-            if action == TAKE:
-                size = sizes[index]
-                held[slot] = (take(size), size)
-            else:
-                give(*held.pop(slot))
+        states: dict[int, object] = {}
+        done, steps = 0, self.steps
+        for stop in (*sorted({at for run in self.compared for at in run}), len(steps) // 3):
+            numbers = iter(steps[3 * done : 3 * stop])
+            for action, slot, index in zip(numbers, numbers, numbers, strict=True):
+                if action == TAKE:
+                    size = sizes[index]
+                    held[slot] = (take(size), size)
+                else:
+                    give(*held.pop(slot))
+            done = stop
+            states[stop] = (arena.starts[:], arena.lengths[:], [*held.values()])
+        if any(states[last] not in (states[two], states[one]) for two, one, last in self.compared):
+            return None
         return arena.peak
 
 
@@ -86,6 +104,7 @@ class Schedule:
         large: dict[Dim, bool],
         pipeline: bool,
         alignments: tuple[int, ...],
+        runs: tuple[Run, ...] = (),
     ) -> None:
         self.host = devices - 1
         self.offload = offload and self.host > 0
@@ -94,7 +113,8 @@ class Schedule:
         self.graph = graph
         self._assign()
         order, leaves = self._split()
-        self.programs = _trace(order, leaves, devices, alignments)
+        compared = [tuple(id(graph.blocks[block]) for block in run.compared) for run in runs]
+        self.programs = _trace(order, leaves, devices, alignments, compared)
 
     def _own_device(self, node: Node) -> int:
         """Choose the device that a node's own memory or weights ask for, -1 where they ask for none."""
@@ -227,9 +247,17 @@ def _same_layout(node: Node, parent: Node) -> bool:
 
 
 def _trace(  # noqa: C901
-    order: list[tuple[Node, int]], leaves: list[Node], devices: int, alignments: tuple[int, ...]
+    order: list[tuple[Node, int]],
+    leaves: list[Node],
+    devices: int,
+    alignments: tuple[int, ...],
+    compared: list[tuple[int, ...]],
 ) -> tuple[Program, ...]:
-    """Replay the allocator's reference counting and write down its steps per device."""
+    """Replay the allocator's reference counting and write down its steps per device.
+
+    `compared` names the nodes before which the states of shortened runs are compared.
+    """
+    marks = dict.fromkeys(chain.from_iterable(compared), (0,) * devices)
     steps: list[list[Step]] = [[] for _ in range(devices)]
     sizes: list[dict[tuple[Form, str | None], int]] = [{} for _ in range(devices)]
     slots: dict[int, tuple[int, int]] = {}
@@ -269,6 +297,8 @@ def _trace(  # noqa: C901
         for source in node.sources:
             children[id(source)] = children.get(id(source), 0) + 1
     for node, device in order:
+        if id(node) in marks:
+            marks[id(node)] = tuple(map(len, steps))
         for source in node.sources:
             allocate(source, device)
         allocate(node, device)
@@ -282,4 +312,12 @@ def _trace(  # noqa: C901
                         release(root)
                 else:
                     release(source)
-    return tuple(Program(steps[i], list(sizes[i]), alignments[i]) for i in range(devices))
+    return tuple(
+        Program(
+            steps[i],
+            list(sizes[i]),
+            alignments[i],
+            tuple((marks[two][i], marks[one][i], marks[last][i]) for two, one, last in compared),
+        )
+        for i in range(devices)
+    )
