@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MACHINE = ROOT / "tests" / "machines" / "rtx3090-shared"
 RUN = "import sys; from willitrun_here.__main__ import main; sys.exit(main(sys.argv[1:]))"
-IMPORTS = "import sys, click, msgspec, willitrun_here.__main__, willitrun_here.cli.probe"
+IMPORTS = "import sys, msgspec, willitrun_here.__main__, willitrun_here.cli.probe"
 BARS_MS = {"over a bare interpreter": 150.0, "work over start-up": 60.0, "with an NVML child": 250.0}
 
 

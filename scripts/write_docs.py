@@ -17,7 +17,7 @@ import msgspec
 
 from willitrun_estimator.plan import Answer
 from willitrun_estimator.request import Request
-from willitrun_here.cli import cli
+from willitrun_here.cli.group import cli
 from willitrun_here.machines import MachineWords
 from willitrun_probe.machine import Machine
 

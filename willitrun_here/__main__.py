@@ -52,9 +52,42 @@ def at_once(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> int:
     """Run a command; every known error becomes one message on stderr and its exit code."""
-    import click  # noqa: PLC0415 - kept out of the two answers above
+    from willitrun_here.cli import PLAIN  # noqa: PLC0415 - kept out of the two answers above
 
-    from willitrun_here.cli import cli  # noqa: PLC0415
+    try:
+        code = run_plain(arguments[0], arguments[1:]) if arguments and arguments[0] in PLAIN else None
+        return with_click(arguments) if code is None else code
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        return 130
+    except (BrokenPipeError, SystemExit):
+        # click turns a closed pipe into exit code 1, which here would say that nothing runs.
+        return closed_pipe()
+    except Exception as error:  # noqa: BLE001 - unknown ones are raised again below
+        return report(error)
+
+
+def run_plain(name: str, words: list[str]) -> int | None:
+    """Run a command whose line can be read without click; None where it cannot."""
+    from importlib import import_module  # noqa: PLC0415 - as said above
+
+    from willitrun_here.cli import COMMANDS  # noqa: PLC0415
+    from willitrun_here.cli.arguments import read_plainly  # noqa: PLC0415
+
+    module = import_module(COMMANDS[name][0])
+    values = read_plainly(module.PARAMETERS, words)
+    if values is None:
+        return None
+    code: int = getattr(module, name)(**values)
+    sys.stdout.flush()
+    return code
+
+
+def with_click(arguments: list[str]) -> int:
+    """Run a command as click reads it; its own errors and ways to end become exit codes."""
+    import click  # noqa: PLC0415 - takes longer to import than a probe runs
+
+    from willitrun_here.cli.group import cli  # noqa: PLC0415
 
     try:
         result = cli.main(arguments, prog_name="willitrun-here", standalone_mode=False)
@@ -62,16 +95,10 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.Abort:
-        sys.stderr.write("\nstopped\n")
-        return 130
+        raise KeyboardInterrupt from None
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (BrokenPipeError, SystemExit):
-        # click turns a closed pipe into exit code 1, which here would say that nothing runs.
-        return closed_pipe()
-    except Exception as error:  # noqa: BLE001 - unknown ones are raised again below
-        return report(error)
     return result if isinstance(result, int) else 0
 
 

@@ -160,7 +160,7 @@ def checked_sections(sections: Any) -> frozenset[Section]:
 
 def to_request(asked: dict[str, Any]) -> Request:
     """Read the options of a line; `auto` means the same as leaving one out. Raises UsageError."""
-    from willitrun_here.cli.options import check  # noqa: PLC0415 - the rules are those of the command line
+    from willitrun_here.cli.question import check  # noqa: PLC0415 - the rules are those of the command line
 
     values = {name: value for name, value in asked.items() if value != "auto" and value is not None}
     if values.get("flash_attention") in ("on", "off"):

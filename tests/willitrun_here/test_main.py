@@ -7,7 +7,8 @@ import sys
 import click
 import pytest
 
-from willitrun_here import __main__, cli
+from willitrun_here import __main__
+from willitrun_here.cli import group
 from willitrun_here.errors import AgentError, DoesNotRunError, LaunchError, UnreadableError, UsageError, known_errors
 
 
@@ -34,7 +35,7 @@ def raising(error):
     ],
 )
 def test_errors_become_a_message_and_a_code(monkeypatch, capsys, error, code, words):
-    monkeypatch.setattr(cli.cli, "main", raising(error))
+    monkeypatch.setattr(group.cli, "main", raising(error))
     assert __main__.main(["check"]) == code
     shown = capsys.readouterr()
     assert words in shown.err
@@ -42,14 +43,14 @@ def test_errors_become_a_message_and_a_code(monkeypatch, capsys, error, code, wo
 
 
 def test_a_defect_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(cli.cli, "main", raising(ZeroDivisionError("x")))
+    monkeypatch.setattr(group.cli, "main", raising(ZeroDivisionError("x")))
     with pytest.raises(ZeroDivisionError):
         __main__.main(["check"])
 
 
 @pytest.mark.parametrize("result", [0, 1, None])
 def test_a_command_s_result_is_the_exit_code(monkeypatch, result):
-    monkeypatch.setattr(cli.cli, "main", lambda *_, **__: result)
+    monkeypatch.setattr(group.cli, "main", lambda *_, **__: result)
     assert __main__.main(["check"]) == (result or 0)
 
 

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from willitrun_estimator.request import Request
-from willitrun_here.cli.options import COUNT_OR_ALL, MOST_TOKENS, SIZE, TOKENS, check, request
+from willitrun_here.cli.arguments import MOST_TOKENS
+from willitrun_here.cli.options import COUNT_OR_ALL, SIZE, TOKENS
+from willitrun_here.cli.question import check, request
 from willitrun_here.errors import UsageError
 
 

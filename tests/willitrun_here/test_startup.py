@@ -99,6 +99,13 @@ def test_a_token_needs_no_server_nor_terminal(arguments, tmp_path):
     assert not found & {"starlette", "uvicorn", "jinja2", "prometheus_client", "pynvml", "numpy", "ray", "psutil"}
 
 
+@pytest.mark.parametrize(
+    "arguments", [("probe", "--json"), ("recommend", *HOST, "--json"), ("check", "llama-3.1-8b", *HOST, "--json")]
+)
+def test_plain_lines_need_no_click(arguments, tmp_path):
+    assert "click" not in loaded(*arguments, folder=tmp_path)
+
+
 def test_a_probe_needs_neither_the_estimator_nor_the_catalog(tmp_path):
     found = loaded("probe", "--json", folder=tmp_path)
     assert not any(name.startswith(("willitrun_estimator", "willitrun_catalog")) for name in found)

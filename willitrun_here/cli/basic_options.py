@@ -1,13 +1,9 @@
-"""The two options that nearly every command has, apart from those of a question, which import the estimator's."""
+"""The two options that nearly every command has, for commands that are written with click's decorators."""
 
 from __future__ import annotations
 
-import click
+from willitrun_here.cli import arguments
+from willitrun_here.cli.options import option
 
-MACHINE = click.option(
-    "--machine",
-    metavar="SPEC",
-    default="here",
-    help='"here", a saved probe file, a recording, or words: "2x NVIDIA GeForce RTX 3090, 64 GiB RAM".',
-)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, everything else on stderr.")
+MACHINE = option(arguments.MACHINE)
+JSON = option(arguments.JSON)

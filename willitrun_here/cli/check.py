@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
-from willitrun_here.cli.basic_options import JSON, MACHINE
-from willitrun_here.cli.options import question, request
+from willitrun_here.cli.arguments import JSON, MACHINE, Argument, Choice, Option, Path
 from willitrun_here.cli.output import console, print_json, print_text
+from willitrun_here.cli.question import QUESTION, request
 
 PAGE_COLUMNS = 100
 
 
-@click.command()
-@click.argument("model")
-@MACHINE
-@question
-@click.option(
-    "--format",
-    "shape",
-    type=click.Choice(("text", "json", "markdown", "html", "card", "card-svg")),
-    default="text",
-    help="How to print the answer.",
+PARAMETERS = (
+    Argument("model"),
+    MACHINE,
+    *QUESTION,
+    Option(
+        "--format",
+        Choice(("text", "json", "markdown", "html", "card", "card-svg")),
+        "text",
+        "How to print the answer.",
+        "shape",
+    ),
+    Option("--output", Path(writable=True), help="Write to a file instead of stdout."),
+    Option("--explain", None, help="Show how the score came about."),
+    JSON,
 )
-@click.option("--output", type=click.Path(dir_okay=False, writable=True), help="Write to a file instead of stdout.")
-@click.option("--explain", is_flag=True, help="Show how the score came about.")
-@JSON
+
+
 def check(
     model: str, machine: str, shape: str, output: str | None, explain: bool, as_json: bool, **options: Any
 ) -> int:

@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from willitrun_here.cli.basic_options import JSON
-from willitrun_here.cli.options import question, request
+from willitrun_here.cli.options import question
 from willitrun_here.cli.output import console, print_json, print_text
+from willitrun_here.cli.question import request
 from willitrun_here.errors import UsageError
 
 

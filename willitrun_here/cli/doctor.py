@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from willitrun_here.cli.basic_options import JSON
+from willitrun_here.cli.options import option
 from willitrun_here.cli.probe import DRIVER_BROKEN, ROOT, TIMEOUT, observe
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @JSON
-@TIMEOUT
-@ROOT
+@option(TIMEOUT)
+@option(ROOT)
 @click.option("--machine", metavar="DIR|FILE", help="Diagnose a recording or a saved probe instead.")
 @click.option("--state-dir", type=click.Path(file_okay=False), help="Where `report` keeps identity and spool.")
 def doctor(*, as_json: bool, timeout_s: float, root: str | None, machine: str | None, state_dir: str | None) -> int:

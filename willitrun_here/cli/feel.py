@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from willitrun_here.cli.basic_options import JSON, MACHINE
-from willitrun_here.cli.options import question, request
+from willitrun_here.cli.options import question
 from willitrun_here.cli.output import note, print_json
+from willitrun_here.cli.question import request
 
 
 @click.command()

@@ -8,8 +8,9 @@ import click
 
 from willitrun_here.cli import launch_nodes
 from willitrun_here.cli.basic_options import JSON, MACHINE
-from willitrun_here.cli.options import question, request
+from willitrun_here.cli.options import question
 from willitrun_here.cli.output import note, print_json, print_text
+from willitrun_here.cli.question import request
 from willitrun_here.errors import DoesNotRunError, UsageError
 
 SHAPES = ("shell", "compose", "systemd", "kubernetes", "modelfile", "docker", "ray")

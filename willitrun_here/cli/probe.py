@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import click
-
-from willitrun_here.cli.basic_options import JSON
+from willitrun_here.cli.arguments import JSON, Choice, Option, Path, Seconds
 from willitrun_here.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
@@ -17,39 +14,27 @@ if TYPE_CHECKING:
 DRIVER_BROKEN = 3
 
 
-class Seconds(click.FloatRange):
-    """A number of seconds within bounds; `nan` is none."""
-
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read the number or fail with the bounds."""
-        seconds: float = super().convert(value, param, ctx)
-        if math.isnan(seconds):
-            self.fail("nan is not a number of seconds", param, ctx)
-        return seconds
-
-
-TIMEOUT = click.option(
+TIMEOUT = Option(
     "--timeout",
+    Seconds(0.1, 3600),
+    20.0,
+    "Seconds after which vendor libraries are given up.",
     "timeout_s",
-    type=Seconds(min=0.1, max=3600),
-    default=20.0,
     show_default=True,
-    help="Seconds after which vendor libraries are given up.",
 )
-ROOT = click.option(
-    "--root", type=click.Path(), metavar="DIR", help="Read DIR/proc, DIR/sys … instead of this system's files."
+ROOT = Option(
+    "--root", Path(folder=True), metavar="DIR", help="Read DIR/proc, DIR/sys … instead of this system's files."
+)
+PARAMETERS = (
+    JSON,
+    Option("--save", Path(), metavar="FILE", help="Also write the JSON to FILE."),
+    TIMEOUT,
+    ROOT,
+    Option("--machine", metavar="DIR|FILE", help="Replay a recording, or show a saved probe."),
+    Option("--format", Choice(("text", "json", "html")), "text", "What to print.", "form"),
 )
 
 
-@click.command()
-@JSON
-@click.option("--save", type=click.Path(dir_okay=False), metavar="FILE", help="Also write the JSON to FILE.")
-@TIMEOUT
-@ROOT
-@click.option("--machine", metavar="DIR|FILE", help="Replay a recording, or show a saved probe.")
-@click.option("--format", "form", type=click.Choice(("text", "json", "html")), default="text", help="What to print.")
 def probe(
     *, as_json: bool, save: str | None, timeout_s: float, root: str | None, machine: str | None, form: str
 ) -> int:

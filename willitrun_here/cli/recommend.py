@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
-from willitrun_here.cli.basic_options import JSON, MACHINE
-from willitrun_here.cli.options import question, request
+from willitrun_here.cli.arguments import JSON, MACHINE, Choice, Option, Whole
 from willitrun_here.cli.output import console, note, print_json, print_text
+from willitrun_here.cli.question import QUESTION, request
+
+PARAMETERS = (
+    MACHINE,
+    *QUESTION,
+    Option("--limit", Whole(1), 10, "How many models to show."),
+    Option("--all", None, help="Show every model that runs.", name="everything"),
+    Option("--local", None, help="Rank only models that are already on this machine."),
+    Option("--format", Choice(("text", "json", "html")), "text", "How to print.", "shape"),
+    JSON,
+)
 
 
-@click.command()
-@MACHINE
-@question
-@click.option("--limit", type=click.IntRange(min=1), default=10, help="How many models to show.")
-@click.option("--all", "everything", is_flag=True, help="Show every model that runs.")
-@click.option("--local", is_flag=True, help="Rank only models that are already on this machine.")
-@click.option("--format", "shape", type=click.Choice(("text", "json", "html")), default="text", help="How to print.")
-@JSON
 def recommend(
     machine: str, limit: int, everything: bool, local: bool, shape: str, as_json: bool, **options: Any
 ) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from willitrun_here.cli.options import option
 from willitrun_here.cli.probe import ROOT, TIMEOUT
 
 
 @click.command()
 @click.argument("folder", type=click.Path(), metavar="DIR")
-@TIMEOUT
-@ROOT
+@option(TIMEOUT)
+@option(ROOT)
 @click.option("--keep-ids", is_flag=True, help="Keep UUIDs, serial numbers, names and process ids.")
 def record(*, folder: str, timeout_s: float, root: str | None, keep_ids: bool) -> int:
     """Write what the probe reads on this machine into a new folder DIR, without names and ids.

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from willitrun_here.cli.basic_options import JSON
-from willitrun_here.cli.options import question, request
+from willitrun_here.cli.options import question
 from willitrun_here.cli.output import note, print_json, print_text
+from willitrun_here.cli.question import request
 
 
 @click.command()

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.willitrun_here.cli.command import typed
-from willitrun_here.cli.options import QUESTION
+from willitrun_here.cli.question import QUESTION
 
 WORDS = st.text(st.characters(blacklist_categories=("Cs",)), max_size=12) | st.sampled_from(
     [
@@ -33,12 +33,7 @@ WORDS = st.text(st.characters(blacklist_categories=("Cs",)), max_size=12) | st.s
         "64GiB",
     ]
 )
-NAMES = [
-    name
-    for decorator in QUESTION
-    for name in [next(cell.cell_contents for cell in decorator.__closure__ if isinstance(cell.cell_contents, tuple))[0]]
-]
-assert "--quant" in NAMES
+NAMES = [option.flag for option in QUESTION]
 SOME = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
