@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
+from willitrun_catalog.shipped import sums_of
 from willitrun_estimator.answer import prospect, ranked_answer
 from willitrun_estimator.device import Devices
 from willitrun_estimator.hardware import devices
@@ -64,7 +65,7 @@ def best_of(specs: Iterable[ModelSpec], plan_on: Devices, request: Request, limi
         if full and -least < kept[0][0]:
             break
         if prepared is None:
-            prepared = Prepared(spec)
+            prepared = Prepared(spec, sums_of(spec))
             most = prospect(plan_on, spec, request, prepared)
             if most > 0:
                 reach = overall(min(100.0, most + ROUNDED), known_ability)
