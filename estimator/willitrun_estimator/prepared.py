@@ -20,7 +20,7 @@ from willitrun_estimator.compute.build import Build
 from willitrun_estimator.device import Backend, Devices
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.stack import Stack
-from willitrun_estimator.throughput.work import Work, multiplied_elements
+from willitrun_estimator.throughput.work import BlockWork, Work, multiplied_elements
 from willitrun_estimator.weights import WeightProfile, unpacked, weight_profile
 from willitrun_estimator.widths import Widths, widths
 
@@ -68,6 +68,7 @@ class Prepared:
         self._weights: dict[str, WeightProfile] = {}
         self._qualities: dict[str, QuantQuality] = {}
         self._sums: dict[Settings, CacheSums] = {}
+        self._block_works: dict[Settings, BlockWork] = {}
         self._works: dict[tuple[str, Settings], Work] = {}
         self._stacks: dict[tuple[str, Settings, int, bool], Stack] = {}
         self._computes: dict[tuple[str, Settings, int, Backend | None, Build], ComputeModel] = {}
@@ -130,7 +131,12 @@ class Prepared:
 
     def work(self, quant: str, settings: Settings) -> Work:
         """Return the sums that speed follows from."""
-        return kept(self._works, (quant, settings), lambda: Work(self.weights(quant), settings))
+
+        def make() -> Work:
+            beside = kept(self._block_works, settings, lambda: BlockWork(self.spec, settings))
+            return Work(self.weights(quant), settings, beside)
+
+        return kept(self._works, (quant, settings), make)
 
     def stack(self, quant: str, settings: Settings, context_tokens: int, *, padded: bool) -> Stack:
         """Return the bytes of the blocks; `padded` where the GPUs' back end pads quantized caches."""
