@@ -161,8 +161,10 @@ def ranked_answer(
 
 
 def asks_vllm(spec: ModelSpec, request: Request) -> bool:
-    """Tell whether a request is for vLLM: by name, or by weights that only vLLM loads."""
-    return request.engine == "vllm" or (request.engine is None and checkpoint_asked(spec, request))
+    """Tell whether a request is for vLLM: by name, or by weights or a cache type that only vLLM has."""
+    if request.engine is None:
+        return request.kv_type == "fp8" or checkpoint_asked(spec, request)
+    return request.engine == "vllm"
 
 
 def checkpoint_asked(spec: ModelSpec, request: Request) -> bool:
@@ -212,8 +214,7 @@ def winner(
         sure += per_quant[quant][:1]
         ranked = rank(per_quant)
     if not ranked:
-        paged = [one for quant in quants for one in question.search_paging(quant)]
-        ranked = sorted(paged, key=lambda one: -one.score)
+        ranked = question.last_resorts(quants)
         for one in ranked:
             per_quant[one.quant].append(one)
     return (ranked[0] if ranked else None), ranked[1:]
@@ -254,7 +255,9 @@ def assembled(
         tags=explain.tags(plan, setup.devices, fit.status, speed) if "tags" in sections else None,
         quants=quant_options(question, best, per_quant) if "quants" in sections else (),
         workloads=workload_rows(question, best) if "workloads" in sections else (),
-        limits=explain.limits(plan, best, devices, speed, question.purpose) if "limits" in sections else (),
+        limits=explain.limits(plan, best, devices, speed, question.purpose, longest_tokens=spec.max_context_tokens)
+        if "limits" in sections
+        else (),
         improvements=improvements(question, best, per_quant) if "improvements" in sections else (),
         runner_up=explain.runner_up(best, ranked),
         score_parts=parts(question, best),
