@@ -174,8 +174,8 @@ def limits(
             Limit(
                 code="context-beyond-model",
                 message=(
-                    f"The model is made for {format_tokens(longest_tokens)}: the engine caps every slot there, whatever "
-                    f"of the {format_tokens(plan.context_tokens)} is left."
+                    f"The model is made for {format_tokens(longest_tokens)}, where the engine caps every slot; the rest of "
+                    f"{format_tokens(plan.context_tokens)} of context is never used."
                 ),
             )
         )

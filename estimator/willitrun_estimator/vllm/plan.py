@@ -84,8 +84,9 @@ def vllm_plan(spec: ModelSpec, devices: Devices, request: Request, *, version: s
     """Plan a model on vLLM.
 
     `version` goes before `request.engine_version`, the installed one and the newest that the driver runs, in this
-    order; `request.parallel` are the sequences at once where `max_num_seqs` is left open. Raises EstimatorError for a quantization, KV type or version that vLLM does not have, and for a context
-    longer than the model's own, with which vLLM does not start.
+    order; `request.parallel` are the sequences at once where `max_num_seqs` is left open. Raises EstimatorError for a
+    quantization, KV type or version that vLLM does not have, and for a context longer than the model's own, with which
+    vLLM does not start.
     """
     if request.context is not None and request.context > spec.max_context_tokens:
         raise EstimatorError(
