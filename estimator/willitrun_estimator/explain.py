@@ -174,8 +174,8 @@ def limits(
             Limit(
                 code="context-beyond-model",
                 message=(
-                    f"The model is made for {format_tokens(longest_tokens)}, where the engine caps every slot; the rest of "
-                    f"{format_tokens(plan.context_tokens)} of context is never used."
+                    f"The engine caps every slot at the {format_tokens(longest_tokens)} the model is made for; the rest "
+                    f"of {format_tokens(plan.context_tokens)} is never used."
                 ),
             )
         )
