@@ -174,8 +174,8 @@ def limits(
             Limit(
                 code="context-beyond-model",
                 message=(
-                    f"The engine caps every slot at the {format_tokens(longest_tokens)} the model is made for; the rest "
-                    f"of {format_tokens(plan.context_tokens)} is never used."
+                    f"The engine caps every slot at the {format_tokens(longest_tokens)} the model is made for; of "
+                    f"{format_tokens(plan.context_tokens)} the rest is never used."
                 ),
             )
         )
