@@ -99,7 +99,7 @@ def is_file(path: Path) -> bool:
 
 def here(*, timeout_s: float = 20.0) -> Machine:
     """Probe this machine and add what `calibrate` has measured on it."""
-    from willitrun_here.calibrate import read, with_measurements  # noqa: PLC0415
+    from willitrun_here.calibrate.store import read, with_measurements  # noqa: PLC0415
     from willitrun_probe.collect import here as collect_here  # noqa: PLC0415
 
     machine = collect_here(timeout_s=timeout_s)
