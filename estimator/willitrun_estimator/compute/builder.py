@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSpec, Moe, NoMixer, Recurrent
 from willitrun_estimator import cache
-from willitrun_estimator.compute import altup, attention, feed_forward, per_layer, recurrent
+from willitrun_estimator.compute import altup, attention, block_sparse, feed_forward, per_layer, recurrent
 from willitrun_estimator.compute.build import CURRENT, Build
-from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, U
+from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, Form, U
 from willitrun_estimator.compute.graph import Graph, Node
 from willitrun_estimator.compute.style import FOUR_POSITIONS, SCALED_EMBEDDINGS, style_of
 from willitrun_estimator.placement import Settings
 
 INDEXER = "indexer"
 """The mask of a sparse indexer, f16 whatever attention reads."""
-FETCHED_AHEAD = frozenset({"mamba1", "mamba2", "shortconv"})
-"""Mixers whose convolution state is the first thing of their block that llama.cpp asks for."""
+FETCHED_AHEAD = frozenset({"lightning", "mamba1", "mamba2", "shortconv"})
+"""Mixers whose state is the first thing of their block that llama.cpp asks for."""
 HEAD = "output"
 """The key of the head's bytes."""
 
@@ -69,6 +69,8 @@ class Builder:
         self.window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
         self.sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
         self.chosen: Node | None = None
+        self.plain_mask: Node | None = None
+        """The f32 copy of the mask that blocks' scores are added to."""
         self.outside = outside
         self.factors = next((name for name in outside if name.startswith("rope_")), None)
         self._factors: dict[int, Node] = {}
@@ -80,6 +82,8 @@ class Builder:
         self._waiting: Node | None = None
         """The residual whose rows are picked once nothing else is asked for before the sum that names it first."""
         self._picked: Node | None = None
+        self._normed: Node | None = None
+        """What the mixer of the block in hand reads."""
 
     def _input(self, name: str, dims: tuple[Dim, ...], element_bytes: int) -> Node:
         node = self._inputs.get(name)
@@ -101,6 +105,12 @@ class Builder:
     def token_input(self, name: str) -> Node:
         """Add a further input of one number per token."""
         return self._input(name, (U,), 4)
+
+    def further_input(self, name: str, dims: tuple[Dim, ...], size: Form | None = None) -> Node:
+        """Add a further input of four bytes an element; `size` where slots share it."""
+        node = self._input(name, dims, 4)
+        node.size = node.size if size is None else size
+        return node
 
     def rotation(self, which: str, size: int) -> Node:
         """Refer to a Hadamard matrix that the host fills."""
@@ -210,7 +220,7 @@ class Builder:
     def _fetch(self) -> None:
         following = self._events[0] if self._events else None
         if following is not None and isinstance(following[0], Recurrent) and following[0].kind in FETCHED_AHEAD:
-            self._fetched = recurrent.load_state(self, "cache_r", following[0].conv_elements, following[1])
+            self._fetched = recurrent.fetch_ahead(self, following[0], following[1])
 
     def fetched(self) -> tuple[Node, Node] | None:
         """Hand over the state that was fetched ahead."""
@@ -235,6 +245,10 @@ class Builder:
             latent = attention.latent_attention(self, first, normed, homes)
             self.fetch_next()
             return self.matmul("attn_output", homes, hidden, latent)
+        if block_sparse.chooses_blocks(self, first):
+            mixed = block_sparse.block_sparse_attention(self, first, normed, homes)
+            self.fetch_next()
+            return self.matmul("attn_output", homes, hidden, mixed)
         finish = attention.attention(self, first, normed, homes)
         if len(mixers) == 1:
             self.fetch_next()
@@ -268,10 +282,14 @@ class Builder:
         if picks and self.style.mixer_residual_first:
             self._waiting = source
         mixed = self.mixer(layer, source, homes)
+        if self.style.normed_residual and self._normed is not None:
+            source = self._normed
         if picks:
             if mixed is not None:
                 mixed = self.out_rows(mixed)
             source = self.out_rows(source) if self._picked is None else self._picked
+        if self.style.normed_residual:
+            source = self.graph.add("scaled", source.dims, source, inplace=True)
         if mixed is not None:
             if self.has_post_norm(homes):
                 mixed = self.norm(mixed, "post_attention_norm", homes)
@@ -285,7 +303,10 @@ class Builder:
                 out = feed_forward.beside(self, ffn, source, homes)
             else:
                 name = self.ffn_norm(homes)
-                out = self.feed(ffn, source if name is None else self.norm(source, name, homes), homes)
+                normed = source if name is None else self.norm(source, name, homes)
+                out = self.feed(ffn, normed, homes)
+                if self.style.normed_residual:
+                    source = self.graph.add("scaled", normed.dims, normed, inplace=True)
             if self.has(homes, "post_ffw_norm"):
                 out = self.norm(out, "post_ffw_norm", homes)
             parts = (source, out) if self.style.residual_first else (out, source)

@@ -24,7 +24,7 @@ TAG = "."
 
 Dim = int | str
 
-MONOMIALS = ("", CELLS, WINDOW, U, CELLS + U, U + WINDOW, ROWS)
+MONOMIALS = ("", CELLS, WINDOW, U, CELLS + U, U + WINDOW, ROWS, U + U)
 _INDEX = {"".join(sorted(name)): index for index, name in enumerate(MONOMIALS)}
 ZERO = (0,) * len(MONOMIALS)
 
@@ -43,7 +43,7 @@ class Sizes(NamedTuple):
     def values(self) -> tuple[int, ...]:
         """Each monomial's value."""
         u, full, window, rows = self
-        return (1, full, window, u, full * u, window * u, rows)
+        return (1, full, window, u, full * u, window * u, rows, u * u)
 
 
 @lru_cache(maxsize=1 << 16)

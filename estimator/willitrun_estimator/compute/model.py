@@ -60,8 +60,10 @@ class ComputeModel:
         self._style = style_of(spec.architecture)
         self._outside = frozenset(part.name for part in plan.outside)
         sizes = dict(spec.sizes)
-        self._may_shorten = self._style.reserve == (0, 0) and not {"per_layer_dim", "altup_inputs"} & {*sizes}
-        """Graphs whose blocks are told apart by their number are always planned whole."""
+        told_apart = {"per_layer_dim", "altup_inputs"} & {*sizes}
+        held = any(isinstance(m, Attention) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
+        self._may_shorten = self._style.reserve == (0, 0) and not told_apart and not held
+        """Graphs whose blocks are told apart by their number, or have inputs of their own, are always planned whole."""
         shapes: dict[int, int] = {}
         distinct: dict[Layer, int] = {}
         for layer in spec.layers:
@@ -109,7 +111,9 @@ class ComputeModel:
             cells, streams = cache.stream_cells(settings, context_tokens)
             window = cells if self._window is None else cache.window_cells(self._window, settings, cells)
             ubatch = min(settings.ubatch, cells * streams)
-            known = Sizes(ubatch, cells, window, min(self._rows, ubatch)).values()
+            # `graph_reserve` gives every slot as many tokens.
+            tokens = cache.pad(ubatch, max(1, settings.parallel))
+            known = Sizes(tokens, cells, window, min(self._rows, ubatch)).values()
             self._values[context_tokens] = known
         return known
 

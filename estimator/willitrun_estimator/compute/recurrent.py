@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from willitrun_estimator.compute import lightning
 from willitrun_estimator.compute.form import Dim, U, form, plus
 
 if TYPE_CHECKING:
@@ -28,8 +29,14 @@ def recurrent(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     if mixer.kind == "mamba1":
         return mamba1(b, mixer, normed, homes)
     if mixer.kind == "lightning":
-        return lightning(b, mixer, normed, homes)
+        return lightning.lightning(b, mixer, b.fetched() or fetch_ahead(b, mixer, homes), normed, homes)
     return mamba2(b, mixer, normed, homes)
+
+
+def fetch_ahead(b: Builder, mixer: Recurrent, homes: Homes) -> tuple[Node, Node]:
+    """Fetch the state that a block asks for before anything else."""
+    convolution = load_state(b, "cache_r", mixer.conv_elements, homes)
+    return load_state(b, "cache_s", mixer.state_elements, homes) if mixer.kind == "lightning" else convolution
 
 
 def load_state(b: Builder, name: str, elements: int, homes: Homes) -> tuple[Node, Node]:
@@ -309,30 +316,3 @@ def short_convolution(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) 
     out = g.add("gated", shape, right, conv, inplace=True)
     out = b.matmul("shortconv.out_proj", homes, hidden, out)
     return g.view(out, out.dims)
-
-
-def lightning(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
-    """Lightning attention of MiniMax-Text-01: a linear attention with one decaying state per head."""
-    g = b.graph
-    heads, dim = mixer.heads, mixer.head_dim
-    inner = heads * dim
-    shape: tuple[Dim, ...] = (dim, heads, U)
-    fused = b.matmul("attn_qkv", homes, 3 * inner, normed)
-    fused = g.add("silu", (3 * inner, U), fused, inplace=True)
-    store, state = load_state(b, "cache_s", mixer.state_elements, homes)
-    parts = [g.add("cont", shape, g.part(fused, shape, 3 * inner)) for _ in range(3)]
-    mixed = g.add(
-        "linear_attention",
-        (".mixed",),
-        *parts,
-        state,
-        size=plus(form((inner, U)), form((mixer.state_elements, b.slots))),
-        rows=1,
-    )
-    new = g.view(mixed, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False)
-    g.store("save_state", store, new)
-    out = b.norm(g.view(mixed, (inner, U)), "attn_norm_2", homes)
-    gate = b.matmul("attn_gate", homes, inner, normed)
-    gate = g.add("sigmoid", (inner, U), gate, inplace=True)
-    out = g.add("gated", (inner, U), out, gate, inplace=True)
-    return b.matmul("attn_output", homes, b.spec.hidden_size, out)

@@ -19,6 +19,8 @@ class Style(Struct, frozen=True, kw_only=True):
     """The feed-forward network's sum names the residual first, which is then written over."""
     mixer_residual_first: bool = False
     """The same of the token mixer's sum."""
+    normed_residual: bool = False
+    """What is added to a part's result is the norm that it read, scaled, not what was normalised."""
     up_experts_first: bool = False
     gated_query: bool = False
     """The query projection holds an output gate of the same width."""
@@ -83,8 +85,7 @@ STYLES: dict[str, Style] = {
     "lfm2": Style(residual_first=True, mixer_residual_first=True),
     "lfm2moe": Style(residual_first=True, mixer_residual_first=True),
     "llama4": Style(rope="windowed", weights_first=True, plain_weights=True, rotated_norm=True),
-    "minimax-01": Style(reserve=(127, 0)),
-    "minimax-m3": Style(reserve=(0, 128)),
+    "minimax-01": Style(normed_residual=True),
     "nemotron_h": Style(rows="norm-end", rope="none"),
     "nemotron_h_moe": Style(rows="norm-end", rope="none"),
     "phi2": Style(parallel="phi"),
