@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSpec, Moe, NoMixer, Recurrent
 from willitrun_estimator import cache
-from willitrun_estimator.compute import altup, attention, block_sparse, feed_forward, per_layer, recurrent
+from willitrun_estimator.compute import altup, attention, block_sparse, feed_forward, per_layer, recurrent, residual_mix
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, Form, U
 from willitrun_estimator.compute.graph import Graph, Node
 from willitrun_estimator.compute.style import FOUR_POSITIONS, SCALED_EMBEDDINGS, style_of
 from willitrun_estimator.placement import Settings
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 INDEXER = "indexer"
 """The mask of a sparse indexer, f16 whatever attention reads."""
 FETCHED_AHEAD = frozenset({"lightning", "mamba1", "mamba2", "shortconv"})
 """Mixers whose state is the first thing of their block that llama.cpp asks for."""
+RESIDUAL_SCORE = "output_res_score.weight"
+"""What scores the residual streams that an architecture banks."""
 HEAD = "output"
 """The key of the head's bytes."""
 
@@ -219,8 +224,11 @@ class Builder:
 
     def _fetch(self) -> None:
         following = self._events[0] if self._events else None
-        if following is not None and isinstance(following[0], Recurrent) and following[0].kind in FETCHED_AHEAD:
+        if following is not None and isinstance(following[0], Recurrent) and self._fetches(following[0]):
             self._fetched = recurrent.fetch_ahead(self, following[0], following[1])
+
+    def _fetches(self, mixer: Recurrent) -> bool:
+        return mixer.kind in FETCHED_AHEAD or self.style.fetched_ahead
 
     def fetched(self) -> tuple[Node, Node] | None:
         """Hand over the state that was fetched ahead."""
@@ -236,6 +244,10 @@ class Builder:
         normed = self.norm(source, "attn_norm", homes) if self.has(homes, "attn_norm") else source
         self._normed = normed
         first = mixers[0]
+        if isinstance(first, Recurrent) and first.kind == "kda":
+            rest = recurrent.kda(self, first, normed, homes)
+            self.fetch_next()
+            return rest()
         if isinstance(first, Recurrent):
             mixed = recurrent.recurrent(self, first, normed, homes)
             if first.kind not in FETCHED_AHEAD:
@@ -244,7 +256,7 @@ class Builder:
         if isinstance(first, Mla):
             latent = attention.latent_attention(self, first, normed, homes)
             self.fetch_next()
-            return self.matmul("attn_output", homes, hidden, latent)
+            return attention.latent_output(self, first, latent, normed, homes)
         if block_sparse.chooses_blocks(self, first):
             mixed = block_sparse.block_sparse_attention(self, first, normed, homes)
             self.fetch_next()
@@ -391,7 +403,13 @@ class Builder:
             if isinstance(layer.ffn, Moe):
                 self._events.append((None, homes))
         self._fetch()
+        bank = residual_mix.Bank(self) if RESIDUAL_SCORE in self.outside else None
+        first = x
+        stream: Callable[[], Node] = lambda: first  # noqa: E731
         for index, (layer, homes) in enumerate(layers):
+            if bank is not None:
+                stream = residual_mix.block(self, bank, layer, stream, homes, index)
+                continue
             if streams and inputs is not None:
                 x = altup.block(self, layer, x, homes, inputs, index)
                 continue
@@ -406,6 +424,8 @@ class Builder:
                 )
         if streams:
             x = self.out_rows(altup.merged(self, x, streams, head))
+        if bank is not None:
+            x = self.out_rows(bank.mixed(stream, self.graph.weight(RESIDUAL_SCORE, head)))
         if self.style.rows == "block-end":
             x.is_output = True
             x = self.out_rows(x)

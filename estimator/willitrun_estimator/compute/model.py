@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from willitrun_catalog.model import Attention, Layer
 from willitrun_estimator import cache
 from willitrun_estimator.compute.build import CURRENT, Build
-from willitrun_estimator.compute.builder import Builder, Homes
+from willitrun_estimator.compute.builder import RESIDUAL_SCORE, Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
 from willitrun_estimator.compute.form import ROWS, Dim, Sizes, U
 from willitrun_estimator.compute.periods import shortened
@@ -60,7 +60,7 @@ class ComputeModel:
         self._style = style_of(spec.architecture)
         self._outside = frozenset(part.name for part in plan.outside)
         sizes = dict(spec.sizes)
-        told_apart = {"per_layer_dim", "altup_inputs"} & {*sizes}
+        told_apart = {"per_layer_dim", "altup_inputs"} & {*sizes} or RESIDUAL_SCORE in self._outside
         held = any(isinstance(m, Attention) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
         self._may_shorten = self._style.reserve == (0, 0) and not told_apart and not held
         """Graphs whose blocks are told apart by their number, or have inputs of their own, are always planned whole."""

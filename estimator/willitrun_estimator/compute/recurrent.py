@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 def recurrent(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     """Add a mixer with a state, its output projection included."""
-    if mixer.kind == "kda":
-        return kda(b, mixer, normed, homes)
     if mixer.kind == "gated-delta-net":
         return gated_delta_net(b, mixer, normed, homes)
     if mixer.kind == "shortconv":
@@ -138,13 +136,16 @@ def mamba2(
     return b.matmul("ssm_out", homes, b.spec.hidden_size, flat)
 
 
-def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
-    """Kimi delta attention: three convolutions, a fused delta rule, an output gate."""
+def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Callable[[], Node]:
+    """Kimi delta attention: three convolutions, a fused delta rule, an output gate.
+
+    What is returned adds what llama.cpp computes only when it is read: the gate and the output projection.
+    """
     g = b.graph
     heads, dim = mixer.heads, mixer.head_dim
     inner = heads * dim
     shape: tuple[Dim, ...] = (dim, heads, U)
-    conv_store, conv_state = load_state(b, "cache_r", mixer.conv_elements, homes)
+    conv_store, conv_state = b.fetched() or load_state(b, "cache_r", mixer.conv_elements, homes)
     joined = [
         convolution_input(
             b,
@@ -159,17 +160,18 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     store, state = load_state(b, "cache_s", mixer.state_elements, homes)
     mixed = []
     for part, source in zip("qkv", joined, strict=True):
-        conv = g.add("ssm_conv", (inner, U), source, b.weight(f"ssm_conv1d_{part}.weight", homes))
+        taps = g.view(b.weight(f"ssm_conv1d_{part}.weight", homes), (mixer.conv_kernel, inner))
+        conv = g.add("ssm_conv", (inner, U), source, taps)
         silu = g.add("silu", (inner, U), g.view(conv, (inner, U)), inplace=True)
         out = g.view(silu, shape)
         if part != "v":
             out = g.add("norm", shape, out, inplace=True)
         mixed.append(out)
-    low = b.matmul("ssm_f_a", homes, dim, normed)
-    decay = b.matmul("ssm_f_b", homes, inner, low)
+    decay = low_rank(b, "ssm_f", mixer, normed, homes)
     decay = g.add("decay_bias", (inner, U), decay, b.weight("ssm_dt.bias", homes), inplace=True)
     decay = g.add("softplus", (inner, U), decay, inplace=True)
-    decay = g.add("decay", shape, g.view(decay, shape), b.weight("ssm_a", homes), inplace=True)
+    decay = g.view(decay, shape)
+    decay = g.add("decay", shape, decay, g.view(b.weight("ssm_a", homes), (1, heads)), inplace=True)
     beta = g.view(b.matmul("ssm_beta", homes, heads, normed), (1, heads, U))
     beta = g.add("sigmoid", (1, heads, U), beta, inplace=True)
     delta = g.add(
@@ -183,14 +185,25 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
         rows=1,
     )
     g.store("save_state", store, g.view(delta, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False))
-    out = g.add("cont", shape, g.view(delta, shape, contiguous=False))
-    out = g.add("normed", shape, g.view(out, shape), b.weight("ssm_norm.weight", homes), inplace=True)
-    low = b.matmul("ssm_g_a", homes, dim, g.view(normed, normed.dims))
-    gate = g.view(b.matmul("ssm_g_b", homes, inner, low), shape)
-    gate = g.add("sigmoid", shape, gate, inplace=True)
-    out = g.add("gated", shape, out, gate, inplace=True)
-    flat = g.add("cont", (inner, U), out)
-    return b.matmul("attn_output", homes, b.spec.hidden_size, flat)
+
+    def finish() -> Node:
+        out = g.add("cont", shape, g.view(delta, shape, contiguous=False))
+        out = g.add("normed", shape, g.view(out, shape), b.weight("ssm_norm.weight", homes), inplace=True)
+        gate = g.view(low_rank(b, "ssm_g", mixer, g.view(normed, normed.dims), homes), shape)
+        gate = g.add("sigmoid", shape, gate, inplace=True)
+        out = g.add("gated", shape, out, gate, inplace=True)
+        flat = g.add("cont", (inner, U), out)
+        return b.matmul("attn_output", homes, b.spec.hidden_size, flat)
+
+    return finish
+
+
+def low_rank(b: Builder, name: str, mixer: Recurrent, source: Node, homes: Homes) -> Node:
+    """Project to a gate of all heads: by two matrices (Kimi Linear), or by one (Ling 3, Kimi K3)."""
+    whole = mixer.heads * mixer.head_dim
+    if name + "_b.weight" in homes.parts:
+        return b.matmul(name + "_b", homes, whole, b.matmul(name + "_a", homes, mixer.head_dim, source))
+    return b.matmul(name if name + ".weight" in homes.parts else name + "_a", homes, whole, source)
 
 
 def mamba1(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
