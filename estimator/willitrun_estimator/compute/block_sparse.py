@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from willitrun_estimator.compute.builder import Builder, Homes
     from willitrun_estimator.compute.graph import Node
 
+QUERY = "indexer.q_proj.weight"
+"""What a block has that chooses blocks of positions."""
 BLOCK = 128
 """Positions that are chosen together (`attention.indexer.block_size` of MiniMax-M3)."""
 POSITIONS = 256
@@ -24,9 +26,9 @@ BLOCKS = POSITIONS // BLOCK
 """Blocks of these; as many are chosen, because the model would choose more."""
 
 
-def chooses_blocks(b: Builder, mixer: Attention) -> bool:
+def chooses_blocks(b: Builder, homes: Homes) -> bool:
     """Whether attention is to chosen blocks: with flash attention, where every slot has its own cells."""
-    return bool(mixer.indexer_dim) and b.flash and b.streams == b.slots
+    return QUERY in homes.parts and b.flash and b.streams == b.slots
 
 
 def block_sparse_attention(b: Builder, mixer: Attention, normed: Node, homes: Homes) -> Node:

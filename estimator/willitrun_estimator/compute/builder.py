@@ -257,7 +257,7 @@ class Builder:
             latent = attention.latent_attention(self, first, normed, homes)
             self.fetch_next()
             return attention.latent_output(self, first, latent, normed, homes)
-        if block_sparse.chooses_blocks(self, first):
+        if block_sparse.chooses_blocks(self, homes):
             mixed = block_sparse.block_sparse_attention(self, first, normed, homes)
             self.fetch_next()
             return self.matmul("attn_output", homes, hidden, mixed)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from willitrun_catalog.model import Attention, Layer
 from willitrun_estimator import cache
+from willitrun_estimator.compute import block_sparse
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.builder import RESIDUAL_SCORE, Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
@@ -61,7 +62,7 @@ class ComputeModel:
         self._outside = frozenset(part.name for part in plan.outside)
         sizes = dict(spec.sizes)
         told_apart = {"per_layer_dim", "altup_inputs"} & {*sizes} or RESIDUAL_SCORE in self._outside
-        held = any(isinstance(m, Attention) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
+        held = any(block_sparse.QUERY in parts for parts in self._parts)
         self._may_shorten = self._style.reserve == (0, 0) and not told_apart and not held
         """Graphs whose blocks are told apart by their number, or have inputs of their own, are always planned whole."""
         shapes: dict[int, int] = {}

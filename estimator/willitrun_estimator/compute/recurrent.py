@@ -57,7 +57,10 @@ def other_states(b: Builder, store: Node, rows: Node) -> None:
 def convolution_input(b: Builder, state: Node, fresh: Node, channels: int, kernel: int, store: Node) -> Node:
     """Put the last tokens of the previous batch before this one's and save the new last ones."""
     g = b.graph
-    old = g.view(state, (kernel - 1, channels, b.slots), contiguous=False)
+    window = (kernel - 1) * channels
+    whole = state.dims[0] if isinstance(state.dims[0], int) else window
+    apart = form((whole * (b.slots - 1) + window,))
+    old = g.view(state, (kernel - 1, channels, b.slots), size=apart, contiguous=False)
     turned = g.view(fresh, (".turned", channels), size=form((channels, U)), contiguous=False)
     joined = g.add(
         "conv_input",
@@ -68,9 +71,7 @@ def convolution_input(b: Builder, state: Node, fresh: Node, channels: int, kerne
         rows=channels,
     )
     # A strided look is copied with its gaps, all but what the last row has beyond it.
-    span = plus(form((channels, U)), form((kernel - 1, channels, b.slots)))
-    if b.slots == 1:
-        span = plus(span, form((U,), -4))
+    span = plus(form((channels, U)), form((kernel - 1, channels, b.slots)), form((U,), -(4 // b.slots)))
     last = g.view(joined, (".last", channels), size=span, contiguous=False)
     g.store("save_conv", store, last)
     return joined
@@ -180,7 +181,7 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Callable[[]
         *mixed,
         g.view(decay, shape),
         beta,
-        g.view(state, (dim, dim, heads)),
+        g.view(state, (dim, dim, heads, b.slots)),
         size=plus(form((inner, U)), form((mixer.state_elements, b.slots))),
         rows=1,
     )
@@ -297,7 +298,7 @@ def gated_delta_net(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) ->
         v,
         g.view(decay, shape),
         beta,
-        g.view(state, (mixer.head_dim, mixer.state_dim, mixer.heads)),
+        g.view(state, (mixer.head_dim, mixer.state_dim, mixer.heads, b.slots)),
         size=plus(form((values, U)), form((mixer.state_elements, b.slots))),
         rows=1,
     )
