@@ -244,24 +244,19 @@ class Builder:
         normed = self.norm(source, "attn_norm", homes) if self.has(homes, "attn_norm") else source
         self._normed = normed
         first = mixers[0]
-        if isinstance(first, Recurrent) and first.kind == "kda":
-            rest = recurrent.kda(self, first, normed, homes)
-            self.fetch_next()
-            return rest()
         if isinstance(first, Recurrent):
-            mixed = recurrent.recurrent(self, first, normed, homes)
+            rest = recurrent.recurrent(self, first, normed, homes)
             if first.kind not in FETCHED_AHEAD:
                 self.fetch_next()
-            return mixed
+            return rest()
         if isinstance(first, Mla):
             latent = attention.latent_attention(self, first, normed, homes)
             self.fetch_next()
             return attention.latent_output(self, first, latent, normed, homes)
-        if block_sparse.chooses_blocks(self, homes):
-            mixed = block_sparse.block_sparse_attention(self, first, normed, homes)
-            self.fetch_next()
-            return self.matmul("attn_output", homes, hidden, mixed)
-        finish = attention.attention(self, first, normed, homes)
+        attend = (
+            block_sparse.block_sparse_attention if block_sparse.chooses_blocks(self, homes) else attention.attention
+        )
+        finish = attend(self, first, normed, homes)
         if len(mixers) == 1:
             self.fetch_next()
         if len(mixers) > 1 and isinstance(mixers[1], Recurrent):
@@ -284,7 +279,7 @@ class Builder:
             return feed_forward.dense(self, ffn, normed, homes)
         return feed_forward.experts(self, ffn, normed, homes)
 
-    def block(  # noqa: C901
+    def block(  # noqa: C901, PLR0912
         self, layer: Layer, source: Node, homes: Homes, *, last: bool
     ) -> Node:
         """Add one block; in the last one only the rows with logits go through the feed-forward network."""
@@ -426,6 +421,11 @@ class Builder:
             x = self.out_rows(altup.merged(self, x, streams, head))
         if bank is not None:
             x = self.out_rows(bank.mixed(stream, self.graph.weight(RESIDUAL_SCORE, head)))
+        self._logits(x, head)
+        return self.graph
+
+    def _logits(self, x: Node, head: int) -> None:
+        """Add the last norm and the head."""
         if self.style.rows == "block-end":
             x.is_output = True
             x = self.out_rows(x)
@@ -439,4 +439,3 @@ class Builder:
         weight = self.graph.weight(HEAD, head)
         logits = self.graph.add("logits", (self.spec.vocab_size, norm.dims[-1]), weight, norm)
         logits.is_output = True
-        return self.graph

@@ -1,4 +1,4 @@
-"""Lightning attention of MiniMax-Text-01: linear attention with one decaying state a head (src/models/minimax-01.cpp)."""
+"""Lightning attention of MiniMax-Text-01 (src/models/minimax-01.cpp): linear, with one decaying state a head."""
 
 from __future__ import annotations
 

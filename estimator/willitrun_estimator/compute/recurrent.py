@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from willitrun_estimator.compute import lightning
 from willitrun_estimator.compute.form import Dim, U, form, plus
+from willitrun_estimator.compute.lightning import lightning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from willitrun_estimator.compute.graph import Node
 
 
-def recurrent(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
-    """Add a mixer with a state, its output projection included."""
-    if mixer.kind == "gated-delta-net":
-        return gated_delta_net(b, mixer, normed, homes)
-    if mixer.kind == "shortconv":
-        return short_convolution(b, mixer, normed, homes)
-    if mixer.kind == "mamba1":
-        return mamba1(b, mixer, normed, homes)
-    if mixer.kind == "lightning":
-        return lightning.lightning(b, mixer, b.fetched() or fetch_ahead(b, mixer, homes), normed, homes)
-    return mamba2(b, mixer, normed, homes)
+def recurrent(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Callable[[], Node]:
+    """Add a mixer with a state; what is returned adds what is left of it, the output projection included."""
+    if mixer.kind == "kda":
+        return kda(b, mixer, normed, homes)
+    add = {"gated-delta-net": gated_delta_net, "shortconv": short_convolution, "mamba1": mamba1, "lightning": linear}
+    mixed = add.get(mixer.kind, mamba2)(b, mixer, normed, homes)
+    return lambda: mixed
+
+
+def linear(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
+    """Lightning attention, whose states are fetched at once."""
+    return lightning(b, mixer, b.fetched() or fetch_ahead(b, mixer, homes), normed, homes)
 
 
 def fetch_ahead(b: Builder, mixer: Recurrent, homes: Homes) -> tuple[Node, Node]:
