@@ -172,6 +172,8 @@ class ComputeModel:
                 alignments=(*([GPU_ALIGNMENT] * self.host), HOST_ALIGNMENT),
                 runs=runs,
             )
+            if not schedule.repeats:
+                return self._plan(placement, whole=True)
             held = _PLANNED[key] = (self.spec, schedule.programs)
             while len(_PLANNED) > _PLANNED_LIMIT:
                 _PLANNED.popitem(last=False)
