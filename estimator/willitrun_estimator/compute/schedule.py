@@ -179,7 +179,7 @@ class Schedule:
             if node.gpu_extra is not ZERO and node.device != host:
                 node.size = plus(node.size, node.gpu_extra)
 
-    def _split(self, units: dict[int, int]) -> tuple[list[tuple[Node, int]], list[Node]]:  # noqa: C901, PLR0912
+    def _split(self, units: dict[int, int]) -> tuple[list[tuple[Node, int]], list[Node]]:  # noqa: C901
         """Insert the copies; returns the nodes in order and the tensors allocated up front.
 
         `units` are the first nodes of blocks that stand for more, and of what follows them.
