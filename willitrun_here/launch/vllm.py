@@ -196,7 +196,7 @@ def half_only(target: Target) -> bool:
 def environment(target: Target, version: Version) -> dict[str, str]:
     """Give the environment that shows vLLM exactly the planned GPUs: by UUID where the version reads UUIDs.
 
-    On ROCm it takes numbers alone (`vllm/platforms/rocm.py`).
+    On ROCm by number, which every version reads (`device_id_to_physical_device_id` in `vllm/platforms/interface.py`).
     """
     plan = target.plan
     if everything_planned(target):
