@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import structs
 
-from willitrun_here.places import state_folder
+from willitrun_here.places import state_path
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from willitrun_estimator.calibration import Corrections, Run
     from willitrun_probe.machine import Machine
 
@@ -24,19 +25,31 @@ MOST_RUNS = 64
 
 def store_folder() -> Path:
     """Return the folder of the corrections; WILLITRUN_STATE names another."""
-    given = os.environ.get("WILLITRUN_STATE")
-    return Path(given) if given else state_folder()
+    from pathlib import Path  # noqa: PLC0415 - takes longer to import than a file takes to read
+
+    return Path(store_path())
+
+
+def store_path() -> str:
+    """Return the same folder as text."""
+    return os.environ.get("WILLITRUN_STATE") or state_path()
 
 
 def path_of(shape_hash: str, folder: Path) -> Path:
     """Return the file of one machine shape."""
-    return folder / f"calibration-{shape_hash or 'unknown'}.json"
+    return folder / file_name(shape_hash)
+
+
+def file_name(shape_hash: str) -> str:
+    """Return how the file of one machine shape is called."""
+    return f"calibration-{shape_hash or 'unknown'}.json"
 
 
 def read(shape_hash: str, folder: Path | None = None) -> Corrections | None:
     """Return the corrections of a machine shape; None without any or when the file cannot be understood."""
     try:
-        data = path_of(shape_hash, folder or store_folder()).read_bytes()
+        with open(os.path.join(folder or store_path(), file_name(shape_hash)), "rb") as file:  # noqa: PTH118,PTH123
+            data = file.read()
     except OSError:
         return None
     from willitrun_estimator.calibration import Corrections  # noqa: PLC0415 - most machines have none
