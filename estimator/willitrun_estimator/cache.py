@@ -6,6 +6,8 @@ The rules are those of llama.cpp's `llama_kv_cache`, `llama_kv_cache_iswa` and `
 
 from __future__ import annotations
 
+from collections import Counter
+
 from willitrun_catalog.model import Attention, Layer, Mixer, Mla, ModelSpec, NoMixer, Recurrent
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.placement import Settings
@@ -223,7 +225,9 @@ def layer_state_bytes(layer: Layer, settings: Settings, rollbacks: int = 0) -> i
 
 def state_bytes(spec: ModelSpec, settings: Settings, rollbacks: int = 0) -> int:
     """Recurrent state bytes of the whole model; independent of the context and of the KV type."""
-    return sum(layer_state_bytes(layer, settings, rollbacks) for layer in spec.layers)
+    counts = Counter(map(id, spec.layers))
+    distinct = {id(layer): layer for layer in spec.layers}
+    return sum([count * layer_state_bytes(distinct[key], settings, rollbacks) for key, count in counts.items()])
 
 
 def output_bytes(spec: ModelSpec, settings: Settings) -> int:
