@@ -17,7 +17,9 @@ from willitrun_estimator.compute.build import CURRENT, build_of
 from willitrun_estimator.compute.form import CELLS, Sizes, U, evaluate, form, plus
 from willitrun_estimator.compute.graph import Graph
 from willitrun_estimator.compute.kernels import has_flash_kernel
-from willitrun_estimator.compute.schedule import Schedule
+from willitrun_estimator.compute.replay import Replay
+from willitrun_estimator.compute.schedule import schedule
+from willitrun_estimator.compute.trace import Known, Tracer
 from willitrun_estimator.device import Backend, Device, Devices, Host
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.weights import weight_profile
@@ -258,14 +260,22 @@ def test_architectures_that_are_not_replayed_in_full_keep_a_reserve() -> None:
     assert kept[0] > 4 * 37 * 4096 * 512 / MIB
 
 
+def graph_peaks(graph: Graph, devices: int) -> list[int]:
+    """Bytes on each device for a micro-batch of 8."""
+    planned = schedule(graph, devices, offload=True, large={U: True}, pipeline=False)
+    known = Known()
+    traced = Tracer(1, devices, known).trace(planned)
+    replay = Replay([*known.sizes], Sizes(8, 0, 0, 0).values(), 32)
+    return [replay.peak([(part[0][device], ()) for part in traced]) for device in range(devices)]
+
+
 def test_unsupported_operations_fall_back_to_the_host() -> None:
     graph = Graph()
     source = graph.input("x", (64, U))
     first = graph.add("up", (64, U), graph.weight("w", 0), source)
     odd = graph.add("odd", (64, U), first, gpu_supported=False)
     graph.add("end", (64, U), odd, gpu_supported=False)
-    schedule = Schedule(graph, 2, offload=True, large={U: True}, pipeline=False, alignments=(128, 32))
-    device, host = (program.peak(Sizes(8, 0, 0, 0).values()) for program in schedule.programs)
+    device, host = graph_peaks(graph, 2)
     assert device == 2 * 64 * 8 * 4
     assert host >= 64 * 8 * 4
 
@@ -329,14 +339,14 @@ def test_a_last_block_without_a_mixer() -> None:
 
 
 def test_old_plans_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_PLANNED", OrderedDict())
-    monkeypatch.setattr(planning, "_PLANNED_LIMIT", 2)
+    monkeypatch.setattr(planning, "_SHAPES", OrderedDict())
+    monkeypatch.setattr(planning, "_SHAPES_LIMIT", 2)
     spec = tiny("llama", DENSE, DENSE)
-    known = ComputeModel(weight_profile(spec, "Q8_0"), machine(1), Settings(context_tokens=1024))
-    amounts = [known.bytes(Placement(gpu_layers=n, split=(n,)), 1024) for n in range(4)]
-    assert len(planning._PLANNED) == 2
-    again = ComputeModel(weight_profile(spec, "Q8_0"), machine(1), Settings(context_tokens=1024))
-    assert again.bytes(Placement(gpu_layers=0, split=(0,)), 1024) == amounts[0]
+    weights, placement = weight_profile(spec, "Q8_0"), Placement(gpu_layers=2, split=(2,))
+    kinds = [Settings(context_tokens=1024, parallel=slots) for slots in (1, 2, 3, 4)]
+    amounts = [ComputeModel(weights, machine(1), kind).bytes(placement, 1024) for kind in kinds]
+    assert len(planning._SHAPES) == 2
+    assert ComputeModel(weights, machine(1), kinds[0]).bytes(placement, 1024) == amounts[0]
 
 
 def test_values_are_padded_where_they_are_stored_transposed() -> None:
@@ -359,8 +369,7 @@ def test_an_operation_no_device_asks_for_goes_where_most_of_its_sources_are() ->
     x = graph.input("x", (64, U))
     odd = graph.add("odd", (64, U), x, graph.weight("first", 1), picks_device=False)
     graph.add("other", (64, U), odd, graph.weight("second", 0), picks_device=False)
-    schedule = Schedule(graph, 3, offload=True, large={U: True}, pipeline=False, alignments=(128, 128, 32))
-    peaks = [program.peak(Sizes(8, 0, 0, 0).values()) for program in schedule.programs]
+    peaks = graph_peaks(graph, 3)
     assert max(peaks) >= 64 * 8 * 4
 
 

@@ -35,8 +35,8 @@ class Homes(NamedTuple):
     """Device of its routed experts."""
     cache: int
     """Device of its cache and state."""
-    group: int = -1
-    """Which group of blocks with equal types it belongs to, where that matters: when weights are on the host."""
+    number: int = 0
+    """Its place in the graph, which names its weights."""
     rotary: bool = True
     """Whether its attention rotates by position."""
     parts: frozenset[str] = frozenset()
@@ -146,7 +146,7 @@ class Builder:
         """Refer to one of a block's tensors by its full name."""
         known = self._weights.get((id(homes), name))
         if known is None:
-            key = f"{homes.group}/{name}"
+            key = f"{homes.number}/{name}"
             known = self._weights[id(homes), name] = self.graph.weight(key, homes.experts if routed else homes.block)
         return known
 
@@ -229,6 +229,7 @@ class Builder:
     def _fetch(self) -> None:
         following = self._events[0] if self._events else None
         if following is not None and isinstance(following[0], Recurrent) and self._fetches(following[0]):
+            self.graph.ahead = max(self.graph.ahead, following[1].number + 1 - len(self.graph.starts))
             self._fetched = recurrent.fetch_ahead(self, following[0], following[1])
 
     def _fetches(self, mixer: Recurrent) -> bool:
@@ -406,26 +407,27 @@ class Builder:
         first = x
         stream: Callable[[], Node] = lambda: first  # noqa: E731
         for index, (layer, homes) in enumerate(layers):
+            self.graph.start()
             if bank is not None:
                 stream = residual_mix.block(self, bank, layer, stream, homes, index)
                 continue
             if streams and inputs is not None:
                 x = altup.block(self, layer, x, homes, inputs, index)
                 continue
-            count = len(self.graph.nodes)
             x = self.block(layer, x, homes, last=index == len(layers) - 1)
-            self.graph.blocks.append(self.graph.nodes[count])
             if inputs is not None:
                 x = self.graph.add("block_out", x.dims, x, inputs.gated(x, homes), inplace=True)
             if "layer_output_scale.weight" in homes.parts:
                 x = self.graph.add(
                     "block_out", x.dims, x, self.weight("layer_output_scale.weight", homes), inplace=True
                 )
+        self.graph.start()
         if streams:
             x = self.out_rows(altup.merged(self, x, streams, head))
         if bank is not None:
             x = self.out_rows(bank.mixed(stream, self.graph.weight(RESIDUAL_SCORE, head)))
         self._logits(x, head)
+        self.graph.number()
         return self.graph
 
     def _logits(self, x: Node, head: int) -> None:

@@ -40,6 +40,13 @@ class Node(Struct, eq=False):
     computed: bool = True
     """False for a mere look at another tensor's memory, which no device has to compute."""
     device: int = -1
+    section: int = 0
+    """The part of the graph it is computed in: 0 before the blocks, then block by block, then what follows them."""
+    readers: int = 0
+    """Operations that are still to read it, and looks at its memory that are still to end: the tracer's counts."""
+    looks: int = 0
+    slot: int = -1
+    """Which of the memory that is held is its own, as the tracer numbers it."""
 
 
 class Graph:
@@ -49,8 +56,21 @@ class Graph:
         self.nodes: list[Node] = []
         self.inputs: list[Node] = []
         self.leaves: list[Node] = []
-        self.blocks: list[Node] = []
-        """The first node of each block."""
+        self.starts: list[int] = []
+        """How many nodes there were when each block began, and when the last one ended."""
+        self.ahead = 0
+        """How many blocks ahead of a block something was computed for it."""
+
+    def start(self) -> None:
+        """Begin the next block, or what follows the last."""
+        self.starts.append(len(self.nodes))
+
+    def number(self) -> None:
+        """Tell every node its section."""
+        ends = [*self.starts[1:], len(self.nodes)]
+        for section, (start, end) in enumerate(zip(self.starts, ends, strict=True), 1):
+            for node in self.nodes[start:end]:
+                node.section = section
 
     def input(self, name: str, dims: tuple[Dim, ...], element_bytes: int = 4) -> Node:
         """Add a tensor that the host fills before each batch."""
@@ -60,7 +80,8 @@ class Graph:
 
     def leaf(self, name: str, dims: tuple[Dim, ...], device: int, *, kept: bool = False) -> Node:
         """Add a tensor that nothing computes: it has its place from the start of the graph."""
-        node = Node(name, dims, form(dims), computed=False, is_output=kept, device=device)
+        section = len(self.starts)
+        node = Node(name, dims, form(dims), computed=False, is_output=kept, device=device, section=section)
         self.leaves.append(node)
         return node
 

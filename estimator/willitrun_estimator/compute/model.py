@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from willitrun_catalog.model import Attention, Layer
 from willitrun_estimator import cache
-from willitrun_estimator.compute import block_sparse
 from willitrun_estimator.compute.build import CURRENT, Build
-from willitrun_estimator.compute.builder import RESIDUAL_SCORE, Builder, Homes
+from willitrun_estimator.compute.builder import Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
 from willitrun_estimator.compute.form import ROWS, Dim, Sizes, U
-from willitrun_estimator.compute.periods import shortened
-from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, Program, Schedule
-from willitrun_estimator.compute.style import style_of
-from willitrun_estimator.tensors import blueprint
-from willitrun_estimator.weight_groups import grouped
+from willitrun_estimator.compute.programs import Programs
+from willitrun_estimator.compute.replay import Move
+from willitrun_estimator.compute.schedule import OFFLOAD_ROWS
+from willitrun_estimator.compute.shape import shape_of
+from willitrun_estimator.compute.surroundings import Kind
+from willitrun_estimator.compute.trace import Steps
 
 if TYPE_CHECKING:
-    from willitrun_catalog.model import ModelSpec
+    from willitrun_estimator.compute.graph import Graph
     from willitrun_estimator.device import Devices
     from willitrun_estimator.placement import Placement, Settings
     from willitrun_estimator.weights import WeightProfile
@@ -29,11 +29,11 @@ GPU_ALIGNMENT = 128
 HOST_ALIGNMENT = 32
 """`TENSOR_ALIGNMENT` of the CPU's buffers (ggml-impl.h)."""
 
-_PLANNED: OrderedDict[tuple[object, ...], tuple[ModelSpec, tuple[Program, ...]]] = OrderedDict()
-_PLANNED_LIMIT = 512
-"""Layouts whose programs are kept, some 35 KB each, those used last."""
-MOST_PROGRAMS = 32
-"""Layouts of which one model keeps the programs itself."""
+_SHAPES: OrderedDict[tuple[object, ...], Programs] = OrderedDict()
+_SHAPES_LIMIT = 128
+"""Shapes, with settings and number of GPUs, of which programs are kept."""
+MOST_LINES = 32
+"""Layouts of which one model keeps the moves themselves."""
 MOST_KNOWN = 4096
 """Answers kept by one model, so that many questions take no more memory than some."""
 
@@ -42,44 +42,19 @@ class ComputeModel:
     """Compute buffer of every device as a function of placement and context."""
 
     def __init__(self, weights: WeightProfile, devices: Devices, settings: Settings, build: Build = CURRENT) -> None:
-        spec = weights.spec
-        plan = blueprint(spec)
-        self.spec = spec
+        self.spec = weights.spec
         self.weights = weights
         self.settings = settings
         self.host = len(devices.gpus)
-        self.blocks = len(spec.layers)
-        self._parts = tuple(frozenset(part.name for part in kind) for kind in plan.kinds)
-        heads = max((m.key_dim for layer in spec.layers for m in layer.mixers if isinstance(m, Attention)), default=0)
-        self._whole_qk_norm = any(
-            part.name == "attn_q_norm.weight" and len(part.shape) == 1 and part.shape[0] > heads
-            for kind in plan.kinds
-            for part in kind
-        )
-        """Queries and keys are normalised as a whole, before they are split into heads."""
-        self._donors = self._find_donors()
-        self._style = style_of(spec.architecture)
-        self._outside = frozenset(part.name for part in plan.outside)
-        sizes = dict(spec.sizes)
-        told_apart = {"per_layer_dim", "altup_inputs"} & {*sizes} or RESIDUAL_SCORE in self._outside
-        held = any(block_sparse.QUERY in parts for parts in self._parts)
-        self._may_shorten = self._style.reserve == (0, 0) and not told_apart and not held
-        """Graphs whose blocks are told apart by their number, or have inputs of their own, are always planned whole."""
-        shapes: dict[int, int] = {}
-        distinct: dict[Layer, int] = {}
-        for layer in spec.layers:
-            if id(layer) not in shapes:
-                shapes[id(layer)] = distinct.setdefault(layer, len(distinct))
-        self._shapes = tuple(shapes[id(layer)] for layer in spec.layers)
-        self._kinds = plan.order[: self.blocks]
-        self._groups = grouped(plan).order[: self.blocks]
-        self._window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
+        self.blocks = weights.spec.block_count
+        self.shape = shape_of(weights.spec)
         self.build = build
         self.backend = devices.gpus[0].backend if devices.gpus else "cpu"
         rows = max(1, settings.parallel) if build.capped_rows else settings.ubatch
         self._rows = rows if settings.logit_rows is None else settings.logit_rows
         self._copies: dict[str, int] | None = None
-        self._programs: dict[Placement, tuple[tuple[Program, tuple[int, ...]], ...]] = {}
+        self._moves: dict[tuple[Steps, int], Move] = {}
+        self._lines: dict[Placement, tuple[Programs, tuple[tuple[Move, ...], ...]]] = {}
         self._values: dict[int, tuple[int, ...]] = {}
         self._known: dict[tuple[Placement, int], tuple[int, ...]] = {}
 
@@ -90,19 +65,12 @@ class ComputeModel:
         if known is None:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-                self._programs.clear()
                 self._values.clear()
             values = self._numbers(context_tokens)
-            programs = self._programs.get(placement)
-            if programs is None:
-                if len(self._programs) >= MOST_PROGRAMS:
-                    self._programs.clear()
-                programs = self._programs[placement] = self._plan(placement)
-            peaks = tuple(program.peak(values, copies) for program, copies in programs)
-            if None in peaks:
-                whole = self._plan(placement, whole=True)
-                peaks = tuple(program.peak(values, copies) for program, copies in whole)
-            known = self._known[key] = tuple(peak or 0 for peak in peaks)
+            programs, lines = self._planned(placement)
+            gpu, host = programs.replay(values, GPU_ALIGNMENT), programs.replay(values, HOST_ALIGNMENT)
+            *gpus, last = lines
+            known = self._known[key] = (*(gpu.peak(line) for line in gpus), host.peak(last))
         return known
 
     def _numbers(self, context_tokens: int) -> tuple[int, ...]:
@@ -110,7 +78,7 @@ class ComputeModel:
         if known is None:
             settings = self.settings
             cells, streams = cache.stream_cells(settings, context_tokens)
-            window = cells if self._window is None else cache.window_cells(self._window, settings, cells)
+            window = cells if self.shape.window is None else cache.window_cells(self.shape.window, settings, cells)
             ubatch = min(settings.ubatch, cells * streams)
             # `graph_reserve` gives every slot as many tokens.
             tokens = cache.pad(ubatch, max(1, settings.parallel))
@@ -118,25 +86,32 @@ class ComputeModel:
             self._values[context_tokens] = known
         return known
 
-    def _plan(self, placement: Placement, *, whole: bool = False) -> tuple[tuple[Program, tuple[int, ...]], ...]:
-        homes = self._homes(placement)
-        described = list(zip(homes, self._shapes, strict=True))
-        chosen, runs = shortened(described) if self._may_shorten and not whole else (range(self.blocks), ())
-        kept = tuple(described[index] for index in chosen)
-        head = self._head(placement)
+    def _planned(self, placement: Placement) -> tuple[Programs, tuple[tuple[Move, ...], ...]]:
+        """Return the moves of every device."""
+        known = self._lines.get(placement)
+        if known is None:
+            programs = self._programs(placement)
+            homes = self._homes(placement)
+            head = self._head(placement)
+            kinds = tuple(map(Kind, self.shape.kinds, *homes))
+
+            def build(blocks: Sequence[int]) -> Graph:
+                return self._graph(blocks, homes, head)
+
+            program = programs.program(kinds, head, self.host, build)
+            if len(self._lines) >= MOST_LINES:
+                self._lines.clear()
+            lines = tuple(tuple([self._move(steps, block) for steps, block in line]) for line in program)
+            known = self._lines[placement] = programs, lines
+        return known
+
+    def _programs(self, placement: Placement) -> Programs:
+        """Return what is shared by the layouts of one shape."""
         settings = self.settings
-        used = {home.block for home in homes} | {head}
-        pipeline = self.host not in used and len(used) > 1 and not placement.cpu_moe_layers and not placement.kv_on_host
-        large: dict[Dim, bool] = {
-            U: settings.ubatch >= OFFLOAD_ROWS,
-            ROWS: min(self._rows, settings.ubatch) >= OFFLOAD_ROWS,
-        }
+        backend = self.backend if self.backend in {"metal", "vulkan"} else "cuda"
         key = (
-            id(self.spec),
-            kept,
-            head,
-            self.host,
-            pipeline,
+            self.shape.key,
+            self._pipelined(placement),
             settings.kv_type_k,
             settings.kv_type_v,
             settings.flash_attention,
@@ -144,91 +119,103 @@ class ComputeModel:
             settings.kv_unified,
             settings.op_offload,
             self.build,
-            self.backend,
-            *large.values(),
-            runs,
+            backend,
+            settings.ubatch if backend == "metal" else None,
+            self.shape.style.reserve != (0, 0) and self._several(placement),
+            *self._large().values(),
         )
-        held = _PLANNED.get(key)
-        if held is None or held[0] is not self.spec:
-            builder = Builder(
-                self.spec,
-                settings,
-                host=self.host,
-                outside=self._outside,
-                build=self.build,
-                backend=self.backend,
-                whole_qk_norm=self._whole_qk_norm,
-            )
-            graph = builder.build(
-                tuple((self.spec.layers[index], homes[index]) for index in chosen),
-                head,
-            )
-            schedule = Schedule(
-                graph,
-                self.host + 1,
+        held = _SHAPES.get(key)
+        if held is None:
+            held = _SHAPES[key] = Programs(
+                alike=self.shape.alike,
                 offload=settings.op_offload,
-                large=large,
-                pipeline=pipeline,
-                alignments=(*([GPU_ALIGNMENT] * self.host), HOST_ALIGNMENT),
-                runs=runs,
+                large=self._large(),
+                pipeline=self._pipelined(placement),
             )
-            if not schedule.repeats:
-                return self._plan(placement, whole=True)
-            held = _PLANNED[key] = (self.spec, schedule.programs)
-            while len(_PLANNED) > _PLANNED_LIMIT:
-                _PLANNED.popitem(last=False)
+            while len(_SHAPES) > _SHAPES_LIMIT:
+                _SHAPES.popitem(last=False)
         else:
-            _PLANNED.move_to_end(key)
-        return tuple((program, self._copied(program)) for program in held[1])
+            _SHAPES.move_to_end(key)
+        return held
 
-    def _copied(self, program: Program) -> tuple[int, ...]:
-        """Bytes of the weights that a program copies, in the order of its sizes."""
-        if not program.copied:
-            return ()
+    def _several(self, placement: Placement) -> bool:
+        """Tell whether more than one device has blocks or the head."""
+        counts = *(placement.split or (placement.gpu_layers,)), self.blocks + 1 - placement.gpu_layers
+        return sum(count > 0 for count in counts) > 1
+
+    def _pipelined(self, placement: Placement) -> bool:
+        """Tell whether several GPUs, and they alone, have the blocks."""
+        whole = placement.gpu_layers > self.blocks and not placement.cpu_moe_layers and not placement.kv_on_host
+        return whole and self._several(placement)
+
+    def _large(self) -> dict[Dim, bool]:
+        """Tell which numbers of rows are worth taking host weights to a GPU."""
+        ubatch = self.settings.ubatch
+        return {U: ubatch >= OFFLOAD_ROWS, ROWS: min(self._rows, ubatch) >= OFFLOAD_ROWS}
+
+    def _graph(self, blocks: Sequence[int], homes: tuple[list[int], ...], head: int) -> Graph:
+        """Build the graph of some of the blocks."""
+        shape = self.shape
+        builder = Builder(
+            self.spec,
+            self.settings,
+            host=self.host,
+            outside=shape.outside,
+            build=self.build,
+            backend=self.backend,
+            whole_qk_norm=shape.whole_qk_norm,
+        )
+        devices, caches, experts = homes
+        return builder.build(
+            tuple(
+                (
+                    self.spec.layers[block],
+                    Homes(
+                        devices[block],
+                        experts[block],
+                        caches[block],
+                        number,
+                        shape.rotary[block],
+                        shape.parts[block],
+                    ),
+                )
+                for number, block in enumerate(blocks)
+            ),
+            head,
+        )
+
+    def _move(self, steps: Steps, block: int) -> Move:
+        """Return steps with the bytes of the weights they copy, which are named from a block on."""
+        key = steps, block if steps.weights else 0
+        known = self._moves.get(key)
+        if known is None:
+            known = self._moves[key] = (
+                steps,
+                tuple(
+                    self._copied(name if ahead is None else f"{self.shape.groups[block + ahead]}/{name}")
+                    for ahead, name in steps.weights
+                ),
+            )
+        return known
+
+    def _copied(self, name: str) -> int:
+        """Return the bytes of a weight's copy."""
         if self._copies is None:
             self._copies = copy_bytes(self.weights)
-        return tuple(self._copies.get(name, 0) for name in program.copied)
+        return self._copies.get(name, 0)
 
-    def _homes(self, placement: Placement) -> list[Homes]:
-        """Where each block lives: the first ones on the host, then GPU by GPU."""
-        homes = []
-        units = [self.host] * (self.blocks + 1 - placement.gpu_layers)
+    def _homes(self, placement: Placement) -> tuple[list[int], list[int], list[int]]:
+        """Where each block's weights, its cache and its experts live: the first ones on the host, then GPU by GPU."""
+        host = self.host
+        units = [host] * (self.blocks + 1 - placement.gpu_layers)
         for gpu, count in enumerate(placement.split or (placement.gpu_layers,)):
-            units.extend([gpu] * count)
-        for index in range(self.blocks):
-            device = units[index]
-            experts = self.host if index < placement.cpu_moe_layers else device
-            homes.append(
-                Homes(
-                    device,
-                    experts,
-                    self.host if placement.kv_on_host else units[self._donors[index]],
-                    self._groups[index] if self.host in {device, experts} else -1,
-                    self._rotary(index),
-                    self._parts[self._kinds[index]],
-                )
-            )
-        return homes
-
-    def _find_donors(self) -> tuple[int, ...]:
-        """Find the block whose cache each block reads: its own, or the last of its kind that has one (Gemma 3n)."""
-        latest: dict[bool, int] = {}
-        donors = []
-        for index, layer in enumerate(self.spec.layers):
-            windowed = cache.layer_window(self.spec, layer) is not None
-            if not any(isinstance(m, Attention) and m.shares_kv for m in layer.mixers):
-                latest[windowed] = index
-            donors.append(latest.get(windowed, index))
-        return tuple(donors)
-
-    def _rotary(self, index: int) -> bool:
-        """Whether a block's attention rotates by position."""
-        rule = self._style.rope
-        if rule == "three-of-four":
-            return (index + 1) % 4 != 0
-        if rule == "windowed" and self._window is not None:
-            return cache.layer_window(self.spec, self.spec.layers[index]) is not None
-        return rule != "none"
+            units += [gpu] * count
+        del units[self.blocks :]
+        moved = min(placement.cpu_moe_layers, self.blocks)
+        experts = [host if routed else device for routed, device in zip(self.shape.routed[:moved], units, strict=False)]
+        experts += units[moved:]
+        caches = [host] * self.blocks if placement.kv_on_host else [units[donor] for donor in self.shape.donors]
+        return units, caches, experts
 
     def _head(self, placement: Placement) -> int:
         """Find the device of the output head: the last GPU with a unit."""

@@ -11,7 +11,8 @@ from willitrun_estimator import cache
 from willitrun_estimator.compute.builder import HEAD, Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
 from willitrun_estimator.compute.form import ROWS, Dim, Sizes, U
-from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, Schedule
+from willitrun_estimator.compute.programs import peaks
+from willitrun_estimator.compute.schedule import OFFLOAD_ROWS
 from willitrun_estimator.tensors import blueprint
 from willitrun_estimator.tensors.family import next_token_layer
 from willitrun_estimator.weight_groups import grouped
@@ -98,14 +99,7 @@ def draft_compute_bytes(
     ubatch = min(settings.ubatch, cells * streams)
     slots = max(1, settings.parallel)
     large: dict[Dim, bool] = {U: ubatch >= OFFLOAD_ROWS, ROWS: False}
-    schedule = Schedule(
-        graph,
-        host + 1,
-        offload=settings.op_offload,
-        large=large,
-        pipeline=gpus > 1,
-        alignments=(*([GPU_ALIGNMENT] * host), HOST_ALIGNMENT),
-    )
     values = Sizes(cache.pad(ubatch, slots), cells, cells, min(slots, ubatch)).values()
-    peaks = [program.peak(values) or 0 for program in schedule.programs]
-    return peaks[0] if gpus else 0, peaks[-1]
+    alignments = (*([GPU_ALIGNMENT] * host), HOST_ALIGNMENT)
+    found = peaks(graph, values, alignments, offload=settings.op_offload, large=large, pipeline=gpus > 1)
+    return found[0] if gpus else 0, found[-1]

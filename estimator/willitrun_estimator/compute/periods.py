@@ -1,69 +1,57 @@
-"""Runs of like blocks, of which a graph needs only some: an allocator that is where it was repeats itself.
-
-Where the free blocks and the tensors held are the same after one more unit of a run (or two), every further unit does
-what the last did, and the peak is reached already. `Program` checks that for the very sizes asked for; where it does
-not hold, the whole graph is replayed.
-"""
+"""Runs of like blocks, of which a graph needs only some to show what all of them do."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from msgspec import Struct
+from willitrun_estimator.compute.surroundings import Looks
 
-KEPT = 4
-"""Units kept of a run: some to settle, three to compare, one that may look ahead to what follows. One more is kept
-where the number left out would be odd, so that a state with a period of two comes out the same."""
 LONGEST = 8
 """Blocks of the longest unit looked for: patterns of windowed and full attention, of recurrent and full blocks."""
 
 
-class Run(Struct, frozen=True, kw_only=True):
-    """Blocks of a shortened list that stand for more of their like."""
+def shortened(kinds: Sequence[Hashable], looks: Looks) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Choose the blocks to build; returns their indexes and, for every block, the place of one that does the same.
 
-    first: int
-    unit: int
-    units: int
-
-    @property
-    def compared(self) -> tuple[int, int, int]:
-        """The blocks before which the allocator's states are compared."""
-        last = self.first + (self.units - 1) * self.unit
-        return last - 2 * self.unit, last - self.unit, last
-
-
-def shortened(kinds: Sequence[Hashable]) -> tuple[tuple[int, ...], tuple[Run, ...]]:
-    """Choose the blocks to build; returns their indexes and the runs among them. The last block is always alone."""
+    Of a run, as many units are kept as show a unit in the midst of its like: with whole units before and behind it,
+    and farther from what is beside the run than blocks look.
+    """
     kept: list[int] = []
-    runs: list[Run] = []
-    at, end = 0, len(kinds) - 1
+    same: list[int] = []
+    at, end = 0, len(kinds)
     while at < end:
-        saved, unit, repeats = max(
-            ((repeats - units_of(repeats)) * unit, -unit, repeats)
-            for unit in range(1, LONGEST + 1)
-            for repeats in (repetitions(kinds, at, end, unit),)
-        )
-        if saved <= 0:
-            kept.append(at)
-            at += 1
-            continue
-        unit = -unit
-        units = units_of(repeats)
-        runs.append(Run(first=len(kept), unit=unit, units=units))
+        saved, unit, repeats = 0, 1, 1
+        for length in range(1, LONGEST + 1):
+            count = repetitions(kinds, at, length)
+            spared = (count - min(count, units_of(length, looks))) * length
+            if spared > saved:
+                saved, unit, repeats = spared, length, count
+        first = len(kept)
+        before = before_of(unit, looks)
+        units = min(repeats, units_of(unit, looks))
         kept.extend(range(at, at + units * unit))
+        for number in range(repeats):
+            like = max(min(number, before), number - repeats + units)
+            same.extend(range(first + like * unit, first + (like + 1) * unit))
         at += repeats * unit
-    kept.extend(range(at, len(kinds)))
-    return tuple(kept), tuple(runs)
+    return tuple(kept), tuple(same)
 
 
-def units_of(repeats: int) -> int:
-    """Return how many units of a run are kept."""
-    return repeats if repeats <= KEPT else KEPT + (repeats - KEPT) % 2
+def before_of(length: int, looks: Looks) -> int:
+    """Return how many units of so many blocks are kept of a run before the one that is repeated."""
+    return -(-max(looks.reach, length) // length)
 
 
-def repetitions(kinds: Sequence[Hashable], first: int, end: int, unit: int) -> int:
-    """Count how often the unit that begins at `first` stands there in a row, before `end`."""
-    at = first + unit
+def units_of(length: int, looks: Looks) -> int:
+    """Return how many units are kept of a run: some before, the one that is repeated, and some behind."""
+    return before_of(length, looks) + 1 - (-max(looks.reach, 2 * looks.ahead + length) // length)
+
+
+def repetitions(kinds: Sequence[Hashable], first: int, unit: int) -> int:
+    """Count how often the unit that begins at `first` stands there in a row."""
+    at, end = first + unit, len(kinds)
+    if at > end:
+        return 0
     while at < end and kinds[at] == kinds[at - unit]:
         at += 1
     return (at - first) // unit

@@ -1,0 +1,233 @@
+"""What the allocator does for every layout of one shape, put together from blocks that were seen before."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from willitrun_estimator.compute.form import Dim, Form
+from willitrun_estimator.compute.graph import Graph
+from willitrun_estimator.compute.periods import shortened
+from willitrun_estimator.compute.replay import Replay
+from willitrun_estimator.compute.schedule import schedule
+from willitrun_estimator.compute.surroundings import Kind, Looks, Surroundings, surroundings
+from willitrun_estimator.compute.trace import Known, Steps, Tracer
+
+BEFORE, BEHIND = "before", "behind"
+"""What is built before and behind the blocks."""
+MOST_PROGRAMS = 256
+"""Programs kept of one shape."""
+MOST_REPLAYS = 16
+"""Values whose states are kept of one shape."""
+
+FARTHEST = 3
+"""Where blocks look farther than this, layouts are planned for themselves."""
+CHECKED = Looks(1, 1)
+"""So that two units of a run are kept that both have some before and behind them."""
+
+Build = Callable[[Sequence[int]], Graph]
+"""Makes the graph of some of the blocks."""
+Part = tuple[tuple[int, Steps], ...]
+"""Devices that have something to do, each with its steps."""
+Program = tuple[tuple[tuple[Steps, int], ...], ...]
+"""For each device its steps, and the block whose weights they copy."""
+
+
+class Section(NamedTuple):
+    """What a section does on all devices: what it takes before anything is computed, in two rounds, and then."""
+
+    inputs: Part
+    leaves: Part
+    steps: Part
+
+    def renamed(self, names: Mapping[int, int]) -> Section | None:
+        """Return the same on devices of other names; None where one has no name."""
+        if any(device not in names for part in self for device, _ in part):
+            return None
+        return Section(*(tuple((names[device], steps) for device, steps in part) for part in self))
+
+
+class Ends(NamedTuple):
+    """Where what stands before and behind the blocks lives."""
+
+    head: int
+    host: int
+
+
+class Programs:
+    """The programs of one shape, for any number of GPUs."""
+
+    def __init__(self, *, alike: bool, offload: bool, large: dict[Dim, bool], pipeline: bool) -> None:
+        self.looks = Looks(1, 0) if alike else None
+        """How far blocks look, as far as is known; None where what happens in a block does not follow from its
+        surroundings: then each layout is planned for itself."""
+        self._alike = alike
+        self._schedule = partial(schedule, offload=offload, large=large, pipeline=pipeline)
+        self._offload = offload
+        self._known = Known()
+        self._forms: list[Form] = []
+        self._sections: dict[Hashable, Section] = {}
+        self._repeating: OrderedDict[Hashable, list[Section]] = OrderedDict()
+        """Those of layouts that are planned for themselves, but for like blocks."""
+        self._programs: OrderedDict[Hashable, Program] = OrderedDict()
+        self._replays: OrderedDict[tuple[tuple[int, ...], int], Replay] = OrderedDict()
+
+    def program(self, kinds: tuple[Kind, ...], head: int, host: int, build: Build) -> Program:
+        """Return the program of a layout: blocks of these kinds, the head's device and the host's number.
+
+        `build` is asked for what was not seen before.
+        """
+        key = kinds, head, host
+        known = self._programs.get(key)
+        if known is None:
+            known = self._programs[key] = self._put_together(kinds, head, host, build)
+            if len(self._programs) > MOST_PROGRAMS:
+                self._programs.popitem(last=False)
+        else:
+            self._programs.move_to_end(key)
+        return known
+
+    def replay(self, values: tuple[int, ...], alignment: int) -> Replay:
+        """Return the allocator of a device with this alignment, for given values of the sizes."""
+        key = values, alignment
+        known = self._replays.get(key)
+        if known is None:
+            known = self._replays[key] = Replay(self._forms, values, alignment)
+            if len(self._replays) > MOST_REPLAYS:
+                self._replays.popitem(last=False)
+        else:
+            self._replays.move_to_end(key)
+        return known
+
+    def _put_together(self, kinds: tuple[Kind, ...], head: int, host: int, build: Build) -> Program:
+        while self.looks is not None:
+            kept, same = shortened(kinds, self.looks)
+            sections = self._sections_of(kinds, kept, Ends(head, host), build, self.looks)
+            if sections is not None:
+                return expanded(sections, same, host)
+        if self._alike:
+            kept, same = shortened(kinds, CHECKED)
+            key = tuple(kinds[block] for block in kept), head, host
+            sections = self._repeating.get(key)
+            if sections is None:
+                sections = self._repeating[key] = self._traced(build(kept), host)
+                if len(self._repeating) > MOST_PROGRAMS:
+                    self._repeating.popitem(last=False)
+            if repeats(sections, same):
+                return expanded(sections, same, host)
+        every = range(len(kinds))
+        return expanded(self._traced(build(every), host), every, host)
+
+    def _sections_of(
+        self, kinds: Sequence[Kind], kept: Sequence[int], ends: Ends, build: Build, looks: Looks
+    ) -> list[Section] | None:
+        """Return what each section does; None where blocks look farther than was thought."""
+        places = self._places([kinds[block] for block in kept], ends, looks)
+        missing = {place.key: place for place in places if place.key not in self._sections}
+        if missing:
+            # A few blocks show the same, as long as what is missing has the same surroundings among them.
+            some = sorted(frozenset[int]().union(*(place.needed for place in missing.values())))[1:-1]
+            blocks = [kept[place - 1] for place in some]
+            among = self._places([kinds[block] for block in blocks], ends, looks)
+            if not missing.keys() <= {place.key for place in among}:
+                blocks, among = [*kept], places
+            if not self._learn(among, build(blocks), ends.host, looks):
+                return None
+        found = (
+            self._sections[place.key].renamed({name: gpu for gpu, name in place.names.items()}) for place in places
+        )
+        return [section for section in found if section is not None]
+
+    def _places(self, kinds: Sequence[Kind], ends: Ends, looks: Looks) -> list[Surroundings]:
+        host, head = ends.host, ends.head
+        whole = Kind(BEFORE, host, host, host), *kinds, Kind(BEHIND, head, head, head)
+        return surroundings(whole, host, looks, offload=self._offload)
+
+    def _learn(self, places: Sequence[Surroundings], graph: Graph, host: int, looks: Looks) -> bool:
+        """Keep what the sections of a graph do; False where that does not follow from their surroundings."""
+        farthest = Looks(max(looks.reach, reach_of(graph)), max(looks.ahead, graph.ahead))
+        if farthest != looks:
+            self._sections.clear()
+            self._programs.clear()
+            self.looks = farthest if farthest.reach <= FARTHEST else None
+            return False
+        for place, section in zip(places, self._traced(graph, host), strict=True):
+            called = section.renamed(place.names)
+            if called is None or self._sections.setdefault(place.key, called) != called:
+                self.looks = None
+                return False
+        return True
+
+    def _traced(self, graph: Graph, host: int) -> list[Section]:
+        """Schedule a graph and follow the allocator through it."""
+        planned = self._schedule(graph, host + 1)
+        traced = Tracer(len(graph.starts) + 1, host + 1, self._known).trace(planned)
+        self._forms.extend([*self._known.sizes][len(self._forms) :])
+        parts = [
+            [tuple((device, steps) for device, steps in enumerate(section) if steps.codes) for section in part]
+            for part in traced
+        ]
+        return [Section(*section) for section in zip(*parts, strict=True)]
+
+
+def repeats(sections: Sequence[Section], same: Sequence[int]) -> bool:
+    """Tell whether every unit of a run that stands for more does the same as the next."""
+    first: dict[int, int] = {}
+    for block, place in enumerate(same):
+        if place not in first:
+            first[place] = block
+        elif sections[1 + place] != sections[1 + place + block - first[place]]:
+            return False
+        else:
+            first[place] = block
+    return True
+
+
+def reach_of(graph: Graph) -> int:
+    """Return how many sections away anything is read that was not there before all blocks."""
+    return max(
+        (
+            node.section - root.section
+            for node in graph.nodes
+            for source in node.sources
+            for root in (source.view_of or source,)
+            if root.section
+        ),
+        default=0,
+    )
+
+
+def expanded(sections: Sequence[Section], same: Sequence[int], host: int) -> Program:
+    """Return the program of all blocks from the sections of some; `same` names for each block one that is like it."""
+    lines: list[list[tuple[Steps, int]]] = [[] for _ in range(host + 1)]
+    whole = [(sections[0], -1), *((sections[1 + like], block) for block, like in enumerate(same))]
+    whole.append((sections[-1], len(same)))
+    for part in range(3):
+        for section, block in whole:
+            for device, steps in section[part]:
+                lines[device].append((steps, block))
+    return tuple(map(tuple, lines))
+
+
+def peaks(
+    graph: Graph,
+    values: tuple[int, ...],
+    alignments: Sequence[int],
+    *,
+    offload: bool,
+    large: dict[Dim, bool],
+    pipeline: bool,
+) -> tuple[int, ...]:
+    """Return the buffers of one graph that no layout shares, weights not copied; the host is the last device."""
+    devices = len(alignments)
+    planned = schedule(graph, devices, offload=offload, large=large, pipeline=pipeline)
+    known = Known()
+    traced = Tracer(len(graph.starts) + 1, devices, known).trace(planned)
+    return tuple(
+        Replay([*known.sizes], values, alignment).peak(
+            [(section[device], (0,) * len(section[device].weights)) for part in traced for section in part]
+        )
+        for device, alignment in enumerate(alignments)
+    )

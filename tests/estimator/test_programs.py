@@ -1,0 +1,152 @@
+"""Programs put together from blocks that were seen elsewhere are those of whole graphs."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import pytest
+
+from willitrun_catalog.model import ModelSpec
+from willitrun_catalog.shipped import model, models
+from willitrun_estimator.compute import model as planning
+from willitrun_estimator.compute.form import MONOMIALS, form
+from willitrun_estimator.compute.model import ComputeModel
+from willitrun_estimator.compute.programs import Programs
+from willitrun_estimator.compute.replay import Replay
+from willitrun_estimator.compute.surroundings import Kind, Looks, surroundings
+from willitrun_estimator.compute.trace import GIVE, LATEST, TAKE, TAKE_FOR_GOOD, TAKE_WEIGHT, Steps
+from willitrun_estimator.device import Backend, Device, Devices, Host
+from willitrun_estimator.placement import Placement, Settings
+from willitrun_estimator.weights import weight_profile
+
+CONTEXT = 8192
+
+
+def machine(gpus: int, backend: Backend = "cuda") -> Devices:
+    gpu = Device(
+        name="GPU",
+        backend=backend,
+        family="ampere",
+        memory_total_bytes=1 << 40,
+        memory_free_bytes=1 << 40,
+        bandwidth_bytes_per_s=None,
+        multiprocessors=82,
+    )
+    host = Host(ram_total_bytes=1 << 40, ram_available_bytes=1 << 40, bandwidth_bytes_per_s=None, threads=8)
+    return Devices(name="m", gpus=(gpu,) * gpus, host=host)
+
+
+def layouts(spec: ModelSpec, draw: random.Random, count: int) -> Iterator[tuple[int, Placement]]:
+    """Draw layouts: GPUs, units on them, how they are split, and whose experts stay behind."""
+    units = spec.block_count + 1
+    for _ in range(count):
+        gpus = draw.choice([1, 2, 3, 4])
+        given = draw.choice([units, units, units // 2, draw.randint(0, units)])
+        cuts = sorted(draw.randint(0, given) for _ in range(gpus - 1))
+        split = tuple(after - before for before, after in zip([0, *cuts], [*cuts, given], strict=True))
+        moved = draw.choice([0, draw.randint(0, units)])
+        yield gpus, Placement(gpu_layers=given, split=split, cpu_moe_layers=moved)
+
+
+def peaks(spec: ModelSpec, drawn: list[tuple[int, Placement]], settings: Settings) -> list[tuple[int, ...]]:
+    weights = weight_profile(spec, "Q4_K_M")
+    return [ComputeModel(weights, machine(gpus), settings).bytes(placement, CONTEXT) for gpus, placement in drawn]
+
+
+def compare(spec: ModelSpec, count: int, monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    drawn = [*layouts(spec, random.Random(spec.name), count)]
+    monkeypatch.setattr(planning, "_SHAPES", OrderedDict())
+    found = peaks(spec, drawn, settings)
+    assert all(
+        programs.looks is not None or not planning.shape_of(spec).alike for programs in planning._SHAPES.values()
+    )
+    monkeypatch.setattr(planning, "_SHAPES", OrderedDict())
+    monkeypatch.setattr(planning, "Programs", lambda *, alike, **rest: Programs(alike=alike and False, **rest))
+    assert found == peaks(spec, drawn, settings)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["qwen3-30b-a3b", "gpt-oss-20b", "lfm2-24b-a2b", "kimi-linear-48b-a3b-instruct", "falcon-h1-1.5b-instruct"],
+)
+def test_what_was_seen_in_one_layout_holds_in_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare(model(name), 8, monkeypatch, Settings(context_tokens=CONTEXT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flash", [True, False])
+def test_the_same_of_every_architecture(flash: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, ModelSpec] = {}
+    for spec in models():
+        known = seen.get(spec.architecture)
+        if known is None or spec.block_count < known.block_count:
+            seen[spec.architecture] = spec
+    for spec in seen.values():
+        with monkeypatch.context() as patched:
+            compare(spec, 8, patched, Settings(context_tokens=CONTEXT, flash_attention=flash, parallel=4))
+
+
+def test_layouts_of_a_shape_share_what_was_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_SHAPES", OrderedDict())
+    spec = model("qwen3-30b-a3b")
+    built = []
+    build = ComputeModel._graph
+
+    def watched(self: ComputeModel, blocks, homes, head):  # type: ignore[no-untyped-def]
+        built.append(len(blocks))
+        return build(self, blocks, homes, head)
+
+    monkeypatch.setattr(ComputeModel, "_graph", watched)
+    drawn = [(1, Placement(gpu_layers=49, split=(49,), cpu_moe_layers=moved)) for moved in (10, 11, 30)]
+    peaks(spec, drawn, Settings(context_tokens=CONTEXT))
+    assert built == [7]
+    peaks(spec, [(2, Placement(gpu_layers=49, split=(20, 29)))], Settings(context_tokens=CONTEXT))
+    peaks(spec, [(3, Placement(gpu_layers=49, split=(15, 15, 19)))], Settings(context_tokens=CONTEXT))
+    peaks(spec, [(4, Placement(gpu_layers=49, split=(10, 15, 14, 10)))], Settings(context_tokens=CONTEXT))
+    assert len(built) == 4
+    peaks(spec, [(6, Placement(gpu_layers=49, split=(8, 9, 8, 9, 7, 8)))], Settings(context_tokens=CONTEXT))
+    assert len(built) == 4
+
+
+def test_devices_are_named_by_the_part_they_take() -> None:
+    def keys(first: int, second: int, host: int) -> list[object]:
+        kinds = [
+            Kind("before", host, host, host),
+            *[Kind(0, first, first, first)] * 4,
+            *[Kind(0, second, second, second)] * 4,
+            Kind("behind", second, second, second),
+        ]
+        return [place.key for place in surroundings(kinds, host, Looks(1, 0), offload=True)]
+
+    assert keys(1, 2, 3) == keys(2, 4, 5)
+    assert keys(0, 2, 3) != keys(1, 2, 3)
+
+
+def test_states_are_shared_by_lines_that_begin_alike() -> None:
+    forms = [form((1000,)), form((50,))]
+    take = Steps((0 * 16 + TAKE * 2, 1 * 16 + TAKE * 2), ())
+    give = Steps((0 * 16 + GIVE * 2, 0 * 16 + GIVE * 2), ())
+    replay = Replay(forms, (1,) * len(MONOMIALS), 128)
+    assert replay.peak([(take, ()), (give, ())] * 5) == 4096 + 256
+    assert len(replay) == 2
+    assert replay.peak([(take, ()), (take, ())]) == 2 * (4096 + 256)
+    assert len(replay) == 3
+
+
+def test_copies_of_weights_have_the_size_they_are_given() -> None:
+    steps = Steps((0 * 16 + TAKE_WEIGHT * 2, 0 * 16 + GIVE * 2), ((0, "up"),))
+    replay = Replay([], (1,) * len(MONOMIALS), 128)
+    assert replay.peak([(steps, (1000,)), (steps, (100,))]) == 1024
+
+
+def test_the_latest_is_last_and_what_is_taken_for_good_does_not_count() -> None:
+    forms = [form((32,)), form((64,))]
+    steps = Steps(
+        (TAKE_FOR_GOOD * 2 + 1, TAKE * 2, 16 + TAKE * 2, 0 * 16 + LATEST * 2, 1 * 16 + GIVE * 2, 0 * 16 + GIVE * 2),
+        (),
+    )
+    replay = Replay(forms, (1,) * len(MONOMIALS), 128)
+    assert replay.peak([(steps, ())]) == 128 + 128 + 256
+    assert replay.peak([(steps, ()), (Steps((16 + TAKE * 2,), ()), ())]) == 128 + 128 + 256
