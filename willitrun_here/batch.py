@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -68,8 +69,18 @@ def chunked(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def answer_chunk(chunk: list[bytes]) -> list[bytes]:
-    """Answer a group of lines."""
-    return [answer_line(line) for line in chunk]
+    """Answer a group of lines.
+
+    The cycle collector waits until the group is done: answers leave no cycles behind, and looking for some among all
+    that is kept took a quarter of the time.
+    """
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        return [answer_line(line) for line in chunk]
+    finally:
+        if collected:
+            gc.enable()
 
 
 def answer_line(line: bytes) -> bytes:

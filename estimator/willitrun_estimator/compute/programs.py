@@ -64,6 +64,8 @@ class Programs:
         """How far blocks look, as far as is known; None where what happens in a block does not follow from its
         surroundings: then each layout is planned for itself."""
         self._alike = alike
+        self._spread = False
+        """Whether some blocks' own tensors were copied before the block began."""
         self._schedule = partial(schedule, offload=offload, large=large, pipeline=pipeline)
         self._offload = offload
         self._known = Known()
@@ -107,7 +109,7 @@ class Programs:
             sections = self._sections_of(kinds, kept, Ends(head, host), build, self.looks)
             if sections is not None:
                 return expanded(sections, same, host)
-        if self._alike:
+        if self._alike and not self._spread:
             kept, same = shortened(kinds, CHECKED)
             key = tuple(kinds[block] for block in kept), head, host
             sections = self._repeating.get(key)
@@ -115,7 +117,7 @@ class Programs:
                 sections = self._repeating[key] = self._traced(build(kept), host)
                 if len(self._repeating) > MOST_PROGRAMS:
                     self._repeating.popitem(last=False)
-            if repeats(sections, same):
+            if repeats(sections, same) and not self._spread:
                 return expanded(sections, same, host)
         every = range(len(kinds))
         return expanded(self._traced(build(every), host), every, host)
@@ -157,12 +159,13 @@ class Programs:
             called = section.renamed(place.names)
             if called is None or self._sections.setdefault(place.key, called) != called:
                 self.looks = None
-                return False
-        return True
+        return self.looks is not None
 
     def _traced(self, graph: Graph, host: int) -> list[Section]:
         """Schedule a graph and follow the allocator through it."""
         planned = self._schedule(graph, host + 1)
+        if planned.spread:
+            self._spread, self.looks = True, None
         traced = Tracer(len(graph.starts) + 1, host + 1, self._known).trace(planned)
         self._forms.extend([*self._known.sizes][len(self._forms) :])
         parts = [

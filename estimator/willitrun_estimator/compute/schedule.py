@@ -25,12 +25,14 @@ KEEP = "keep"
 class Schedule(Struct, frozen=True):
     """A graph with its copies."""
 
-    order: list[tuple[Node, int]]
-    """Every node and copy in order, with the device that it is computed on."""
+    order: list[tuple[Node, int, int]]
+    """Every node and copy in order, with the device that it is computed on, and in which section that is."""
     inputs: list[Node]
     """What has its place before anything is computed: inputs, and copies that a pipeline keeps."""
     leaves: list[Node]
     """The graph's own leaves, which come after those."""
+    spread: bool
+    """Some block's own tensors are copied before the block begins, so that sections tell less than the whole does."""
 
 
 def schedule(graph: Graph, devices: int, *, offload: bool, large: dict[Dim, bool], pipeline: bool) -> Schedule:
@@ -107,20 +109,20 @@ def _assign(graph: Graph, host: int, *, offload: bool, large: dict[Dim, bool]) -
 
 def _split(graph: Graph, host: int, copies: int) -> Schedule:  # noqa: C901
     """Cut the order into splits of one device each, and copy what they read from others where they start."""
-    order: list[tuple[Node, int]] = []
+    order: list[tuple[Node, int, int]] = []
     copied: dict[tuple[int, int], Node] = {}
     extra: list[Node] = []
     current = -1
     section = 0
-    pending: list[tuple[Node, int]] = []
+    spread = False
+    pending: list[tuple[Node, int, int]] = []
     arrivals: list[tuple[Node, Node]] = []
 
     def flush() -> None:
         for source, copy in arrivals:
-            keep = Node(KEEP, (), ZERO, [source], view_of=source.view_of or source, section=section)
-            copy.section = section
-            order.append((keep, source.device))
-            order.append((copy, copy.device))
+            keep = Node(KEEP, (), ZERO, [source], view_of=source.view_of or source)
+            order.append((keep, source.device, section))
+            order.append((copy, copy.device, section))
         order.extend(pending)
 
     for node in graph.nodes:
@@ -150,14 +152,17 @@ def _split(graph: Graph, host: int, copies: int) -> Schedule:  # noqa: C901
                         weight=source.weight,
                         is_output=copies > 1,
                         device=current,
+                        section=node.section,
                     )
                     arrivals.append((source, copy))
                     if copies > 1:
                         extra.append(copy)
+                    else:
+                        spread = spread or source.section > section
                 node.sources[index] = copy
-        pending.append((node, node.device))
+        pending.append((node, node.device, node.section))
     flush()
-    return Schedule(order, _kept(graph.inputs, extra, copies), graph.leaves)
+    return Schedule(order, _kept(graph.inputs, extra, copies), graph.leaves, spread)
 
 
 def _kept(inputs: list[Node], extra: list[Node], copies: int) -> list[Node]:

@@ -177,8 +177,8 @@ class Tracer:
         for node in planned.inputs:
             self._take(node, node.device, node.section, self._inputs, 1)
         first: dict[int, int] = {}
-        for node, device in planned.order:
-            first.setdefault(device, node.section)
+        for node, device, section in planned.order:
+            first.setdefault(device, section)
             if node.view_of is not None and node.name is not KEEP:
                 node.view_of.looks += 1
             for source in node.sources:
@@ -190,11 +190,11 @@ class Tracer:
     def trace(self, planned: Schedule) -> Trace:
         """Write the steps of a scheduled graph down."""
         self._begin(planned)
-        section = 0
-        for self._now, (node, device) in enumerate(planned.order, 1):
-            if node.section != section:
-                self._sort(section)
-                section = node.section
+        ended = 0
+        for self._now, (node, device, section) in enumerate(planned.order, 1):
+            if section != ended:
+                self._sort(ended)
+                ended = section
             for tensor in (*node.sources, node):
                 if tensor.slot < 0 and tensor.fixed is None and tensor.view_of is None:
                     self._allocate(tensor, device, section)
