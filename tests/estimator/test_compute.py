@@ -17,9 +17,7 @@ from willitrun_estimator.compute.build import CURRENT, build_of
 from willitrun_estimator.compute.form import CELLS, Sizes, U, evaluate, form, plus
 from willitrun_estimator.compute.graph import Graph
 from willitrun_estimator.compute.kernels import has_flash_kernel
-from willitrun_estimator.compute.replay import Replay
-from willitrun_estimator.compute.schedule import schedule
-from willitrun_estimator.compute.trace import Known, Tracer
+from willitrun_estimator.compute.programs import peaks
 from willitrun_estimator.device import Backend, Device, Devices, Host
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.weights import weight_profile
@@ -260,13 +258,10 @@ def test_architectures_that_are_not_replayed_in_full_keep_a_reserve() -> None:
     assert kept[0] > 4 * 37 * 4096 * 512 / MIB
 
 
-def graph_peaks(graph: Graph, devices: int) -> list[int]:
+def graph_peaks(graph: Graph, devices: int) -> tuple[int, ...]:
     """Bytes on each device for a micro-batch of 8."""
-    planned = schedule(graph, devices, offload=True, large={U: True}, pipeline=False)
-    known = Known()
-    traced = Tracer(1, devices, known).trace(planned)
-    replay = Replay([*known.sizes], Sizes(8, 0, 0, 0).values(), 32)
-    return [replay.peak([(part[0][device], ()) for part in traced]) for device in range(devices)]
+    values = Sizes(8, 0, 0, 0).values()
+    return peaks(graph, values, (32,) * devices, offload=True, large={U: True}, pipeline=False)
 
 
 def test_unsupported_operations_fall_back_to_the_host() -> None:
@@ -369,8 +364,7 @@ def test_an_operation_no_device_asks_for_goes_where_most_of_its_sources_are() ->
     x = graph.input("x", (64, U))
     odd = graph.add("odd", (64, U), x, graph.weight("first", 1), picks_device=False)
     graph.add("other", (64, U), odd, graph.weight("second", 0), picks_device=False)
-    peaks = graph_peaks(graph, 3)
-    assert max(peaks) >= 64 * 8 * 4
+    assert max(graph_peaks(graph, 3)) >= 64 * 8 * 4
 
 
 def test_blocks_without_an_indexer_of_their_own_take_the_last_choice() -> None:

@@ -11,12 +11,28 @@ import pytest
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.shipped import model, models
 from willitrun_estimator.compute import model as planning
-from willitrun_estimator.compute.form import MONOMIALS, form
+from willitrun_estimator.compute.form import MONOMIALS, Sizes, U, form
+from willitrun_estimator.compute.graph import Graph
 from willitrun_estimator.compute.model import ComputeModel
-from willitrun_estimator.compute.programs import Programs
+from willitrun_estimator.compute.programs import Programs, peaks
 from willitrun_estimator.compute.replay import Replay
+from willitrun_estimator.compute.schedule import schedule
 from willitrun_estimator.compute.surroundings import Kind, Looks, surroundings
-from willitrun_estimator.compute.trace import GIVE, LATEST, TAKE, TAKE_FOR_GOOD, TAKE_WEIGHT, Steps
+from willitrun_estimator.compute.trace import (
+    ARRIVED,
+    EARLY,
+    GIVE,
+    LATEST,
+    SINCE,
+    TAKE,
+    TAKE_FOR_GOOD,
+    TAKE_WEIGHT,
+    Known,
+    Steps,
+    Tracer,
+    code,
+    decode,
+)
 from willitrun_estimator.device import Backend, Device, Devices, Host
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.weights import weight_profile
@@ -50,7 +66,7 @@ def layouts(spec: ModelSpec, draw: random.Random, count: int) -> Iterator[tuple[
         yield gpus, Placement(gpu_layers=given, split=split, cpu_moe_layers=moved)
 
 
-def peaks(spec: ModelSpec, drawn: list[tuple[int, Placement]], settings: Settings) -> list[tuple[int, ...]]:
+def buffers(spec: ModelSpec, drawn: list[tuple[int, Placement]], settings: Settings) -> list[tuple[int, ...]]:
     weights = weight_profile(spec, "Q4_K_M")
     return [ComputeModel(weights, machine(gpus), settings).bytes(placement, CONTEXT) for gpus, placement in drawn]
 
@@ -58,13 +74,13 @@ def peaks(spec: ModelSpec, drawn: list[tuple[int, Placement]], settings: Setting
 def compare(spec: ModelSpec, count: int, monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
     drawn = [*layouts(spec, random.Random(spec.name), count)]
     monkeypatch.setattr(planning, "_SHAPES", OrderedDict())
-    found = peaks(spec, drawn, settings)
+    found = buffers(spec, drawn, settings)
     assert all(
         programs.looks is not None or not planning.shape_of(spec).alike for programs in planning._SHAPES.values()
     )
     monkeypatch.setattr(planning, "_SHAPES", OrderedDict())
     monkeypatch.setattr(planning, "Programs", lambda *, alike, **rest: Programs(alike=alike and False, **rest))
-    assert found == peaks(spec, drawn, settings)
+    assert found == buffers(spec, drawn, settings)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +116,32 @@ def test_layouts_of_a_shape_share_what_was_traced(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(ComputeModel, "_graph", watched)
     drawn = [(1, Placement(gpu_layers=49, split=(49,), cpu_moe_layers=moved)) for moved in (10, 11, 30)]
-    peaks(spec, drawn, Settings(context_tokens=CONTEXT))
+    buffers(spec, drawn, Settings(context_tokens=CONTEXT))
     assert built == [7]
-    peaks(spec, [(2, Placement(gpu_layers=49, split=(20, 29)))], Settings(context_tokens=CONTEXT))
-    peaks(spec, [(3, Placement(gpu_layers=49, split=(15, 15, 19)))], Settings(context_tokens=CONTEXT))
-    peaks(spec, [(4, Placement(gpu_layers=49, split=(10, 15, 14, 10)))], Settings(context_tokens=CONTEXT))
+    buffers(spec, [(2, Placement(gpu_layers=49, split=(20, 29)))], Settings(context_tokens=CONTEXT))
+    buffers(spec, [(3, Placement(gpu_layers=49, split=(15, 15, 19)))], Settings(context_tokens=CONTEXT))
+    buffers(spec, [(4, Placement(gpu_layers=49, split=(10, 15, 14, 10)))], Settings(context_tokens=CONTEXT))
     assert len(built) == 4
-    peaks(spec, [(6, Placement(gpu_layers=49, split=(8, 9, 8, 9, 7, 8)))], Settings(context_tokens=CONTEXT))
+    buffers(spec, [(6, Placement(gpu_layers=49, split=(8, 9, 8, 9, 7, 8)))], Settings(context_tokens=CONTEXT))
     assert len(built) == 4
+
+
+def test_what_a_split_needs_for_later_blocks_is_taken_where_it_begins() -> None:
+    """Two blocks on a GPU that look at an input each in a way of its own: both copies are there from the start."""
+    graph = Graph()
+    x = graph.input("x", (64, U))
+    for _ in range(3):
+        graph.start()
+        own = graph.view(graph.input("own", (32, U)), (32, U))
+        x = graph.add("sum", (64, U), x, own, graph.weight("0/up", 0))
+    graph.start()
+    graph.number()
+    planned = schedule(graph, 2, offload=True, large={U: True}, pipeline=False)
+    sections = Tracer(5, 2, Known()).trace(planned)
+    assert [len(section.arrivals[0].codes) for section in sections] == [0, 0, 1, 1, 0]
+    assert [section.splits for section in sections] == [False, True, False, False, False]
+    found = peaks(graph, Sizes(8, 0, 0, 0).values(), (128, 32), offload=True, large={U: True}, pipeline=False)
+    assert found[0] >= 8 * 4 * (64 + 3 * 32)
 
 
 def test_devices_are_named_by_the_part_they_take() -> None:
@@ -124,10 +158,14 @@ def test_devices_are_named_by_the_part_they_take() -> None:
     assert keys(0, 2, 3) != keys(1, 2, 3)
 
 
+def test_steps_are_packed() -> None:
+    assert decode(code(77, LATEST, ARRIVED)) == (77, LATEST, ARRIVED)
+
+
 def test_states_are_shared_by_lines_that_begin_alike() -> None:
     forms = [form((1000,)), form((50,))]
-    take = Steps((0 * 16 + TAKE * 2, 1 * 16 + TAKE * 2), ())
-    give = Steps((0 * 16 + GIVE * 2, 0 * 16 + GIVE * 2), ())
+    take = Steps((code(0, TAKE, SINCE), code(1, TAKE, SINCE)), ())
+    give = Steps((code(0, GIVE, SINCE), code(0, GIVE, SINCE)), ())
     replay = Replay(forms, (1,) * len(MONOMIALS), 128)
     assert replay.peak([(take, ()), (give, ())] * 5) == 4096 + 256
     assert len(replay) == 2
@@ -136,7 +174,7 @@ def test_states_are_shared_by_lines_that_begin_alike() -> None:
 
 
 def test_copies_of_weights_have_the_size_they_are_given() -> None:
-    steps = Steps((0 * 16 + TAKE_WEIGHT * 2, 0 * 16 + GIVE * 2), ((0, "up"),))
+    steps = Steps((code(0, TAKE_WEIGHT, ARRIVED), code(0, GIVE, ARRIVED)), ((0, "up"),))
     replay = Replay([], (1,) * len(MONOMIALS), 128)
     assert replay.peak([(steps, (1000,)), (steps, (100,))]) == 1024
 
@@ -144,9 +182,16 @@ def test_copies_of_weights_have_the_size_they_are_given() -> None:
 def test_the_latest_is_last_and_what_is_taken_for_good_does_not_count() -> None:
     forms = [form((32,)), form((64,))]
     steps = Steps(
-        (TAKE_FOR_GOOD * 2 + 1, TAKE * 2, 16 + TAKE * 2, 0 * 16 + LATEST * 2, 1 * 16 + GIVE * 2, 0 * 16 + GIVE * 2),
+        (
+            code(0, TAKE_FOR_GOOD, EARLY),
+            code(0, TAKE, ARRIVED),
+            code(1, TAKE, SINCE),
+            code(0, LATEST, ARRIVED),
+            code(1, GIVE, SINCE),
+            code(0, GIVE, SINCE),
+        ),
         (),
     )
     replay = Replay(forms, (1,) * len(MONOMIALS), 128)
     assert replay.peak([(steps, ())]) == 128 + 128 + 256
-    assert replay.peak([(steps, ()), (Steps((16 + TAKE * 2,), ()), ())]) == 128 + 128 + 256
+    assert replay.peak([(steps, ()), (Steps((code(1, TAKE, SINCE),), ()), ())]) == 128 + 128 + 256

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from willitrun_estimator.compute import trace
 from willitrun_estimator.compute.form import Dim, Form
 from willitrun_estimator.compute.graph import Graph
 from willitrun_estimator.compute.periods import shortened
@@ -15,6 +16,8 @@ from willitrun_estimator.compute.schedule import schedule
 from willitrun_estimator.compute.surroundings import Kind, Looks, Surroundings, surroundings
 from willitrun_estimator.compute.trace import Known, Steps, Tracer
 
+INPUTS, LEAVES, ARRIVALS, CLOSED, OPEN = range(5)
+"""Parts of a section (`trace.Section`)."""
 BEFORE, BEHIND = "before", "behind"
 """What is built before and behind the blocks."""
 MOST_PROGRAMS = 256
@@ -36,17 +39,26 @@ Program = tuple[tuple[tuple[Steps, int], ...], ...]
 
 
 class Section(NamedTuple):
-    """What a section does on all devices: what it takes before anything is computed, in two rounds, and then."""
+    """What a section does on the devices that have something to do (`trace.Section`)."""
 
-    inputs: Part
-    leaves: Part
-    steps: Part
+    splits: bool
+    parts: tuple[Part, ...]
+    """Inputs, leaves, arrivals, what is closed and what is open."""
+
+    @staticmethod
+    def of(traced: trace.Section) -> Section:
+        """Leave out the devices that have nothing to do."""
+        splits, *parts = traced
+        found = [tuple([(device, steps) for device, steps in enumerate(part) if steps.codes]) for part in parts]
+        return Section(splits, tuple(found))
 
     def renamed(self, names: Mapping[int, int]) -> Section | None:
         """Return the same on devices of other names; None where one has no name."""
-        if any(device not in names for part in self for device, _ in part):
+        if any(device not in names for part in self.parts for device, _ in part):
             return None
-        return Section(*(tuple((names[device], steps) for device, steps in part) for part in self))
+        return Section(
+            self.splits, tuple([tuple([(names[device], steps) for device, steps in part]) for part in self.parts])
+        )
 
 
 class Ends(NamedTuple):
@@ -64,8 +76,6 @@ class Programs:
         """How far blocks look, as far as is known; None where what happens in a block does not follow from its
         surroundings: then each layout is planned for itself."""
         self._alike = alike
-        self._spread = False
-        """Whether some blocks' own tensors were copied before the block began."""
         self._schedule = partial(schedule, offload=offload, large=large, pipeline=pipeline)
         self._offload = offload
         self._known = Known()
@@ -109,7 +119,7 @@ class Programs:
             sections = self._sections_of(kinds, kept, Ends(head, host), build, self.looks)
             if sections is not None:
                 return expanded(sections, same, host)
-        if self._alike and not self._spread:
+        if self._alike:
             kept, same = shortened(kinds, CHECKED)
             key = tuple(kinds[block] for block in kept), head, host
             sections = self._repeating.get(key)
@@ -117,7 +127,7 @@ class Programs:
                 sections = self._repeating[key] = self._traced(build(kept), host)
                 if len(self._repeating) > MOST_PROGRAMS:
                     self._repeating.popitem(last=False)
-            if repeats(sections, same) and not self._spread:
+            if repeats(sections, same):
                 return expanded(sections, same, host)
         every = range(len(kinds))
         return expanded(self._traced(build(every), host), every, host)
@@ -164,15 +174,9 @@ class Programs:
     def _traced(self, graph: Graph, host: int) -> list[Section]:
         """Schedule a graph and follow the allocator through it."""
         planned = self._schedule(graph, host + 1)
-        if planned.spread:
-            self._spread, self.looks = True, None
         traced = Tracer(len(graph.starts) + 1, host + 1, self._known).trace(planned)
         self._forms.extend([*self._known.sizes][len(self._forms) :])
-        parts = [
-            [tuple((device, steps) for device, steps in enumerate(section) if steps.codes) for section in part]
-            for part in traced
-        ]
-        return [Section(*section) for section in zip(*parts, strict=True)]
+        return [Section.of(section) for section in traced]
 
 
 def repeats(sections: Sequence[Section], same: Sequence[int]) -> bool:
@@ -205,12 +209,28 @@ def reach_of(graph: Graph) -> int:
 def expanded(sections: Sequence[Section], same: Sequence[int], host: int) -> Program:
     """Return the program of all blocks from the sections of some; `same` names for each block one that is like it."""
     lines: list[list[tuple[Steps, int]]] = [[] for _ in range(host + 1)]
-    whole = [(sections[0], -1), *((sections[1 + like], block) for block, like in enumerate(same))]
-    whole.append((sections[-1], len(same)))
-    for part in range(3):
-        for section, block in whole:
-            for device, steps in section[part]:
-                lines[device].append((steps, block))
+    blocks = [(sections[0], -1), *((sections[1 + like], block) for block, like in enumerate(same))]
+    blocks.append((sections[-1], len(same)))
+
+    def add(part: Part, block: int) -> None:
+        for device, steps in part:
+            lines[device].append((steps, block))
+
+    for section, block in blocks:
+        add(section.parts[INPUTS], block)
+    for section, block in blocks:
+        add(section.parts[LEAVES], block)
+    begun: list[tuple[Section, int]] = []
+    for section, block in blocks:
+        add(section.parts[ARRIVALS], block)
+        if section.splits:
+            for before, number in begun:
+                add(before.parts[OPEN], number)
+            begun.clear()
+            add(section.parts[CLOSED], block)
+        begun.append((section, block))
+    for before, number in begun:
+        add(before.parts[OPEN], number)
     return tuple(map(tuple, lines))
 
 
@@ -225,12 +245,13 @@ def peaks(
 ) -> tuple[int, ...]:
     """Return the buffers of one graph that no layout shares, weights not copied; the host is the last device."""
     devices = len(alignments)
+    graph.start()
     planned = schedule(graph, devices, offload=offload, large=large, pipeline=pipeline)
     known = Known()
     traced = Tracer(len(graph.starts) + 1, devices, known).trace(planned)
+    sections = [Section.of(section) for section in traced]
+    lines = expanded(sections, range(len(sections) - 2), devices - 1)
     return tuple(
-        Replay([*known.sizes], values, alignment).peak(
-            [(section[device], (0,) * len(section[device].weights)) for part in traced for section in part]
-        )
-        for device, alignment in enumerate(alignments)
+        Replay([*known.sizes], values, alignment).peak([(steps, (0,) * len(steps.weights)) for steps, _ in line])
+        for line, alignment in zip(lines, alignments, strict=True)
     )

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 from willitrun_estimator.compute.allocator import Arena
 from willitrun_estimator.compute.form import Form, evaluate
-from willitrun_estimator.compute.trace import GIVE, LATEST, TAKE_FOR_GOOD, TAKE_WEIGHT, Steps
+from willitrun_estimator.compute.trace import GIVE, LATEST, SINCE, TAKE_FOR_GOOD, TAKE_WEIGHT, Steps, decode
 
 Move = tuple[Steps, tuple[int, ...]]
 """Steps, and the bytes of their weights."""
 
 Held = tuple[tuple[int, int], ...]
-Arrangement = tuple[tuple[int, ...], tuple[int, ...], Held, Held]
-"""Starts and lengths of what is free, then offset and size of all that is held: since and from the start."""
+Arrangement = tuple[tuple[int, ...], tuple[int, ...], Held, Held, Held]
+"""Starts and lengths of what is free, then offset and size of all that is held, list by list (`trace.SINCE` …)."""
 
 
 class State:
@@ -39,7 +39,7 @@ class Replay:
         self._forms, self._values, self._alignment = forms, values, alignment
         self._sizes: dict[int, int] = {}
         fresh = Arena()
-        self._start = State((tuple(fresh.starts), tuple(fresh.lengths), (), ()))
+        self._start = State((tuple(fresh.starts), tuple(fresh.lengths), (), (), ()))
         self._states = {self._start.arrangement: self._start}
 
     def __len__(self) -> int:
@@ -70,22 +70,23 @@ class Replay:
     def _move(self, state: State, move: Move) -> tuple[State, int]:
         """Take a move for the first time."""
         steps, weights = move
-        starts, lengths, since, early = state.arrangement
+        starts, lengths, *before = state.arrangement
         arena = Arena()
         arena.starts, arena.lengths = [*starts], [*lengths]
-        held = [*since], [*early]
-        for code in steps.codes:
-            argument, what, list_ = code >> 4, code >> 1 & 7, held[code & 1]
+        held = [[*one] for one in before]
+        for packed in steps.codes:
+            argument, what, list_ = decode(packed)
             if what == GIVE:
-                arena.give(*list_.pop(argument))
+                arena.give(*held[list_].pop(argument))
             elif what == LATEST:
-                list_.append(list_.pop(argument))
+                held[SINCE].append(held[list_].pop(argument))
             else:
                 size = self._aligned(weights[argument]) if what == TAKE_WEIGHT else self._size(argument)
                 offset = arena.take(size)
                 if what != TAKE_FOR_GOOD:
-                    list_.append((offset, size))
-        arrangement = tuple(arena.starts), tuple(arena.lengths), tuple(held[0]), tuple(held[1])
+                    held[list_].append((offset, size))
+        since, early, arrived = map(tuple, held)
+        arrangement = tuple(arena.starts), tuple(arena.lengths), since, early, arrived
         reached = self._states.setdefault(arrangement, State(arrangement))
         known = state.after[move] = (reached, arena.peak)
         return known

@@ -7,8 +7,7 @@ unassigned neighbours follow them, and sources on another device are copied at t
 from __future__ import annotations
 
 from collections import Counter
-
-from msgspec import Struct
+from typing import NamedTuple
 
 from willitrun_estimator.compute.form import ZERO, Dim, form, plus
 from willitrun_estimator.compute.graph import Graph, Node
@@ -22,17 +21,26 @@ KEEP = "keep"
 """Marks a dependency that holds a source until it is copied and is no view of it."""
 
 
-class Schedule(Struct, frozen=True):
+class Scheduled(NamedTuple):
+    """One node or copy of a schedule."""
+
+    node: Node | None
+    """None marks where a split begins, behind what it needs at once."""
+    device: int
+    section: int
+    """Of a copy, the section that asks for it."""
+    ahead: bool = False
+    """It is copied for a section that comes later in the split."""
+
+
+class Schedule(NamedTuple):
     """A graph with its copies."""
 
-    order: list[tuple[Node, int, int]]
-    """Every node and copy in order, with the device that it is computed on, and in which section that is."""
+    order: list[Scheduled]
     inputs: list[Node]
     """What has its place before anything is computed: inputs, and copies that a pipeline keeps."""
     leaves: list[Node]
     """The graph's own leaves, which come after those."""
-    spread: bool
-    """Some block's own tensors are copied before the block begins, so that sections tell less than the whole does."""
 
 
 def schedule(graph: Graph, devices: int, *, offload: bool, large: dict[Dim, bool], pipeline: bool) -> Schedule:
@@ -109,20 +117,26 @@ def _assign(graph: Graph, host: int, *, offload: bool, large: dict[Dim, bool]) -
 
 def _split(graph: Graph, host: int, copies: int) -> Schedule:  # noqa: C901
     """Cut the order into splits of one device each, and copy what they read from others where they start."""
-    order: list[tuple[Node, int, int]] = []
+    order: list[Scheduled] = []
     copied: dict[tuple[int, int], Node] = {}
     extra: list[Node] = []
     current = -1
     section = 0
-    spread = False
-    pending: list[tuple[Node, int, int]] = []
+    pending: list[Scheduled] = []
     arrivals: list[tuple[Node, Node]] = []
 
     def flush() -> None:
+        began = False
         for source, copy in arrivals:
+            ahead = copy.section > section
+            if ahead and not began:
+                began = True
+                order.append(Scheduled(None, -1, section))
             keep = Node(KEEP, (), ZERO, [source], view_of=source.view_of or source)
-            order.append((keep, source.device, section))
-            order.append((copy, copy.device, section))
+            order.append(Scheduled(keep, source.device, copy.section, ahead))
+            order.append(Scheduled(copy, copy.device, copy.section, ahead))
+        if not began:
+            order.append(Scheduled(None, -1, section))
         order.extend(pending)
 
     for node in graph.nodes:
@@ -157,12 +171,10 @@ def _split(graph: Graph, host: int, copies: int) -> Schedule:  # noqa: C901
                     arrivals.append((source, copy))
                     if copies > 1:
                         extra.append(copy)
-                    else:
-                        spread = spread or source.section > section
                 node.sources[index] = copy
-        pending.append((node, node.device, node.section))
+        pending.append(Scheduled(node, node.device, node.section))
     flush()
-    return Schedule(order, _kept(graph.inputs, extra, copies), graph.leaves, spread)
+    return Schedule(order, _kept(graph.inputs, extra, copies), graph.leaves)
 
 
 def _kept(inputs: list[Node], extra: list[Node], copies: int) -> list[Node]:

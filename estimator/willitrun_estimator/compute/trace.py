@@ -15,7 +15,9 @@ from willitrun_estimator.compute.graph import Node
 from willitrun_estimator.compute.schedule import KEEP, Schedule
 
 TAKE, TAKE_FOR_GOOD, TAKE_WEIGHT, GIVE, LATEST = range(5)
-"""What a step does. A step is one number: argument x 16 + what x 2 + whether the memory is held from the start."""
+"""What a step does."""
+SINCE, EARLY, ARRIVED = range(3)
+"""Lists of what is held: taken while sections are computed, from the start, or as copies that a split begins with."""
 
 Name = tuple[int | None, str]
 """A weight: how many blocks after the section's own (None for one outside the blocks), and its name."""
@@ -25,14 +27,22 @@ class Steps(Struct, frozen=True, eq=False):
     """The allocator's steps on one device during one section. Equal ones are the same object (`Known`)."""
 
     codes: tuple[int, ...]
-    """Arguments are: of TAKE an index of a size, of TAKE_WEIGHT one into `weights`, of GIVE a place among what is held.
-
-    What is taken for good is not among that. What is held from the start and what is not are counted apart. Between
-    sections each is in the order in which the tensors came that have the memory: LATEST puts a place last, where a
-    result was written over an older one.
+    """One number each (`code`). Arguments are: of TAKE an index of a size, of TAKE_WEIGHT one into `weights`, of GIVE a
+    place in one of the lists of what is held, which does not have what is taken for good. LATEST puts a place last
+    among what is held since: between sections that is in the order in which the tensors came that have the memory.
     """
     weights: tuple[Name, ...]
     """The weights whose copies are taken."""
+
+
+def code(argument: int, what: int, held: int) -> int:
+    """Pack a step."""
+    return argument << 5 | what << 2 | held
+
+
+def decode(packed: int) -> tuple[int, int, int]:
+    """Unpack a step."""
+    return packed >> 5, packed >> 2 & 7, packed & 3
 
 
 class Known:
@@ -51,33 +61,34 @@ class Known:
         return known
 
 
-class Trace(NamedTuple):
-    """The steps of every section on every device: sections first."""
+class Section(NamedTuple):
+    """What a section does, on each device."""
 
-    inputs: list[list[Steps]]
-    """What is taken before anything is computed, by the section that first asks for it."""
-    leaves: list[list[Steps]]
+    splits: bool
+    """Whether a split begins in it."""
+    inputs: list[Steps]
+    """What is taken for it before anything is computed."""
+    leaves: list[Steps]
     """What is taken next."""
-    steps: list[list[Steps]]
-    """What is taken and given while the section is computed."""
+    arrivals: list[Steps]
+    """What is copied for it where the split begins that is open before it."""
+    closed: list[Steps]
+    """What it does until the last split begins in it, with what that needs at once."""
+    open: list[Steps]
+    """What it does from there on."""
 
 
-class _Parts:
-    """One of the lists of a `Trace` while it grows."""
+class _Record:
+    """The steps of one section on one device while they grow."""
 
-    def __init__(self, sections: int, devices: int) -> None:
-        self.codes: list[list[list[int]]] = [[[] for _ in range(devices)] for _ in range(sections)]
-        self.weights: dict[tuple[int, int], dict[Name, int]] = {}
+    def __init__(self) -> None:
+        self.codes: list[int] = []
+        self.weights: dict[Name, int] = {}
+        self.cut = 0
 
-    def done(self, known: Known) -> list[list[Steps]]:
+    def steps(self, known: Known, first: int = 0, last: int | None = None) -> Steps:
         """Return what has grown."""
-        return [
-            [
-                known.steps(tuple(codes), tuple(self.weights.get((section, device), ())))
-                for device, codes in enumerate(by_device)
-            ]
-            for section, by_device in enumerate(self.codes)
-        ]
+        return known.steps(tuple(self.codes[first:last]), tuple(self.weights))
 
 
 class Tracer:
@@ -85,47 +96,46 @@ class Tracer:
 
     def __init__(self, sections: int, devices: int, known: Known) -> None:
         self._known, self._sizes = known, known.sizes
-        self._inputs, self._leaves, self._steps = (_Parts(sections, devices) for _ in range(3))
-        self._held: tuple[list[list[int]], list[list[int]]] = (
-            [[] for _ in range(devices)],
-            [[] for _ in range(devices)],
+        self._inputs, self._leaves, self._arrivals, self._steps = (
+            [[_Record() for _ in range(devices)] for _ in range(sections)] for _ in range(4)
         )
+        self._splits = [False] * sections
+        self._held: list[list[list[int]]] = [[[] for _ in range(devices)] for _ in range(3)]
         self._places: list[tuple[int, int]] = []
         """Device and list of each slot."""
         self._came: list[int] = []
         """When the tensor came that has the slot."""
         self._now = 0
-        self._reused: set[tuple[int, int]] = set()
+        self._reused: dict[int, list[int]] = {}
+        """By device, slots of which the tensor changed in this section."""
 
-    def _take(self, node: Node, device: int, section: int, parts: _Parts, early: int) -> None:
+    def _take(self, node: Node, device: int, section: int, records: list[list[_Record]], held: int) -> None:
         node.slot = slot = len(self._places)
-        self._places.append((device, early))
+        self._places.append((device, held))
         self._came.append(self._now)
-        what = TAKE
+        record = records[section][device]
         if node.weight is not None:
-            what = TAKE_WEIGHT
-        elif node.is_output:
-            what = TAKE_FOR_GOOD
-        if what != TAKE_FOR_GOOD:
-            self._held[early][device].append(slot)
-        if node.weight is None:
-            argument = self._sizes.setdefault(node.size, len(self._sizes))
-        else:
             number, _, name = node.weight.rpartition("/")
-            weights = parts.weights.setdefault((section, device), {})
+            weights = record.weights
             argument = weights.setdefault(((int(number) - section + 1 if number else None), name), len(weights))
-        parts.codes[section][device].append(argument * 16 + what * 2 + early)
+            what = TAKE_WEIGHT
+        else:
+            argument = self._sizes.setdefault(node.size, len(self._sizes))
+            what = TAKE_FOR_GOOD if node.is_output else TAKE
+        if what != TAKE_FOR_GOOD:
+            self._held[held][device].append(slot)
+        record.codes.append(code(argument, what, held))
 
-    def _give(self, node: Node, section: int) -> None:
+    def _give(self, node: Node, section: int, records: list[list[_Record]]) -> None:
         slot = node.slot
         if slot < 0 or node.is_output:
             return
         node.slot = -1
-        device, early = self._places[slot]
-        held = self._held[early][device]
-        place = held.index(slot)
-        del held[place]
-        self._steps.codes[section][device].append(place * 16 + GIVE * 2 + early)
+        device, held = self._places[slot]
+        slots = self._held[held][device]
+        place = slots.index(slot)
+        del slots[place]
+        records[section][device].codes.append(code(place, GIVE, held))
 
     def _allocate(self, node: Node, device: int, section: int) -> None:
         if node.inplace:
@@ -142,23 +152,32 @@ class Tracer:
                 ):
                     node.slot, parent.slot = parent.slot, -1
                     self._came[node.slot] = self._now
-                    self._reused.add(self._places[node.slot])
+                    self._reused.setdefault(self._places[node.slot][0], []).append(node.slot)
                     return
-        self._take(node, device, section, self._steps, 0)
+        self._take(node, device, section, self._steps, SINCE)
 
     def _sort(self, section: int) -> None:
-        """Bring what is held into order at the end of a section."""
-        for device, early in self._reused:
-            held = self._held[early][device]
-            ordered = sorted(held, key=self._came.__getitem__)
-            right = next((place for place, slot in enumerate(held) if slot != ordered[place]), len(held))
+        """Bring what is held since into order at the end of a section, with copies that were written over."""
+        for device, reused in self._reused.items():
+            since = self._held[SINCE][device]
+            codes = self._steps[section][device].codes
+            for slot in dict.fromkeys(reused):
+                held = self._places[slot][1]
+                slots = self._held[held][device]
+                if held != SINCE and slot in slots:
+                    codes.append(code(slots.index(slot), LATEST, held))
+                    slots.remove(slot)
+                    since.append(slot)
+                    self._places[slot] = device, SINCE
+            ordered = sorted(since, key=self._came.__getitem__)
+            right = next((place for place, slot in enumerate(since) if slot != ordered[place]), len(since))
             for slot in ordered[right:]:
-                self._steps.codes[section][device].append(held.index(slot) * 16 + LATEST * 2 + early)
-                held.remove(slot)
-                held.append(slot)
+                codes.append(code(since.index(slot), LATEST, SINCE))
+                since.remove(slot)
+                since.append(slot)
         self._reused.clear()
 
-    def _give_after(self, node: Node, section: int) -> None:
+    def _give_after(self, node: Node, section: int, records: list[list[_Record]]) -> None:
         """Give back what an operation was the last to read."""
         for source in node.sources:
             source.readers -= 1
@@ -166,37 +185,65 @@ class Tracer:
                 continue
             root = source.view_of
             if root is None:
-                self._give(source, section)
+                self._give(source, section, records)
             else:
                 root.looks -= 1
                 if not root.looks and not root.readers:
-                    self._give(root, section)
+                    self._give(root, section, records)
 
     def _begin(self, planned: Schedule) -> None:
         """Take what has its place from the start, and count who reads what."""
         for node in planned.inputs:
-            self._take(node, node.device, node.section, self._inputs, 1)
+            self._take(node, node.device, node.section, self._inputs, EARLY)
         first: dict[int, int] = {}
-        for node, device, section in planned.order:
-            first.setdefault(device, section)
-            if node.view_of is not None and node.name is not KEEP:
-                node.view_of.looks += 1
-            for source in node.sources:
+        for place in planned.order:
+            if place.node is None:
+                continue
+            first.setdefault(place.device, place.section)
+            root = place.node.view_of
+            if root is not None and place.node.name is not KEEP:
+                root.looks += 1
+            for source in place.node.sources:
                 source.readers += 1
         for leaf in planned.leaves:
             # What a device holds throughout belongs to the section that first computes on it.
-            self._take(leaf, leaf.device, leaf.section or first.get(leaf.device, 0), self._leaves, 1)
+            self._take(leaf, leaf.device, leaf.section or first.get(leaf.device, 0), self._leaves, EARLY)
 
-    def trace(self, planned: Schedule) -> Trace:
+    def trace(self, planned: Schedule) -> list[Section]:
         """Write the steps of a scheduled graph down."""
         self._begin(planned)
-        ended = 0
-        for self._now, (node, device, section) in enumerate(planned.order, 1):
-            if section != ended:
-                self._sort(ended)
-                ended = section
-            for tensor in (*node.sources, node):
-                if tensor.slot < 0 and tensor.fixed is None and tensor.view_of is None:
-                    self._allocate(tensor, device, section)
-            self._give_after(node, section)
-        return Trace(*(part.done(self._known) for part in (self._inputs, self._leaves, self._steps)))
+        current = 0
+        for self._now, (node, device, section, ahead) in enumerate(planned.order, 1):
+            if section != current and not ahead:
+                self._sort(current)
+                current = section
+            if node is None:
+                self._splits[section] = True
+                for record in self._steps[section]:
+                    record.cut = len(record.codes)
+                continue
+            records = self._arrivals if ahead else self._steps
+            for source in node.sources:
+                if source.slot < 0 and source.fixed is None and source.view_of is None:
+                    self._allocate(source, device, section)
+            if node.slot < 0 and node.fixed is None and node.view_of is None:
+                if node.sources:
+                    self._allocate(node, device, section)
+                else:
+                    self._take(node, device, section, records, ARRIVED)
+            self._give_after(node, section, records)
+        return [self._done(section) for section in range(len(self._steps))]
+
+    def _done(self, section: int) -> Section:
+        known = self._known
+        inputs, leaves, arrivals, steps = (
+            records[section] for records in (self._inputs, self._leaves, self._arrivals, self._steps)
+        )
+        return Section(
+            self._splits[section],
+            [record.steps(known) for record in inputs],
+            [record.steps(known) for record in leaves],
+            [record.steps(known) for record in arrivals],
+            [record.steps(known, 0, record.cut) for record in steps],
+            [record.steps(known, record.cut) for record in steps],
+        )
