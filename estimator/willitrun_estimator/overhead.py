@@ -104,7 +104,7 @@ def draft_bytes(weights: WeightProfile, settings: Settings, drafts: int = 3) -> 
     cells, streams = cache.stream_cells(settings)
     plain = Settings(context_tokens=settings.context_tokens)
     rows = (cache.layer_row_bytes(spec, layer, plain) for layer in reversed(spec.layers))
-    row = next((row for row in rows if row), 0)
+    row = next((max(found.values()) for found in rows if found), 0)
     ubatch = min(settings.ubatch, cells)
     logits = 4 * ubatch * (spec.vocab_size + spec.hidden_size) if settings.logit_rows else 0
     compute = max(logits, 2 * ubatch * cells + 16 * ubatch * spec.hidden_size)
@@ -124,10 +124,9 @@ def checkpoint_bytes(weights: WeightProfile, settings: Settings) -> int:
     total = cache.state_bytes(spec, settings) // max(1, settings.parallel)
     distinct = {id(layer): layer for layer in spec.layers}
     for key, count in Counter(map(id, spec.layers)).items():
-        layer = distinct[key]
-        window = cache.layer_window(spec, layer)
-        if window is not None and not settings.swa_full:
-            total += count * cache.layer_row_bytes(spec, layer, settings) * min(cells, window)
+        for span, row in cache.layer_row_bytes(spec, distinct[key], settings).items():
+            if span.window is not None and not settings.swa_full:
+                total += count * row * min(cells, span.window)
     return total
 
 
