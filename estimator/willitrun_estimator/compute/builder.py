@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSpec, Moe, NoMixer, Recurrent
 from willitrun_estimator import cache
-from willitrun_estimator.compute import altup, attention, feed_forward, per_layer, recurrent
+from willitrun_estimator.compute import altup, attention, compressed, feed_forward, hyper, per_layer, recurrent
 from willitrun_estimator.compute.build import CURRENT, Build
-from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, U
+from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, Form, U
 from willitrun_estimator.compute.graph import Graph, Node
 from willitrun_estimator.compute.style import FOUR_POSITIONS, SCALED_EMBEDDINGS, style_of
 from willitrun_estimator.placement import Settings
@@ -58,7 +58,7 @@ class Builder:
         self.style = style_of(spec.architecture)
         self.flash = settings.flash_attention
         self.slots = max(1, settings.parallel)
-        self.streams = 1 if settings.kv_unified else self.slots
+        self.streams = cache.model_cells(spec, settings)[1]
         self.host = host
         self.rules = build
         self.backend = backend
@@ -66,7 +66,9 @@ class Builder:
         """Whether flash attention's buffer has room for f16 copies of a quantized cache (Vulkan reads it in place)."""
         self._states: dict[bool, Node] = {}
         self._masks: dict[str, Node] = {}
-        self.window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
+        self.window = cache.model_window(spec)
+        self.fused_streams = True
+        """Whether one operation writes a block's result to all residual streams."""
         self.sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
         self.chosen: Node | None = None
         self.outside = outside
@@ -101,6 +103,14 @@ class Builder:
     def token_input(self, name: str) -> Node:
         """Add a further input of one number per token."""
         return self._input(name, (U,), 4)
+
+    def further_input(
+        self, name: str, dims: tuple[Dim, ...], size: Form | None = None, *, element_bytes: int = 4
+    ) -> Node:
+        """Add a further input; `size` where slots share it."""
+        node = self._input(name, dims, element_bytes)
+        node.size = node.size if size is None else size
+        return node
 
     def rotation(self, which: str, size: int) -> Node:
         """Refer to a Hadamard matrix that the host fills."""
@@ -231,6 +241,10 @@ class Builder:
             if first.kind not in FETCHED_AHEAD:
                 self.fetch_next()
             return mixed
+        if self.spec.architecture in cache.COMPRESSED and isinstance(first, Attention):
+            mixed = compressed.compressed_attention(self, first, normed, homes)
+            self.fetch_next()
+            return mixed
         if isinstance(first, Mla):
             latent = attention.latent_attention(self, first, normed, homes)
             self.fetch_next()
@@ -264,6 +278,8 @@ class Builder:
         """Add one block; in the last one only the rows with logits go through the feed-forward network."""
         if self.style.parallel and not (self.style.parallel == "stablelm" and self.has(homes, "ffn_norm")):
             return self.parallel_block(layer, source, homes, last=last)
+        if self.style.hyper:
+            return self.hyper_block(layer, source, homes)
         picks = last and self.style.rows == "inside"
         if picks and self.style.mixer_residual_first:
             self._waiting = source
@@ -290,6 +306,23 @@ class Builder:
                 out = self.norm(out, "post_ffw_norm", homes)
             parts = (source, out) if self.style.residual_first else (out, source)
             source = self.graph.add("block_out", source.dims, *parts, inplace=True)
+        return source
+
+    def hyper_block(self, layer: Layer, source: Node, homes: Homes) -> Node:
+        """Add a block between residual streams."""
+        mixed = hyper.mixtures(self, source, "attn", homes)
+        read = hyper.read(self, source, mixed, "attn", homes)
+        out = self.mixer(layer, read, homes)
+        if out is not None:
+            source = hyper.write(self, out, source, *hyper.ways(self, mixed, "attn", homes))
+        ffn = layer.ffn
+        if isinstance(ffn, Dense | Moe):
+            mixed = hyper.mixtures(self, source, "ffn", homes)
+            early = hyper.ways(self, mixed, "ffn", homes) if self.style.hyper == "ways-first" else None
+            read = hyper.read(self, source, mixed, "ffn", homes)
+            out = self.feed(ffn, self.norm(read, "ffn_norm", homes), homes)
+            ways = hyper.ways(self, mixed, "ffn", homes) if early is None else early
+            source = hyper.write(self, out, source, *ways)
         return source
 
     def parallel_block(self, layer: Layer, source: Node, homes: Homes, *, last: bool) -> Node:
@@ -364,6 +397,8 @@ class Builder:
             inputs.hidden = x
         if streams:
             x = altup.stacked(self, x, streams, head)
+        if self.style.hyper:
+            x = hyper.stacked(self, x)
         for layer, homes in layers:
             if layer.mixers and not isinstance(layer.mixers[0], NoMixer):
                 self._events.append((layer.mixers[0], homes))
@@ -385,6 +420,9 @@ class Builder:
                 )
         if streams:
             x = self.out_rows(altup.merged(self, x, streams, head))
+        if self.style.hyper:
+            x = hyper.picked(self, x)
+            x = hyper.head(self, x, head) if "output_hc_fn.weight" in self.outside else hyper.mean(self, x)
         if self.style.rows == "block-end":
             x.is_output = True
             x = self.out_rows(x)

@@ -58,9 +58,12 @@ class Graph:
         self.inputs.append(node)
         return node
 
-    def leaf(self, name: str, dims: tuple[Dim, ...], device: int, *, kept: bool = False) -> Node:
+    def leaf(
+        self, name: str, dims: tuple[Dim, ...], device: int, *, kept: bool = False, element_bytes: int = 4
+    ) -> Node:
         """Add a tensor that nothing computes: it has its place from the start of the graph."""
-        node = Node(name, dims, form(dims), computed=False, is_output=kept, device=device)
+        size = form(dims, element_bytes)
+        node = Node(name, dims, size, computed=False, is_output=kept, device=device, element_bytes=element_bytes)
         self.leaves.append(node)
         return node
 

@@ -10,7 +10,8 @@ from willitrun_estimator import cache
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.builder import Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
-from willitrun_estimator.compute.form import ROWS, Dim, Sizes, U
+from willitrun_estimator.compute.extent import sizes_of
+from willitrun_estimator.compute.form import GROUPS, HEAVY_GROUPS, ROWS, Dim, U
 from willitrun_estimator.compute.periods import shortened
 from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, Program, Schedule
 from willitrun_estimator.compute.style import style_of
@@ -70,7 +71,7 @@ class ComputeModel:
         self._shapes = tuple(shapes[id(layer)] for layer in spec.layers)
         self._kinds = plan.order[: self.blocks]
         self._groups = grouped(plan).order[: self.blocks]
-        self._window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
+        self._window = cache.model_window(spec)
         self.build = build
         self.backend = devices.gpus[0].backend if devices.gpus else "cpu"
         rows = max(1, settings.parallel) if build.capped_rows else settings.ubatch
@@ -105,11 +106,7 @@ class ComputeModel:
     def _numbers(self, context_tokens: int) -> tuple[int, ...]:
         known = self._values.get(context_tokens)
         if known is None:
-            settings = self.settings
-            cells, streams = cache.stream_cells(settings, context_tokens)
-            window = cells if self._window is None else cache.window_cells(self._window, settings, cells)
-            ubatch = min(settings.ubatch, cells * streams)
-            known = Sizes(ubatch, cells, window, min(self._rows, ubatch)).values()
+            known = sizes_of(self.spec, self.settings, context_tokens, self._rows).values()
             self._values[context_tokens] = known
         return known
 
@@ -122,9 +119,12 @@ class ComputeModel:
         settings = self.settings
         used = {home.block for home in homes} | {head}
         pipeline = self.host not in used and len(used) > 1 and not placement.cpu_moe_layers and not placement.kv_on_host
+        extent = sizes_of(self.spec, settings, max(settings.context_tokens, settings.ubatch), self._rows)
         large: dict[Dim, bool] = {
             U: settings.ubatch >= OFFLOAD_ROWS,
-            ROWS: min(self._rows, settings.ubatch) >= OFFLOAD_ROWS,
+            ROWS: extent.rows >= OFFLOAD_ROWS,
+            GROUPS: extent.groups >= OFFLOAD_ROWS,
+            HEAVY_GROUPS: extent.heavy_groups >= OFFLOAD_ROWS,
         }
         key = (
             id(self.spec),
