@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSpec, Moe, NoMixer, Recurrent
 from willitrun_estimator import cache
-from willitrun_estimator.compute import altup, attention, compressed, feed_forward, hyper, per_layer, recurrent
+from willitrun_estimator.compute import altup, attention, compressed, feed_forward, hyper, per_layer, pooled, recurrent
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, Form, U
 from willitrun_estimator.compute.graph import Graph, Node
@@ -246,7 +246,9 @@ class Builder:
             self.fetch_next()
             return mixed
         if isinstance(first, Mla):
-            latent = attention.latent_attention(self, first, normed, homes)
+            pools = self.spec.architecture in cache.POOLED_INDEXERS
+            attend = pooled.pooled_attention if pools else attention.latent_attention
+            latent = attend(self, first, normed, homes)
             self.fetch_next()
             return self.matmul("attn_output", homes, hidden, latent)
         finish = attention.attention(self, first, normed, homes)
@@ -398,7 +400,13 @@ class Builder:
         if streams:
             x = altup.stacked(self, x, streams, head)
         if self.style.hyper:
+            if self.spec.architecture in cache.POOLED_INDEXERS:
+                pooled.start(self)
             x = hyper.stacked(self, x)
+            # llama.cpp gives up the one operation where another device than the block's would compute it. DeepSeek V4
+            # keeps a block's last operation on the block's device, GLM 5.3 hands it to the GPU that follows.
+            given_up = self.style.hyper == "ways-last" and head != self.host
+            self.fused_streams = not (given_up and any(homes.block == self.host for _, homes in layers))
         for layer, homes in layers:
             if layer.mixers and not isinstance(layer.mixers[0], NoMixer):
                 self._events.append((layer.mixers[0], homes))

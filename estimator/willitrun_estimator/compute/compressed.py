@@ -28,6 +28,8 @@ from willitrun_estimator.compute.form import (
 from willitrun_estimator.compute.kernels import has_flash_kernel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from willitrun_catalog.model import Attention
     from willitrun_estimator.compute.builder import Builder, Homes
     from willitrun_estimator.compute.graph import Node
@@ -87,20 +89,25 @@ def compressed_attention(b: Builder, mixer: Attention, normed: Node, homes: Home
     keys = cache_view(b, cache_k, width, WINDOW)
     q = g.view(g.view(q, shape), (width, U, heads), contiguous=False)
     lengths: tuple[str, ...] = (WINDOW,)
-    mask = b.mask(WINDOW)
     if row is not None:
         lengths = (WINDOW, row.cells)
         further = cache_view(b, g.cache("cache_" + row.name, homes.cache), width, row.cells)
         element = cache.kv_row_bytes(b.settings.kv_type_k, width)
         size = plus(*(form((length, element * b.streams), 1) for length in lengths))
         keys = g.add("k_all", (".k_all",), keys, further, size=size, picks_device=False)
-        base = _mask(b, row)
+
+    def mask() -> Node:
+        near = b.mask(WINDOW)
+        if row is None:
+            return near
+        element_bytes = 2 if b.flash else 4
+        base = b.further_input("mask_" + row.name, (row.cells, U), element_bytes=element_bytes)
         if mixer.indexer_dim:
             base = indexer.chosen_mask(b, mixer.indexer_dim, (low, normed), base, homes)
-        mask_bytes = 2 if b.flash else 4
-        size = plus(*(form((length, U), mask_bytes) for length in lengths))
-        mask = g.add("mask_all", (".mask_all", U), mask, base, size=size, element_bytes=mask_bytes)
-    out = _attend(b, mixer, homes, (q, keys, mask), lengths)
+        size = plus(*(form((length, U), element_bytes) for length in lengths))
+        return g.add("mask_all", (".mask_all", U), near, base, size=size, element_bytes=element_bytes)
+
+    out = _attend(b, mixer, homes, (q, keys), mask, lengths)
     if quantized:
         out = b.rotated(out, (heads * width, U), "raw", width)
     out = b.rope(g.view(out, shape), homes)
@@ -118,16 +125,17 @@ def cache_view(b: Builder, store: Node, width: int, cells: str) -> Node:
     return b.graph.view(store, (".k",), size=size, gap_bytes=gap)
 
 
-def _mask(b: Builder, row: Compressor) -> Node:
-    return b.further_input("mask_" + row.name, (row.cells, U), element_bytes=2 if b.flash else 4)
-
-
 def _attend(
-    b: Builder, mixer: Attention, homes: Homes, parts: tuple[Node, Node, Node], lengths: tuple[str, ...]
+    b: Builder,
+    mixer: Attention,
+    homes: Homes,
+    reads: tuple[Node, Node],
+    mask: Callable[[], Node],
+    lengths: tuple[str, ...],
 ) -> Node:
-    """Attend to the rows of all caches side by side (`build_attn_mha`, V is K)."""
+    """Attend to the rows of all caches side by side (`build_attn_mha`, V is K); `mask` adds the mask once it is read."""
     g, width, heads = b.graph, mixer.key_dim, mixer.heads
-    q, keys, mask = parts
+    q, keys = reads
     sinks = b.weight("attn_sinks.weight", homes)
     turned, values = (
         g.view(keys, (".k", ".p"), size=keys.size, contiguous=False, gap_bytes=keys.gap_bytes) for _ in range(2)
@@ -138,7 +146,7 @@ def _attend(
         result = g.add(
             "flash",
             (width, heads, U),
-            *(q, turned, values, mask, sinks),
+            *(q, turned, values, mask(), sinks),
             gpu_extra=scratch,
             picks_device=False,
             gpu_supported=has_flash_kernel(
@@ -150,9 +158,9 @@ def _attend(
     def over(*dims: Dim, element_bytes: int = 4) -> Form:
         return plus(*(form((length, *dims), element_bytes) for length in lengths))
 
-    scores = g.add("kq", (".kq", U, heads), turned, q, size=over(U, heads))
-    soft = g.add("soft_max", (".kq", U, heads), scores, mask, sinks, size=over(U, heads), inplace=True)
     values = g.add("v_cont", (".v",), values, size=over(width * b.streams, element_bytes=2), rows=1)
+    scores = g.add("kq", (".kq", U, heads), turned, q, size=over(U, heads))
+    soft = g.add("soft_max", (".kq", U, heads), scores, mask(), sinks, size=over(U, heads), inplace=True)
     mixed = g.add("kqv", (width, U, heads), values, soft)
     return g.add("cont", (heads * width, U), g.view(mixed, (width, heads, U), contiguous=False))
 

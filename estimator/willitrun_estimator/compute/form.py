@@ -38,7 +38,7 @@ Dim = int | str
 
 MONOMIALS = (
     *("", CELLS, WINDOW, U, CELLS + U, U + WINDOW, ROWS),
-    *(COMPRESSED, COMPRESSED + U, HEAVY, HEAVY + U, CHOSEN + U, GROUPS, HEAVY_GROUPS, LASTING, HEAVY_LASTING),
+    *(COMPRESSED, COMPRESSED + U, HEAVY, HEAVY + U, CHOSEN, CHOSEN + U, GROUPS, HEAVY_GROUPS, LASTING, HEAVY_LASTING),
 )
 _INDEX = {"".join(sorted(name)): index for index, name in enumerate(MONOMIALS)}
 ZERO = (0,) * len(MONOMIALS)
@@ -65,7 +65,7 @@ class Sizes(NamedTuple):
     def values(self) -> tuple[int, ...]:
         """Each monomial's value."""
         u, full, window, rows, few, many, chosen, *rest = self
-        return (1, full, window, u, full * u, window * u, rows, few, few * u, many, many * u, chosen * u, *rest)
+        return (1, full, window, u, full * u, window * u, rows, few, few * u, many, many * u, chosen, chosen * u, *rest)
 
 
 @lru_cache(maxsize=1 << 16)
