@@ -1,34 +1,41 @@
-"""Compile the readable entries into the file that is shipped: `python scripts/compile_catalog.py [--check]`."""
+"""Compile the readable entries into the files that are shipped: `python scripts/compile_catalog.py [--check]`.
+
+The second file holds what the estimator sums of every model, so it also follows from `willitrun_estimator.weights` and
+what that uses.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "catalog")]
+sys.path[:0] = [str(ROOT / part) for part in ("catalog", "probe", "estimator")]
 
+from willitrun_catalog import shipped, sums  # noqa: E402
 from willitrun_catalog.datasheet import Datasheet  # noqa: E402
 from willitrun_catalog.entries import read_datasheets, read_models  # noqa: E402
 from willitrun_catalog.model import ModelSpec  # noqa: E402
-from willitrun_catalog.shipped import COMPILED, Compiled, Listing, SearchName, pack  # noqa: E402
+from willitrun_catalog.quant import ladder  # noqa: E402
+from willitrun_catalog.shipped import Compiled, Listing, SearchName, pack  # noqa: E402
+from willitrun_catalog.sums import ModelSums, checksum  # noqa: E402
 from willitrun_catalog.words import GPU_NOISE, RELEASE_WORDS, gpu_words, key, model_words  # noqa: E402
+from willitrun_estimator.weights import packed, weight_profile  # noqa: E402
 
+ENCODER = msgspec.msgpack.Encoder(order="deterministic")
 MEMORY = re.compile(r"\b\d+\s*GB\b")
 
 
-def compile_catalog() -> bytes:
+def compile_catalog(specs: Sequence[ModelSpec], sheets: Sequence[Datasheet]) -> bytes:
     """Encode all entries with their index; the same entries give the same bytes."""
-    specs, sheets = read_models(), read_datasheets()
     ids: dict[str, list[int]] = {}
     for number, sheet in enumerate(sheets):
         for pci_id in sheet.pci_ids:
             ids.setdefault(pci_id, []).append(number)
-    encoder = msgspec.msgpack.Encoder(order="deterministic")
     listings = tuple(
         Listing(
             name=spec.name,
@@ -44,16 +51,38 @@ def compile_catalog() -> bytes:
         keys.setdefault(name.key, []).append(position)
     searched = tuple(name for number, sheet in enumerate(sheets) for name in gpu_names(number, sheet))
     whole = Compiled(
-        listings=encoder.encode(listings),
-        names=tuple(encoder.encode(name) for name in names),
+        listings=ENCODER.encode(listings),
+        names=tuple(ENCODER.encode(name) for name in names),
         keys={name: tuple(found) for name, found in keys.items()},
-        models=tuple(encoder.encode(pack(spec)) for spec in specs),
+        models=tuple(encoded(spec) for spec in specs),
         gpu_names=tuple(sheet.name for sheet in sheets),
-        gpu_search=encoder.encode(searched),
-        gpus=tuple(encoder.encode(sheet) for sheet in sheets),
+        gpu_search=ENCODER.encode(searched),
+        gpus=tuple(ENCODER.encode(sheet) for sheet in sheets),
         gpu_ids={pci_id: tuple(found) for pci_id, found in ids.items()},
     )
-    return encoder.encode(whole)
+    return ENCODER.encode(whole)
+
+
+def encoded(spec: ModelSpec) -> bytes:
+    """Encode one model."""
+    return ENCODER.encode(pack(spec))
+
+
+def compile_sums(specs: Sequence[ModelSpec]) -> bytes:
+    """Encode the weights of every model in every quantization that is offered for it."""
+    return ENCODER.encode({spec.name: ENCODER.encode(model_sums(spec)) for spec in specs})
+
+
+def model_sums(spec: ModelSpec) -> ModelSums:
+    """Sum one model's weights."""
+    profiles = {quant: weight_profile(spec, quant) for quant in ladder(spec)}
+    any_quant = next(iter(profiles.values()))
+    return ModelSums(
+        checksum=checksum(encoded(spec)),
+        params=any_quant.params,
+        active_params=any_quant.active_params,
+        quants={quant: msgspec.Raw(ENCODER.encode(packed(profile))) for quant, profile in profiles.items()},
+    )
 
 
 def model_names(number: int, spec: ModelSpec) -> Iterator[SearchName]:
@@ -76,14 +105,16 @@ def gpu_names(number: int, sheet: Datasheet) -> Iterator[SearchName]:
 
 
 def main() -> int:
-    """Write the compiled file, or with `--check` tell whether it is up to date."""
-    made = compile_catalog()
+    """Write the compiled files, or with `--check` tell whether they are up to date."""
+    specs, sheets = read_models(), read_datasheets()
+    made = {shipped.COMPILED: compile_catalog(specs, sheets), sums.COMPILED: compile_sums(specs)}
     if "--check" in sys.argv[1:]:
-        same = COMPILED.exists() and COMPILED.read_bytes() == made
-        print("up to date" if same else "out of date: run scripts/compile_catalog.py")
-        return 0 if same else 1
-    COMPILED.write_bytes(made)
-    print(f"{COMPILED.relative_to(ROOT)}: {len(made)} bytes")
+        stale = [path.name for path, data in made.items() if not path.exists() or path.read_bytes() != data]
+        print(f"out of date: {', '.join(stale)}; run scripts/compile_catalog.py" if stale else "up to date")
+        return 1 if stale else 0
+    for path, data in made.items():
+        path.write_bytes(data)
+        print(f"{path.relative_to(ROOT)}: {len(data)} bytes")
     return 0
 
 

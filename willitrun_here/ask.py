@@ -106,6 +106,11 @@ def ask(
 ) -> Answer:
     """Answer one question; the machine's own doubts join the answer's."""
     result = answer(machine, spec, request, sheet_of, sections=sections, corrections=corrections_of(machine))
+    return completed(result, machine, spec, request, commands=commands)
+
+
+def completed(result: Answer, machine: Machine, spec: ModelSpec, request: Request, *, commands: bool = True) -> Answer:
+    """Add the machine's own doubts to an answer, and the commands of its plan."""
     notes = tuple(f"{one.subject}: {one.reason}" for one in machine.findings)
     result = structs.replace(result, findings=(*result.findings, *notes))
     if commands and result.plan is not None and result.fit.status != "too-large":

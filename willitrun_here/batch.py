@@ -12,11 +12,12 @@ import msgspec
 from msgspec import structs
 
 from willitrun_estimator.answer import SECTIONS, Section, answer_on
+from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.device import Devices
 from willitrun_estimator.hardware import devices
 from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
-from willitrun_here.ask import open_model, sheet_of
+from willitrun_here.ask import completed, corrections_of, open_model, sheet_of
 from willitrun_here.errors import AgentError, UsageError, known_errors
 from willitrun_probe.machine import Machine
 
@@ -138,7 +139,11 @@ def answered(asked: dict[str, Any]) -> Any:
     key = machine_key(machine)
     plan_on = devices_of(key, request_key(request))
     made_ready = prepared(model)
-    result = answer_on(plan_on, made_ready.spec, request, sections=wanted, prepared=made_ready)
+    result = answer_on(
+        plan_on, made_ready.spec, request, sections=wanted, corrections=corrections(key), prepared=made_ready
+    )
+    if sections is None or "commands" in sections:
+        result = completed(result, machine_of(key), made_ready.spec, request)
     result = structs.replace(result, id=None)
     if sections is None:
         return result
@@ -192,6 +197,12 @@ def devices_of(key: str, request: tuple[str | None, bool]) -> Devices:
     """Return the devices of a machine, worked out once."""
     backend, assume_idle = request
     return devices(machine_of(key), Request(backend=backend, assume_idle=assume_idle), sheet_of)
+
+
+@lru_cache(maxsize=512)
+def corrections(key: str) -> Corrections | None:
+    """Return what runs of this very machine taught, None for a described one."""
+    return corrections_of(machine_of(key))
 
 
 @lru_cache(maxsize=512)

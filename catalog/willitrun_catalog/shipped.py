@@ -11,9 +11,11 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct, structs
 
+from willitrun_catalog import sums
 from willitrun_catalog.datasheet import Datasheet
 from willitrun_catalog.errors import UnknownGpu, UnknownModel
 from willitrun_catalog.model import Layer, ModelSpec
+from willitrun_catalog.sums import ModelSums
 
 COMPILED = Path(__file__).parent / "data" / "catalog.msgpack"
 
@@ -163,6 +165,14 @@ def model_at(number: int) -> ModelSpec:
 def models() -> tuple[ModelSpec, ...]:
     """Load all models, in the catalog's order."""
     return tuple(model_at(number) for number in range(len(compiled().models)))
+
+
+def sums_of(spec: ModelSpec) -> ModelSums | None:
+    """Return the weights that were summed of a model of the catalog, None for any other."""
+    number = _positions().get(spec.name)
+    if number is None or model_at(number) is not spec:
+        return None
+    return sums.sums_of(spec.name, compiled().models[number])
 
 
 @lru_cache(maxsize=512)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from msgspec import structs
 
@@ -135,34 +135,58 @@ def compared(question: Question, result: Answer) -> Answer:
     )
 
 
-def prospect(devices: Devices, spec: ModelSpec, request: Request, prepared: Prepared) -> float:
-    """Return a score that no answer to a question exceeds, without a search."""
-    if asks_vllm(spec, request):
-        return 100.0
+class Prospect(NamedTuple):
+    """A question with scores that no answer exceeds, found without a search."""
+
+    question: Question
+    ceilings: dict[str, float]
+    """By quantization; empty where vLLM is asked for, of which nothing is known beforehand."""
+
+    @property
+    def most(self) -> float:
+        """The best of them, 0..100."""
+        return max(self.ceilings.values(), default=100.0)
+
+
+def prospect(devices: Devices, spec: ModelSpec, request: Request, prepared: Prepared) -> Prospect:
+    """Return what could come of a question at best."""
     question = Question(spec, devices, request, prepared=prepared)
-    return max(ceilings.cheap(question, quant) for quant in quants_to_try(spec, request, devices))
+    if asks_vllm(spec, request):
+        return Prospect(question, {})
+    quants = quants_to_try(spec, request, devices)
+    return Prospect(question, {quant: ceilings.cheap(question, quant) for quant in quants})
 
 
 def ranked_answer(
-    devices: Devices, spec: ModelSpec, request: Request, *, floor: float, prepared: Prepared | None = None
+    devices: Devices,
+    spec: ModelSpec,
+    request: Request,
+    *,
+    floor: float,
+    prepared: Prepared | None = None,
+    known: Prospect | None = None,
 ) -> Answer | None:
     """Answer for a ranking: plan and speed of the best plan, None when none scores above `floor` (0 asks for any).
 
-    Memory is looked at quickly. Quantizations are tried in falling order of what they could score at all.
+    Memory is looked at quickly. Quantizations are tried in falling order of what they could score at all, which may be
+    `known`.
     """
-    question = Question(spec, devices, request, prepared=prepared)
+    question = Question(spec, devices, request, prepared=prepared) if known is None else known.question
     if asks_vllm(spec, request):
         result = with_vllm(question)
         return result if result.plan is not None and result.score > floor else None
-    best = best_of(question, quants_to_try(spec, request, devices), floor=floor, narrow=True)
+    quants = quants_to_try(spec, request, devices)
+    best = best_of(question, quants, floor=floor, narrow=True, ceilings=None if known is None else known.ceilings)
     if best is None:
         return None
     return assembled(question, best, [], {}, RANKED_SECTIONS, exact=False)
 
 
 def asks_vllm(spec: ModelSpec, request: Request) -> bool:
-    """Tell whether a request is for vLLM: by name, or by weights that only vLLM loads."""
-    return request.engine == "vllm" or (request.engine is None and checkpoint_asked(spec, request))
+    """Tell whether a request is for vLLM: by name, or by weights or a cache type that only vLLM has."""
+    if request.engine is None:
+        return request.kv_type == "fp8" or checkpoint_asked(spec, request)
+    return request.engine == "vllm"
 
 
 def checkpoint_asked(spec: ModelSpec, request: Request) -> bool:
@@ -212,8 +236,7 @@ def winner(
         sure += per_quant[quant][:1]
         ranked = rank(per_quant)
     if not ranked:
-        paged = [one for quant in quants for one in question.search_paging(quant)]
-        ranked = sorted(paged, key=lambda one: -one.score)
+        ranked = question.last_resorts(quants)
         for one in ranked:
             per_quant[one.quant].append(one)
     return (ranked[0] if ranked else None), ranked[1:]
@@ -254,7 +277,9 @@ def assembled(
         tags=explain.tags(plan, setup.devices, fit.status, speed) if "tags" in sections else None,
         quants=quant_options(question, best, per_quant) if "quants" in sections else (),
         workloads=workload_rows(question, best) if "workloads" in sections else (),
-        limits=explain.limits(plan, best, devices, speed, question.purpose) if "limits" in sections else (),
+        limits=explain.limits(plan, best, devices, speed, question.purpose, longest_tokens=spec.max_context_tokens)
+        if "limits" in sections
+        else (),
         improvements=improvements(question, best, per_quant) if "improvements" in sections else (),
         runner_up=explain.runner_up(best, ranked),
         score_parts=parts(question, best),

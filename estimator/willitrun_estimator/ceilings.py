@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from willitrun_catalog.block_types import row_bytes
 from willitrun_catalog.mixes import BASE_TYPES
-from willitrun_estimator.bounds import BOUND_SLACK, extremes, together
+from willitrun_estimator.bounds import BOUND_SLACK, extremes, fastest, together
 from willitrun_estimator.device import Devices
 from willitrun_estimator.prepared import Elements
 from willitrun_estimator.question import Question
 from willitrun_estimator.score import quality_factor
+from willitrun_estimator.weights import WeightProfile
 
 BLOCK = 256
 """Elements of the largest block: whole blocks of every type."""
@@ -76,15 +77,26 @@ def sharp(question: Question, quant: str) -> float:
         return 0.0
     space = question.space
     lone: list[tuple[int, ...]] = [(kind,) for kind in dict.fromkeys(space.kinds)]
-    setups = [question.setup(quant, space.kv_types[0], space.ubatches[0], one) for one in lone or [()]]
-    steps = together([extremes(one, rates=True) for one in setups])
-    experts = weights.cumulative_expert_bytes[-1]
-    held = weights.cumulative_resident_bytes[-1] + experts + weights.output_bytes
-    over = held - sum(gpu.memory_free_bytes for gpu in gpus) if gpus else 0
-    step = steps.least(over, experts, held - weights.output_bytes)
+    over = held_bytes(weights) - sum(gpu.memory_free_bytes for gpu in gpus) if gpus else 0
+    experts, movable = weights.cumulative_expert_bytes[-1], held_bytes(weights) - weights.output_bytes
+    first = [question.setup(quant, space.kv_types[0], space.ubatches[0], one) for one in lone or [()]]
+    step = together([extremes(one, rates=True) for one in first]).least(over, experts, movable)
+    waits: list[float | None] = []
+    for ubatch in space.ubatches:
+        if len(gpus) > 1 and ubatch < question.purpose.prompt_tokens:
+            waits.append(0.0)  # micro-batches overlap on several GPUs, and no single one is as fast
+            continue
+        setups = [question.setup(quant, space.kv_types[0], ubatch, one) for one in lone or [()]]
+        waits.append(together([extremes(one, rates=False) for one in setups]).least(over, experts, movable))
+    wait = fastest(waits)
     return question.objective.judge(
         quality=quality_factor(question.kl_divergence(quant, space.kv_types[0])),
         rate=None if step is None else BOUND_SLACK / step,
-        ttft_s=0.0,
+        ttft_s=None if wait is None else wait / BOUND_SLACK,
         context_tokens=space.contexts[-1],
     )
+
+
+def held_bytes(weights: WeightProfile) -> int:
+    """Return the bytes of what can be on GPUs: blocks and head."""
+    return weights.cumulative_resident_bytes[-1] + weights.cumulative_expert_bytes[-1] + weights.output_bytes

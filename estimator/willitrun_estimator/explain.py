@@ -154,9 +154,31 @@ SLOW_DECODE = 10.0
 SLOW_TTFT_S = 5.0
 
 
-def limits(plan: Plan, found: Found, devices: Devices, speed: Speed | None, purpose: Purpose) -> tuple[Limit, ...]:
-    """Return what holds this setup back, worst first."""
+def limits(
+    plan: Plan, found: Found, devices: Devices, speed: Speed | None, purpose: Purpose, *, longest_tokens: int
+) -> tuple[Limit, ...]:
+    """Return what holds this setup back, worst first; `longest_tokens` is the context the model is made for."""
     out: list[Limit] = []
+    if devices.gpus and not found.gpus:
+        out.append(
+            Limit(
+                code="gpus-left-out",
+                message=(
+                    f"No layout of {plan.quant} with {format_tokens(plan.context_tokens)} of context starts on "
+                    f"{devices.gpus[0].name}: it all runs in RAM."
+                ),
+            )
+        )
+    if plan.context_tokens > longest_tokens * plan.parallel:
+        out.append(
+            Limit(
+                code="context-beyond-model",
+                message=(
+                    f"The engine caps every slot at the {format_tokens(longest_tokens)} the model is made for; of "
+                    f"{format_tokens(plan.context_tokens)} the rest is never used."
+                ),
+            )
+        )
     if found.short_bytes:
         out.append(
             Limit(
@@ -195,7 +217,7 @@ def limits(plan: Plan, found: Found, devices: Devices, speed: Speed | None, purp
             )
         )
     out += speed_limits(speed)
-    if devices.host.bandwidth_basis == "assumed" and (plan.offloaded_fraction > 0 or not devices.gpus):
+    if devices.host.bandwidth_basis == "assumed" and (plan.offloaded_fraction > 0 or not found.gpus):
         out.append(
             Limit(
                 code="ram-bandwidth-assumed",

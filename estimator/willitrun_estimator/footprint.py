@@ -72,7 +72,7 @@ class MemoryModel:
         """Sum the weights on each GPU and on the host."""
         blocks = len(self._resident) - 1
         resident, experts = self._resident, self._experts
-        moved = placement.cpu_moe_layers
+        moved = min(placement.cpu_moe_layers, blocks)
         out = []
         for first, last in self.spans(placement):
             end = min(last, blocks)
@@ -82,7 +82,7 @@ class MemoryModel:
                 held += self.weights.output_bytes
             out.append(held)
         first = min(blocks + 1 - placement.gpu_layers, blocks)
-        host = self._host_weights + resident[first] + experts[max(first, min(moved, blocks))]
+        host = self._host_weights + resident[first] + experts[max(first, moved)]
         if not placement.gpu_layers:
             spec = self.weights.spec
             once = spec.tied_embeddings and spec.architecture not in LOADED_TWICE

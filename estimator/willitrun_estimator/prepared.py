@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quality import QuantQuality, quality
+from willitrun_catalog.sums import ModelSums
 from willitrun_estimator import cache
 from willitrun_estimator.cache_sums import CacheSums
 from willitrun_estimator.compute import ComputeModel
@@ -19,8 +20,8 @@ from willitrun_estimator.compute.build import Build
 from willitrun_estimator.device import Backend, Devices
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.stack import Stack
-from willitrun_estimator.throughput.work import Work, multiplied_elements
-from willitrun_estimator.weights import WeightProfile, weight_profile
+from willitrun_estimator.throughput.work import BlockWork, Work, multiplied_elements
+from willitrun_estimator.weights import WeightProfile, unpacked, weight_profile
 from willitrun_estimator.widths import Widths, widths
 
 MOST_KEPT = 48
@@ -60,11 +61,14 @@ class Elements(NamedTuple):
 class Prepared:
     """The sums of one model. Questions about it share them, whatever the machine and the request. Not thread-safe."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, sums: ModelSums | None = None) -> None:
         self.spec = spec
+        self.shipped_sums = sums
+        """Weights that were summed when the catalog was compiled; None for models that are not of the catalog."""
         self._weights: dict[str, WeightProfile] = {}
         self._qualities: dict[str, QuantQuality] = {}
         self._sums: dict[Settings, CacheSums] = {}
+        self._block_works: dict[Settings, BlockWork] = {}
         self._works: dict[tuple[str, Settings], Work] = {}
         self._stacks: dict[tuple[str, Settings, int, bool], Stack] = {}
         self._computes: dict[tuple[str, Settings, int, Backend | None, Build], ComputeModel] = {}
@@ -79,7 +83,11 @@ class Prepared:
 
     def weights(self, quant: str) -> WeightProfile:
         """Return the weights in a quantization. Raises `UnknownQuant` and `UnknownArchitecture`."""
-        return kept(self._weights, quant, lambda: weight_profile(self.spec, quant))
+        return kept(self._weights, quant, lambda: self._weigh(quant))
+
+    def _weigh(self, quant: str) -> WeightProfile:
+        known = None if self.shipped_sums is None else unpacked(self.spec, quant, self.shipped_sums)
+        return weight_profile(self.spec, quant) if known is None else known
 
     def params(self, quant: str) -> int:
         """Return the number of weights, which is the same in every quantization: any that was summed tells it."""
@@ -123,7 +131,12 @@ class Prepared:
 
     def work(self, quant: str, settings: Settings) -> Work:
         """Return the sums that speed follows from."""
-        return kept(self._works, (quant, settings), lambda: Work(self.weights(quant), settings))
+
+        def make() -> Work:
+            beside = kept(self._block_works, settings, lambda: BlockWork(self.spec, settings))
+            return Work(self.weights(quant), settings, beside)
+
+        return kept(self._works, (quant, settings), make)
 
     def stack(self, quant: str, settings: Settings, context_tokens: int, *, padded: bool) -> Stack:
         """Return the bytes of the blocks; `padded` where the GPUs' back end pads quantized caches."""

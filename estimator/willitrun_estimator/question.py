@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 from msgspec import structs
@@ -143,9 +144,9 @@ class Question:
             ubatches=useful(ubatches, self.purpose.prompt_tokens),
             gpu_sets=gpu_sets(gpus),
             kinds=kinds(gpus),
-            gpu_layers=blocks + 1 if request.gpu_layers == "all" else fixed_units(request.gpu_layers, blocks),
+            gpu_layers=fixed_units(request.gpu_layers, blocks, self.spec.mtp_layers),
             # ollama places whole layers and has no switch for experts.
-            cpu_moe_layers=0 if ollama else blocks if request.cpu_moe_layers == "all" else request.cpu_moe_layers,
+            cpu_moe_layers=0 if ollama else fixed_moved(request.cpu_moe_layers, blocks),
         )
 
     def search(self, quant: str, *, floor: float = 0.0, narrow: bool = False) -> list[Found]:
@@ -182,9 +183,25 @@ class Question:
         sound = (one for one in found if one not in failed)
         return [one for one in sound if self.setup(one.quant, one.kv_type, one.ubatch, one.gpus).verified(one)[0]]
 
-    def search_paging(self, quant: str) -> list[Found]:
-        """Return plans that read weights from disk as they go, best first."""
-        return search_paging(quant, self.space, self.objective, self.kl_divergence, self.setup)
+    def last_resorts(self, quants: Iterable[str]) -> list[Found]:
+        """Return plans for when no layout starts in memory, best first, the best one by the exact memory model.
+
+        Weights may be read from disk as the engine goes, and the GPUs may be left out: even without layers one of them
+        holds the buffers of prompts, which can be too much for it.
+        """
+        space = self.space
+        if not space.gpu_layers and space.gpu_sets != ((),):
+            space = structs.replace(space, gpu_sets=(*space.gpu_sets, ()))
+        found = [
+            one
+            for quant in quants
+            for one in search_paging(quant, space, self.objective, self.kl_divergence, self.setup)
+        ]
+        found.sort(key=lambda one: -one.score)
+        for index, one in enumerate(found):
+            if self.setup(one.quant, one.kv_type, one.ubatch, one.gpus).verified(one)[0]:
+                return found[index:]
+        return []
 
 
 KV_KL_DIVERGENCE = {
@@ -198,9 +215,24 @@ q8_0 0.00055), four bits by the fourfold noise of one bit less; both are extrapo
 """
 
 
-def fixed_units(gpu_layers: int | str | None, blocks: int) -> int | None:
-    """Return the number of units a fixed `--gpu-layers` means: more than there are is all of them."""
-    return None if gpu_layers is None else min(int(gpu_layers), blocks + 1)
+def fixed_units(gpu_layers: int | str | None, blocks: int, mtp_layers: int) -> int | None:
+    """Return the number of units a fixed `--gpu-layers` means: more than there are is all of them.
+
+    llama.cpp counts the head first, then the layers from the last, next-token layers among them; those are not units.
+    """
+    if gpu_layers is None:
+        return None
+    if gpu_layers == "all":
+        return blocks + 1
+    count = int(gpu_layers)
+    return count if count < 1 else min(max(1, count - mtp_layers), blocks + 1)
+
+
+def fixed_moved(cpu_moe_layers: int | str | None, blocks: int) -> int | None:
+    """Return the blocks a fixed `--cpu-moe-layers` means: more than there are is all of them."""
+    if cpu_moe_layers is None:
+        return None
+    return blocks if cpu_moe_layers == "all" else min(int(cpu_moe_layers), blocks)
 
 
 def purpose_of(request: Request) -> Purpose:
@@ -257,6 +289,8 @@ def kv_types(request: Request) -> tuple[str, ...]:
     Raises EstimatorError for a type that the engine does not take.
     """
     fixed = request.kv_type
+    if fixed == "fp8":
+        raise EstimatorError("--kv-type fp8 is a type that only vLLM has", "Take q8_0, or --engine vllm.")
     if fixed is not None:
         if request.engine == "ollama" and fixed not in OLLAMA_KV_TYPES:
             raise EstimatorError(

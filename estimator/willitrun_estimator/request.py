@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 Workload = Literal["chat", "coding", "agentic", "reasoning", "rag"]
 Mode = Literal["balanced", "interactive", "light-api", "scale-out"]
@@ -31,7 +31,7 @@ class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     output_tokens: int | None = None
     depth_tokens: int | None = None
     """Context already filled when decode speed is taken; None is 0."""
-    margin_bytes: int | None = None
+    margin_bytes: int | None = field(name="margin", default=None)
     assume_idle: bool = False
     min_context: int | None = None
     min_decode: float | None = None

@@ -49,7 +49,9 @@ def plan_of(question: Question, found: Found, *, exact: bool = False) -> Plan:
     on_host = uses[-1].weights_bytes - weights.embedding_bytes - weights.host_extra_bytes
     movable = max(1, sum(use.weights_bytes for use in uses) - weights.embedding_bytes - weights.host_extra_bytes)
     placement, mtp = found.placement, question.spec.mtp_layers
+    layers = question.spec.block_count + mtp
     extra = mtp if placement.gpu_layers > 1 else 0
+    asked = question.request.gpu_layers
     split = tuple(float(units) for units in placement.split) if len(gpus) > 1 else ()
     if split and extra:
         last = max(i for i, units in enumerate(split) if units)
@@ -60,8 +62,8 @@ def plan_of(question: Question, found: Found, *, exact: bool = False) -> Plan:
         context_tokens=found.context_tokens,
         kv_type=found.kv_type,
         flash_attention=setup.settings.flash_attention,
-        gpu_layers=placement.gpu_layers + extra,
-        layers=question.spec.block_count + mtp,
+        gpu_layers=min(asked, layers + 1) if isinstance(asked, int) and gpus else placement.gpu_layers + extra,
+        layers=layers,
         cpu_moe_layers=placement.cpu_moe_layers,
         tensor_split=split,
         ubatch=found.ubatch,
@@ -258,7 +260,7 @@ def quant_option(question: Question, quant: str, found: Found | None, *, best: b
 def best_for(question: Question, quant: str, change: Callable[[Request], Request]) -> tuple[Question, Found] | None:
     """Search one quantization again under a changed request; None when nothing starts."""
     other = Question(question.spec, question.devices, change(question.request), prepared=question.prepared)
-    found = other.search(quant) or other.search_paging(quant)
+    found = other.search(quant) or other.last_resorts([quant])
     return (other, found[0]) if found else None
 
 

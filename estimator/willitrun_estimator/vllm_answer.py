@@ -200,10 +200,14 @@ def better_engine(
 def comparable(question: Question) -> VllmPlan | None:
     """Plan the question with vLLM to hold it against llama.cpp; None where it does not start or would not be asked.
 
-    A quantization or KV type that only llama.cpp has decides the engine, and so does a build that was named.
+    A quantization, KV type or option that only llama.cpp has decides the engine, and so does a build that was named.
     """
+    request = question.request
+    only_llama = request.gpu_layers, request.cpu_moe_layers, request.ubatch
+    if any(fixed is not None for fixed in only_llama) or request.flash_attention is False:
+        return None
     try:
-        planned = planned_for(question.spec, question.devices, question.request)
+        planned = planned_for(question.spec, question.devices, request)
     except EstimatorError:
         return None
     return None if planned is None or planned.plan is None or planned.serving is None else planned

@@ -158,3 +158,71 @@ def test_more_free_memory_never_scores_lower_and_no_plan_exceeds_it(free: int, m
     assert after.score >= before.score - 1
     assert before.plan is not None
     assert before.plan.devices[0].total_bytes <= free * GIB
+
+
+@pytest.mark.parametrize(("model", "blocks"), [("llama-3.1-8b", 32), ("qwen3-30b-a3b", 48)])
+def test_more_layers_than_there_are_mean_all_of_them(model: str, blocks: int) -> None:
+    machine = "RTX 3090, 64 GiB RAM"
+    many = asked(model, machine, quant="Q4_K_M", context=4096, cpu_moe_layers=999, gpu_layers=999).plan
+    every = asked(model, machine, quant="Q4_K_M", context=4096, cpu_moe_layers="all", gpu_layers="all").plan
+    assert many == every
+    assert many is not None
+    assert (many.cpu_moe_layers, many.gpu_layers) == (blocks, blocks + 1)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, 3, 33, 42])
+def test_fixed_gpu_layers_are_what_the_engine_is_given(layers: int) -> None:
+    # GLM-4.5 Air has 46 blocks and one next-token layer, which -ngl counts.
+    plan = asked("glm-4.5-air", "2x RTX 3090, 128 GiB RAM", quant="Q2_K", context=4096, gpu_layers=layers).plan
+    assert plan is not None
+    assert (plan.gpu_layers, plan.layers) == (layers, 47)
+
+
+def test_gpus_too_small_for_the_buffers_of_prompts_are_left_out() -> None:
+    machine = "3x NVIDIA GeForce GTX 1650 Ti Laptop, 128 GiB RAM"
+    request = Request(context=1_000_000, kv_type="f32", margin_bytes=0)
+    result = answer_on(on(machine, request), find_model("granite-4.0-h-small").spec, request)
+    plan = result.plan
+    assert plan is not None
+    assert (plan.backend, plan.gpu_layers, result.fit.status) == ("cpu", 0, "comfortable")
+    assert [use.kind for use in plan.devices] == ["host"]
+    assert plan.devices[0].kv_cache_bytes > 30 * GIB
+    said = {one.code: one.message for one in result.limits}
+    assert "starts on NVIDIA GeForce GTX 1650 Ti Laptop" in said["gpus-left-out"]
+    assert "ram-bandwidth-assumed" in said
+
+
+def test_a_context_beyond_the_models_own_is_kept_and_said() -> None:
+    request = Request(context=4096)
+    result = answer_on(on("RTX 3090", request), find_model("phi-2").spec, request)
+    assert result.plan is not None
+    assert result.plan.context_tokens == 4096
+    assert "2K the model is made for" in next(one.message for one in result.limits if one.code == "context-beyond-model")
+    slots = Request(context=4096, parallel=2)
+    two = answer_on(on("RTX 3090", slots), find_model("phi-2").spec, slots)
+    assert "context-beyond-model" not in [one.code for one in two.limits]
+
+
+def test_a_cache_type_of_vllm_decides_the_engine() -> None:
+    result = asked("llama-3.1-8b", "RTX 4090", kv_type="fp8", context=8192)
+    assert result.plan is not None
+    assert (result.plan.engine, result.plan.kv_type) == ("vllm", "fp8")
+    for engine in ("llama.cpp", "ollama"):
+        with pytest.raises(EstimatorError, match="only vLLM has"):
+            asked("llama-3.1-8b", "RTX 4090", kv_type="fp8", context=8192, engine=engine)
+
+
+def test_options_of_llama_cpp_decide_the_engine_of_a_serving_mode() -> None:
+    open_to_both = asked("starcoder2-3b", "3x RTX A5500, 128 GiB RAM", mode="scale-out")
+    assert open_to_both.plan is not None
+    assert open_to_both.plan.engine == "vllm"
+    fixed = asked("starcoder2-3b", "3x RTX A5500, 128 GiB RAM", mode="scale-out", ubatch=256)
+    assert fixed.plan is not None
+    assert (fixed.plan.engine, fixed.plan.ubatch) == ("llama.cpp", 256)
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp", "vllm"])
+def test_fixed_slots_stay_fixed(engine: str) -> None:
+    plan = asked("starcoder2-3b", "3x RTX A5500, 128 GiB RAM", mode="scale-out", parallel=2, engine=engine).plan
+    assert plan is not None
+    assert plan.parallel == 2

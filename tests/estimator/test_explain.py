@@ -138,7 +138,9 @@ def test_assumed_ram_is_said_where_it_matters():
 def test_short_context_and_little_headroom_are_said(whole):
     plan_on = hardware.devices(open_machine("RTX 3090, 64 GiB RAM"), Request(), sheet_of)
     short = structs.replace(filled(whole.plan, 0.99), context_tokens=2048)
-    said = [one.code for one in explain.limits(short, found(), plan_on, speed(50, 1), PURPOSES["chat"])]
+    said = [
+        one.code for one in explain.limits(short, found(), plan_on, speed(50, 1), PURPOSES["chat"], longest_tokens=8192)
+    ]
     assert said == ["little-headroom", "short-context"]
     assert not {"little-headroom", "short-context"} & codes(whole)
 

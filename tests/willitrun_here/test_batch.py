@@ -70,7 +70,7 @@ def test_only_the_sections_asked_for():
         ({"concurrency": 0}, 2, "concurrency"),
         ({"ubatch": 2**40}, 2, "ubatch"),
         ({"gpu_layers": -1}, 2, "gpu-layers"),
-        ({"margin_bytes": -1}, 2, "margin"),
+        ({"margin": -1}, 2, "margin"),
         ({"kv_type": "f17"}, 2, "f17"),
         ({"backend": "opencl"}, 2, "opencl"),
         ({"engine": "exllama"}, 2, "exllama"),
@@ -129,3 +129,15 @@ def test_answers_kept_are_bounded_by_their_bytes():
         assert kept.get(one) == kept.get(one)
         assert kept.left_bytes >= 0
     assert 0 < 9000 - kept.left_bytes <= 9000
+
+
+def test_a_whole_answer_has_commands_and_a_line_may_ask_for_them_alone():
+    whole = json.loads(batch.answer_line(b'{"model": "llama-3.2-1b", "machine": "RTX 3090", "context": 4096}'))
+    assert {"llama.cpp", "docker", "ollama", "vllm"} <= set(whole["commands"])
+    found = answer(sections=["commands"])
+    assert "-c" in found["commands"]["llama.cpp"]["argv"]
+    assert "plan" not in found
+
+
+def test_the_margin_is_named_like_its_option():
+    assert answer(margin=24 * 2**30)["plan"]["gpu_layers"] == 0

@@ -8,10 +8,9 @@ of 1 to 32 tokens, `benchmarks/serving.py` for slots).
 
 from __future__ import annotations
 
-from willitrun_catalog.model import Moe
 from willitrun_estimator.device import Host
 from willitrun_estimator.throughput.constants import Constants
-from willitrun_estimator.throughput.products import Products, mixes, of_type
+from willitrun_estimator.throughput.products import mixes, of_type, products_of
 from willitrun_estimator.throughput.rates import host_bytes_per_s
 from willitrun_estimator.throughput.work import Work
 
@@ -30,7 +29,7 @@ class HostCost:
     def __init__(self, work: Work, host: Host, constants: Constants, bytes_per_s: float) -> None:
         costs = constants.host
         self.work, self.costs = work, costs
-        products = Products(host, costs, bytes_per_s)
+        products = products_of(host, costs, bytes_per_s)
         experts, rest = mixes(work.weights)
         self.rest, self.expert = products.of(rest), products.of(experts)
         self.byte_s = self.rest.byte_s
@@ -39,7 +38,7 @@ class HostCost:
         self.row_s = 1.0 / min(bytes_per_s, products.decode_cores * of_type(costs.core_bytes_per_s, "F16"))
         self.operation_s = products.operation_s("F16")
         hidden = work.weights.spec.hidden_size
-        moe = next((layer.ffn for layer in work.weights.spec.layers if isinstance(layer.ffn, Moe)), None)
+        moe = work.moe
         self.side_s = products.side_s
         self.product_s = self.rest.product_s + self.rest.elements_per_byte / hidden * self.side_s
         self.expert_product_s = self.expert.product_s + self.expert.elements_per_byte / hidden * self.side_s

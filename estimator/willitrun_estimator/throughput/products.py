@@ -8,6 +8,7 @@ measured with the installed engine replaces the model, and corrects it for the t
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -73,6 +74,15 @@ class MixCost(NamedTuple):
     elements_per_byte: float
 
 
+class KindCost(NamedTuple):
+    """Seconds per byte of one weight type, as in `MixCost`, and per operation of a prompt."""
+
+    byte_s: float
+    operation_s: float
+    again_s: float
+    elements_per_byte: float
+
+
 class Products:
     """Seconds per byte of weights on one host."""
 
@@ -82,6 +92,7 @@ class Products:
         self.decode_cores = threads * costs.decode_cores[instruction_set(host, costs.decode_cores)]
         self.prefill_cores = threads * costs.prefill_cores[instruction_set(host, costs.prefill_cores)]
         self.side_s = costs.side_s / self.prefill_cores if host.side_s is None else host.side_s
+        self._kinds: dict[str, KindCost] = {}
         self.measured = {rate.weight_type: rate for rate in host.product_rates}
         self.slower = self.slower_prompt = 1.0
         if host.product_rates:
@@ -121,16 +132,43 @@ class Products:
             again = max(again, self.slower * LOOKED_UP / cores)
         return again
 
+    def kind(self, kind: str) -> KindCost:
+        """Return the costs of one type, worked out once."""
+        known = self._kinds.get(kind)
+        if known is None:
+            known = self._kinds[kind] = KindCost(
+                self.byte_s(kind), self.operation_s(kind), self.again_s(kind), elements_per_byte(kind)
+            )
+        return known
+
     def of(self, mix: Mix) -> MixCost:
-        """Return the costs of a mix."""
-        total = sum(mix.values())
-        elements = {kind: amount * elements_per_byte(kind) for kind, amount in mix.items()}
-        return MixCost(
-            sum(amount * self.byte_s(kind) for kind, amount in mix.items()) / total,
-            sum(2 * amount * self.operation_s(kind) for kind, amount in elements.items()) / total,
-            sum(amount * self.again_s(kind) for kind, amount in mix.items()) / total,
-            sum(elements.values()) / total,
-        )
+        """Return the costs of a mix: the mean over its bytes."""
+        total = byte_s = product_s = again_s = elements = 0.0
+        for kind, amount in mix.items():
+            cost = self.kind(kind)
+            held = amount * cost.elements_per_byte
+            total += amount
+            elements += held
+            byte_s += amount * cost.byte_s
+            product_s += 2 * held * cost.operation_s
+            again_s += amount * cost.again_s
+        return MixCost(byte_s / total, product_s / total, again_s / total, elements / total)
+
+
+_RECENT: OrderedDict[int, tuple[Host, HostCosts, float, Products]] = OrderedDict()
+_RECENT_LIMIT = 64
+
+
+def products_of(host: Host, costs: HostCosts, bytes_per_s: float) -> Products:
+    """Return the costs on a host; the latest are kept, because a question looks at many models on one."""
+    held = _RECENT.get(id(host))
+    if held is not None and held[0] is host and held[1] is costs and held[2] == bytes_per_s:
+        return held[3]
+    made = Products(host, costs, bytes_per_s)
+    _RECENT[id(host)] = (host, costs, bytes_per_s, made)
+    while len(_RECENT) > _RECENT_LIMIT:
+        _RECENT.popitem(last=False)
+    return made
 
 
 def of_type(table: Mapping[str, float], kind: str) -> float:

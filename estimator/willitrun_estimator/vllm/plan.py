@@ -10,6 +10,7 @@ from msgspec import Struct, structs
 
 from willitrun_catalog.model import ModelSpec, Moe
 from willitrun_estimator.device import Device, Devices
+from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.plan import Context, DeviceUse, Fit, Limit, Plan, Serving, Speed, Status
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import PURPOSES
@@ -83,8 +84,18 @@ def vllm_plan(spec: ModelSpec, devices: Devices, request: Request, *, version: s
     """Plan a model on vLLM.
 
     `version` goes before `request.engine_version`, the installed one and the newest that the driver runs, in this
-    order. Raises EstimatorError for a quantization, KV type or version that vLLM does not have.
+    order; `request.parallel` are the sequences at once where `max_num_seqs` is left open. Raises EstimatorError for a
+    quantization, KV type or version that vLLM does not have, and for a context longer than the model's own, with which
+    vLLM does not start.
     """
+    if request.context is not None and request.context > spec.max_context_tokens:
+        raise EstimatorError(
+            f"--context {request.context} is more than {spec.title} is made for: {spec.max_context_tokens} tokens, "
+            "and vLLM refuses a longer --max-model-len",
+            f"Take --context {spec.max_context_tokens} or less.",
+        )
+    if request.max_num_seqs is None and request.parallel is not None:
+        request = structs.replace(request, max_num_seqs=request.parallel)
     asked = version or request.engine_version or devices.vllm_version or newest_for(devices.gpus)
     ruled = rules(asked if isinstance(asked, tuple) else parse_version(asked))
     formats = checkpoints(spec, request, ruled.version)
@@ -259,7 +270,7 @@ def _assembled(spec: ModelSpec, devices: Devices, request: Request, ruled: Rules
         context=Context(safe_tokens=setup.safe_tokens, max_tokens=setup.longest_tokens),
         speed=pace(spec, setup, gpus[0], request) if _paced(best.how, setup.checkpoint) else None,
         serving=best.serving,
-        limits=(*_beyond(spec, request), *limits_of(spec, setup, best.how, gpus, best.serving)),
+        limits=limits_of(spec, setup, best.how, gpus, best.serving),
         findings=(*_findings(devices, ruled), *_drafting(spec, setup)),
         value=best.value,
         version=ruled.version,
@@ -282,16 +293,6 @@ def _findings(devices: Devices, ruled: Rules) -> tuple[str, ...]:
 def _drafting(spec: ModelSpec, setup: Setup) -> tuple[str, ...]:
     said = drafting_said(spec, setup.checkpoint, tensor_parallel=setup.split.tensor_parallel, kv_type=setup.kv_type)
     return () if said is None else (said,)
-
-
-def _beyond(spec: ModelSpec, request: Request) -> tuple[Limit, ...]:
-    """Say that vLLM refuses a length above the model's own."""
-    if request.context is None or request.context <= spec.max_context_tokens:
-        return ()
-    message = (
-        f"{spec.title} is made for {spec.max_context_tokens} tokens; vLLM refuses --max-model-len {request.context}"
-    )
-    return (Limit(code="context-beyond-model", message=message),)
 
 
 def _plan(

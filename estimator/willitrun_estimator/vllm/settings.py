@@ -125,7 +125,7 @@ def settle(
         )
         for stage in stages
     )
-    context = min(spec.max_context_tokens, request.context or wanted_tokens)
+    context = request.context or min(spec.max_context_tokens, wanted_tokens)
     defaults = batch_defaults(
         rules.version,
         memory_total_bytes=total,

@@ -243,10 +243,12 @@ def test_lengths_are_kept_lowered_or_refused(model, machine):
     assert short.plan.context_tokens == 1024
 
 
-def test_a_length_above_the_models_own_is_lowered_and_said(model, machine):
-    found = vllm_plan(model("qwen2.5-7b"), machine(H100), Request(quant="bf16", context=10**7))
-    assert found.plan.context_tokens == model("qwen2.5-7b").max_context_tokens
-    assert "context-beyond-model" in codes(found)
+def test_a_length_above_the_models_own_is_refused_with_both_numbers(model, machine):
+    spec = model("qwen2.5-7b")
+    with pytest.raises(EstimatorError, match=f"10000000 .* {spec.max_context_tokens} tokens"):
+        vllm_plan(spec, machine(H100), Request(quant="bf16", context=10**7))
+    longest = vllm_plan(spec, machine(H100), Request(quant="bf16", context=spec.max_context_tokens))
+    assert longest.plan.context_tokens == spec.max_context_tokens
 
 
 def test_a_batch_takes_a_token_of_every_sequence(model, machine):

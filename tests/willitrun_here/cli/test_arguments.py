@@ -17,8 +17,8 @@ PARAMETERS = {name: importlib.import_module(COMMANDS[name][0]).PARAMETERS for na
 FLAGS = sorted({one.flag for parameters in PARAMETERS.values() for one in parameters if isinstance(one, Option)})
 WORDS = st.sampled_from(
     ["llama-3.1-8b", "auto", "all", "8k", "0", "1", "7", " 5", "1_0", "²", "12", "-1", "nan", "1e3", "inf", "on",
-     "json", "html", "64GiB", "1e400", "", "-", "--", "--help", "-h", "--jso", "RTX 3090, 64 GiB RAM", "q8_0", "balanced",
-     "9" * 20, "9" * 5000, "=", "x=y"]
+     "json", "html", "64GiB", "1e400", "", "-", "--", "--help", "-h", "--jso", "RTX 3090, 64 GiB RAM",
+     "q8_0", "balanced", "9" * 20, "9" * 5000, "=", "x=y"]
 )  # fmt: skip
 LINE = st.lists(
     st.one_of(
