@@ -402,6 +402,8 @@ class Builder:
         if self.style.hyper:
             if self.spec.architecture in cache.POOLED_INDEXERS:
                 pooled.start(self)
+            else:
+                self.mask(WINDOW)
             x = hyper.stacked(self, x)
             # llama.cpp gives up the one operation where another device than the block's would compute it. DeepSeek V4
             # keeps a block's last operation on the block's device, GLM 5.3 hands it to the GPU that follows.

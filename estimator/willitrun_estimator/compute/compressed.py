@@ -101,9 +101,12 @@ def compressed_attention(b: Builder, mixer: Attention, normed: Node, homes: Home
         if row is None:
             return near
         element_bytes = 2 if b.flash else 4
-        base = b.further_input("mask_" + row.name, (row.cells, U), element_bytes=element_bytes)
-        if mixer.indexer_dim:
-            base = indexer.chosen_mask(b, mixer.indexer_dim, (low, normed), base, homes)
+
+        def plain() -> Node:
+            return b.further_input("mask_" + row.name, (row.cells, U), element_bytes=element_bytes)
+
+        width = mixer.indexer_dim
+        base = indexer.chosen_mask(b, width, (low, normed), plain, homes) if width else plain()
         size = plus(*(form((length, U), element_bytes) for length in lengths))
         return g.add("mask_all", (".mask_all", U), near, base, size=size, element_bytes=element_bytes)
 

@@ -49,6 +49,8 @@ class Graph:
         self.nodes: list[Node] = []
         self.inputs: list[Node] = []
         self.leaves: list[Node] = []
+        self.early: list[Node] = []
+        """Inputs and leaves in the order in which they are first asked for."""
         self.blocks: list[Node] = []
         """The first node of each block."""
 
@@ -56,6 +58,7 @@ class Graph:
         """Add a tensor that the host fills before each batch."""
         node = Node(name, dims, form(dims, element_bytes), element_bytes=element_bytes, is_input=True)
         self.inputs.append(node)
+        self.early.append(node)
         return node
 
     def leaf(
@@ -65,6 +68,7 @@ class Graph:
         size = form(dims, element_bytes)
         node = Node(name, dims, size, computed=False, is_output=kept, device=device, element_bytes=element_bytes)
         self.leaves.append(node)
+        self.early.append(node)
         return node
 
     def weight(self, key: str, device: int) -> Node:

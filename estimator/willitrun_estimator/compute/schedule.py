@@ -236,9 +236,9 @@ class Schedule:
                     Node(node.name + "/twin", node.dims, node.size, weight=node.weight, device=node.device)
                     for _ in range(self.copies - 1)
                 )
+            leaves.extend(self.graph.leaves)
         else:
-            leaves.extend(self.graph.inputs)
-        leaves.extend(self.graph.leaves)
+            leaves.extend(self.graph.early)
         return order, leaves
 
 
