@@ -312,19 +312,23 @@ class Builder:
 
     def hyper_block(self, layer: Layer, source: Node, homes: Homes) -> Node:
         """Add a block between residual streams."""
+
+        def written(out: Node, mixed: Node, place: str, ways: tuple[Node, Node] | None = None) -> Node:
+            if not self.fused_streams:
+                return hyper.write_one_by_one(self, out, source, mixed, place, homes)
+            return hyper.write(self, out, source, ways or hyper.ways(self, mixed, place, homes))
+
         mixed = hyper.mixtures(self, source, "attn", homes)
-        read = hyper.read(self, source, mixed, "attn", homes)
-        out = self.mixer(layer, read, homes)
+        out = self.mixer(layer, hyper.read(self, source, mixed, "attn", homes), homes)
         if out is not None:
-            source = hyper.write(self, out, source, *hyper.ways(self, mixed, "attn", homes))
+            source = written(out, mixed, "attn")
         ffn = layer.ffn
         if isinstance(ffn, Dense | Moe):
             mixed = hyper.mixtures(self, source, "ffn", homes)
             early = hyper.ways(self, mixed, "ffn", homes) if self.style.hyper == "ways-first" else None
             read = hyper.read(self, source, mixed, "ffn", homes)
             out = self.feed(ffn, self.norm(read, "ffn_norm", homes), homes)
-            ways = hyper.ways(self, mixed, "ffn", homes) if early is None else early
-            source = hyper.write(self, out, source, *ways)
+            source = written(out, mixed, "ffn", early)
         return source
 
     def parallel_block(self, layer: Layer, source: Node, homes: Homes, *, last: bool) -> Node:

@@ -163,7 +163,7 @@ def _attend(
 
     values = g.add("v_cont", (".v",), values, size=over(width * b.streams, element_bytes=2), rows=1)
     scores = g.add("kq", (".kq", U, heads), turned, q, size=over(U, heads))
-    soft = g.add("soft_max", (".kq", U, heads), scores, mask(), sinks, size=over(U, heads), inplace=True)
+    soft = g.add("soft_max", (".kq", U, heads), scores, mask(), sinks, size=over(U, heads), inplace=True, rows=U)
     mixed = g.add("kqv", (width, U, heads), values, soft)
     return g.add("cont", (heads * width, U), g.view(mixed, (width, heads, U), contiguous=False))
 

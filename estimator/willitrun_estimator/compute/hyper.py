@@ -53,32 +53,37 @@ def read(b: Builder, source: Node, mixed: Node, place: str, homes: Homes) -> Nod
 def ways(b: Builder, mixed: Node, place: str, homes: Homes) -> tuple[Node, Node]:
     """Add how the block writes to each stream, and how the streams mix."""
     post = _gate(b, mixed, place, homes)
+    return post, _comb(b, mixed, place, homes)
+
+
+def _comb(b: Builder, mixed: Node, place: str, homes: Homes) -> Node:
     weights = (b.weight(f"hc_{place}_{part}.weight", homes) for part in ("scale", "base"))
-    return post, b.graph.add("hc_comb", (STREAMS, STREAMS, U), mixed, *weights)
+    return b.graph.add("hc_comb", (STREAMS, STREAMS, U), mixed, *weights)
 
 
-def write(b: Builder, out: Node, source: Node, post: Node, comb: Node) -> Node:
+def write(b: Builder, out: Node, source: Node, ways: tuple[Node, Node]) -> Node:
     """Write a block's result to all streams."""
-    size = b.spec.hidden_size
-    if b.fused_streams:
-        return b.graph.add("hc_post", (size, STREAMS, U), out, source, post, comb)
-    return _write_one_by_one(b, out, source, post, comb)
+    return b.graph.add("hc_post", (b.spec.hidden_size, STREAMS, U), out, source, *ways)
 
 
-def _write_one_by_one(b: Builder, out: Node, source: Node, post: Node, comb: Node) -> Node:
-    """Do the same in single operations, where a device other than the block's would compute it."""
+def write_one_by_one(b: Builder, out: Node, source: Node, mixed: Node, place: str, homes: Homes) -> Node:
+    """Do the same in single operations, and add the ways when they are read."""
     g, size = b.graph, b.spec.hidden_size
     shape: tuple[Dim, ...] = (size, U)
-    joined: Node | None = None
+    post = _gate(b, mixed, place, homes)
+    comb: Node | None = None
+    streams: list[Node] = []
     for number in range(STREAMS):
         one = g.add("written", shape, out, g.view(post, (1, U), contiguous=False), inplace=True)
+        if comb is None:
+            comb = _comb(b, mixed, place, homes)
         for _ in range(STREAMS):
             stream = g.view(source, shape, contiguous=False)
-            mixed = g.add("mixed", shape, stream, g.view(comb, (1, U), contiguous=False))
-            one = g.add("sum", shape, one, mixed, inplace=True)
+            part = g.add("mixed", shape, stream, g.view(comb, (1, U), contiguous=False))
+            one = g.add("sum", shape, one, part, inplace=True)
         turned = g.view(one, (size, 1, U))
-        joined = turned if joined is None else g.add("joined", (size, number + 1, U), joined, turned)
-    return turned if joined is None else joined
+        streams.append(g.add("joined", (size, number + 1, U), streams[-1], turned) if streams else turned)
+    return streams[-1]
 
 
 def picked(b: Builder, source: Node) -> Node:
@@ -97,12 +102,12 @@ def head(b: Builder, source: Node, home: int) -> Node:
     mixed = g.add("hc_head", (STREAMS, ROWS), g.weight("output_hc_fn.weight", home), normed)
     mixed = g.add("scaled", (STREAMS, ROWS), mixed, g.weight("output_hc_scale.weight", home), inplace=True)
     gate = g.add("shifted", (STREAMS, ROWS), mixed, g.weight("output_hc_base.weight", home), inplace=True)
-    out: Node | None = None
+    parts: list[Node] = []
     for _ in range(STREAMS):
         stream = g.view(source, (size, ROWS), contiguous=False)
         part = g.add("mixed", (size, ROWS), stream, g.view(gate, (1, ROWS), contiguous=False))
-        out = part if out is None else g.add("sum", (size, ROWS), out, part, inplace=True)
-    return source if out is None else out
+        parts.append(g.add("sum", (size, ROWS), parts[-1], part, inplace=True) if parts else part)
+    return parts[-1]
 
 
 def mean(b: Builder, source: Node) -> Node:

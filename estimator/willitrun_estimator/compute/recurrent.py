@@ -152,7 +152,8 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     store, state = load_state(b, "cache_s", mixer.state_elements, homes)
     mixed = []
     for part, source in zip("qkv", joined, strict=True):
-        conv = g.add("ssm_conv", (inner, U), source, b.weight(f"ssm_conv1d_{part}.weight", homes))
+        taps = g.view(b.weight(f"ssm_conv1d_{part}.weight", homes), (mixer.conv_kernel, inner))
+        conv = g.add("ssm_conv", (inner, U), source, taps)
         silu = g.add("silu", (inner, U), g.view(conv, (inner, U)), inplace=True)
         out = g.view(silu, shape)
         if part != "v":
@@ -162,7 +163,8 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     decay = b.matmul("ssm_f_b", homes, inner, low)
     decay = g.add("decay_bias", (inner, U), decay, b.weight("ssm_dt.bias", homes), inplace=True)
     decay = g.add("softplus", (inner, U), decay, inplace=True)
-    decay = g.add("decay", shape, g.view(decay, shape), b.weight("ssm_a", homes), inplace=True)
+    rates = g.view(b.weight("ssm_a", homes), (1, heads))
+    decay = g.add("decay", shape, g.view(decay, shape), rates, inplace=True)
     beta = g.view(b.matmul("ssm_beta", homes, heads, normed), (1, heads, U))
     beta = g.add("sigmoid", (1, heads, U), beta, inplace=True)
     delta = g.add(
