@@ -36,7 +36,7 @@ def mixtures(b: Builder, source: Node, place: str, homes: Homes) -> Node:
 def _gate(b: Builder, mixed: Node, place: str, homes: Homes) -> Node:
     """Add one share of the mixtures, scaled, shifted and put between 0 and 1."""
     g = b.graph
-    part = g.view(mixed, (STREAMS, U), contiguous=False)
+    part = g.part(mixed, (STREAMS, U), MIXTURES)
     scale = g.view(b.weight(f"hc_{place}_scale.weight", homes), (1,))
     gate = g.add("scaled", (STREAMS, U), part, scale)
     base = g.view(b.weight(f"hc_{place}_base.weight", homes), (STREAMS,))
@@ -74,12 +74,12 @@ def write_one_by_one(b: Builder, out: Node, source: Node, mixed: Node, place: st
     comb: Node | None = None
     streams: list[Node] = []
     for number in range(STREAMS):
-        one = g.add("written", shape, out, g.view(post, (1, U), contiguous=False), inplace=True)
+        one = g.add("written", shape, out, g.part(post, (1, U), STREAMS), inplace=True)
         if comb is None:
             comb = _comb(b, mixed, place, homes)
         for _ in range(STREAMS):
-            stream = g.view(source, shape, contiguous=False)
-            part = g.add("mixed", shape, stream, g.view(comb, (1, U), contiguous=False))
+            stream = g.part(source, shape, STREAMS * size)
+            part = g.add("mixed", shape, stream, g.part(comb, (1, U), STREAMS * STREAMS))
             one = g.add("sum", shape, one, part, inplace=True)
         turned = g.view(one, (size, 1, U))
         streams.append(g.add("joined", (size, number + 1, U), streams[-1], turned) if streams else turned)

@@ -64,8 +64,8 @@ def convolution_input(b: Builder, state: Node, fresh: Node, channels: int, kerne
     )
     # A strided look is copied with its gaps, all but what the last row has beyond it.
     span = plus(form((channels, U)), form((kernel - 1, channels, b.slots)))
-    if b.slots == 1:
-        span = plus(span, form((U,), -4))
+    if 4 % b.slots == 0:
+        span = plus(span, form((U,), -4 // b.slots))
     last = g.view(joined, (".last", channels), size=span, contiguous=False)
     g.store("save_conv", store, last)
     return joined
