@@ -39,7 +39,10 @@ def sizes_of(spec: ModelSpec, settings: Settings, context_tokens: int, rows: int
     ubatch = min(settings.ubatch, tokens * parts)
     window = cache.model_window(spec)
     held = cells if window is None else cache.span_cells(spec, cache.Span(window), settings, cells)
-    plain = Sizes(ubatch, cells, held, min(rows, ubatch))
+    kept = min(rows, ubatch)
+    # `graph_reserve` gives every slot as many tokens.
+    ubatch = cache.pad(ubatch, max(1, settings.parallel))
+    plain = Sizes(ubatch, cells, held, kept)
     top = top_k_of(spec)
     if spec.architecture in cache.COMPRESSED:
         few, many = (
