@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
@@ -14,6 +13,9 @@ from willitrun_catalog.datasheet import Datasheet
 from willitrun_here.errors import UnreadableError, UsageError
 from willitrun_probe.machine import Cpu, Disk, Finding, Gpu, Machine, Memory, Vendor
 from willitrun_probe.units import GIB, parse_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ASSUMED_RAM_BYTES = 64 * GIB
 """RAM of a described machine that names none; a finding says so."""
@@ -69,6 +71,8 @@ def open_machine(spec: str, *, timeout_s: float = 20.0) -> Machine:
         return here(timeout_s=timeout_s)
     if not spec.strip():
         raise UsageError("--machine is empty", 'Write for example "RTX 3090, 64 GiB RAM".')
+    from pathlib import Path  # noqa: PLC0415 - most questions are about this machine
+
     path = Path(spec)
     if len(spec) > MOST_WORDS or "\0" in spec:
         raise UsageError(f"--machine has {len(spec)} characters", f"At most {MOST_WORDS}, none of them NUL.")
@@ -99,7 +103,7 @@ def is_file(path: Path) -> bool:
 
 def here(*, timeout_s: float = 20.0) -> Machine:
     """Probe this machine and add what `calibrate` has measured on it."""
-    from willitrun_here.calibrate import read, with_measurements  # noqa: PLC0415
+    from willitrun_here.calibrate.store import read, with_measurements  # noqa: PLC0415
     from willitrun_probe.collect import here as collect_here  # noqa: PLC0415
 
     machine = collect_here(timeout_s=timeout_s)

@@ -8,7 +8,7 @@ from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quant import FORMATS, ladder, quant_name
-from willitrun_estimator import ceilings, explain, hardware, vllm_answer
+from willitrun_estimator import ceilings, explain, hardware
 from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.device import Devices
 from willitrun_estimator.errors import EstimatorError
@@ -99,12 +99,18 @@ def answer_on(
 
 def suggested(question: Question, result: Answer) -> Answer:
     """Beside a llama.cpp plan for one user, say when vLLM would be faster on this machine, and by how much."""
+    if not question.devices.gpus:
+        return result
+    from willitrun_estimator import vllm_answer  # noqa: PLC0415 - a third of the estimator, for GPUs alone
+
     found = vllm_answer.worth_changing(question, result.serving)
     return structs.replace(result, improvements=(*result.improvements, *found))
 
 
 def with_vllm(question: Question) -> Answer:
     """Answer for vLLM, whatever llama.cpp could do. Raises EstimatorError where vLLM has no back end."""
+    from willitrun_estimator import vllm_answer  # noqa: PLC0415 - as in `suggested`
+
     planned = vllm_answer.planned_for(question.spec, question.devices, question.request)
     if planned is None:
         raise EstimatorError(
@@ -118,6 +124,8 @@ def with_vllm(question: Question) -> Answer:
 
 def compared(question: Question, result: Answer) -> Answer:
     """For a serving mode, answer with the engine that serves it better and say by how much."""
+    from willitrun_estimator import vllm_answer  # noqa: PLC0415 - as in `suggested`
+
     better, choice = vllm_answer.better_engine(
         question,
         result.serving,

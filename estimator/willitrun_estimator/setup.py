@@ -112,7 +112,10 @@ class LlamaSetup:
     @cached_property
     def budgets(self) -> tuple[int, ...]:
         """What each GPU may be given."""
-        gpus, runtimes = self.devices.gpus, self.needs.runtime
+        gpus = self.devices.gpus
+        if not gpus:
+            return ()
+        runtimes = self.needs.runtime
         return tuple([gpu_budget(gpu, self.request, runtime) for gpu, runtime in zip(gpus, runtimes, strict=True)])
 
     def overflow(self, context_tokens: int, ubatch: int) -> tuple[int, int, int]:

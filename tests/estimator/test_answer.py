@@ -197,7 +197,9 @@ def test_a_context_beyond_the_models_own_is_kept_and_said() -> None:
     result = answer_on(on("RTX 3090", request), find_model("phi-2").spec, request)
     assert result.plan is not None
     assert result.plan.context_tokens == 4096
-    assert "2K the model is made for" in next(one.message for one in result.limits if one.code == "context-beyond-model")
+    assert "2K the model is made for" in next(
+        one.message for one in result.limits if one.code == "context-beyond-model"
+    )
     slots = Request(context=4096, parallel=2)
     two = answer_on(on("RTX 3090", slots), find_model("phi-2").spec, slots)
     assert "context-beyond-model" not in [one.code for one in two.limits]

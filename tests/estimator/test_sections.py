@@ -17,7 +17,7 @@ def test_the_curve_of_a_plan_that_reads_from_disk_reads_from_disk():
 
 
 def test_a_reserve_for_buffers_is_said():
-    noted = answered("minimax-m3", "8x H200, 1 TiB RAM").findings
+    noted = answered("deepseek-v4-flash", "8x H200, 1 TiB RAM").findings
     assert any("not worked out exactly" in note for note in noted)
     assert not any("not worked out exactly" in note for note in answered("qwen3-8b", "RTX 3090").findings)
 

@@ -267,3 +267,19 @@ def latent_attention(  # noqa: PLR0915
     out = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b.weight", homes), mixed, rows=U)
     turned = g.view(out, (mixer.value_dim, heads, U), contiguous=False)
     return g.add("cont", (heads * mixer.value_dim, U), turned)
+
+
+def latent_output(b: Builder, mixer: Mla, latent: Node, normed: Node, homes: Homes) -> Node:
+    """Gate the heads where the architecture does (Ling 3, Kimi K3), and project to the hidden size."""
+    g = b.graph
+    if "attn_gate.weight" in homes.parts:
+        width = mixer.heads * mixer.value_dim
+        gate = b.matmul("attn_gate", homes, mixer.heads if b.style.head_gate else width, normed)
+        if b.style.head_gate:
+            shape: tuple[Dim, ...] = (mixer.value_dim, mixer.heads, U)
+            gate = g.add("sigmoid", (1, mixer.heads, U), g.view(gate, (1, mixer.heads, U)), inplace=True)
+            latent = g.add("cont", (width, U), g.add("gated", shape, g.view(latent, shape), gate, inplace=True))
+        else:
+            gate = g.add("sigmoid", (width, U), gate, inplace=True)
+            latent = g.add("gated", (width, U), latent, gate, inplace=True)
+    return b.matmul("attn_output", homes, b.spec.hidden_size, latent)

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSpec, Moe, NoMixer, Recurrent
 from willitrun_estimator import cache
-from willitrun_estimator.compute import altup, attention, compressed, feed_forward, hyper, per_layer, pooled, recurrent
+from willitrun_estimator.compute import (
+    altup,
+    attention,
+    block_sparse,
+    compressed,
+    feed_forward,
+    hyper,
+    per_layer,
+    pooled,
+    recurrent,
+    residual_mix,
+)
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, Form, U
 from willitrun_estimator.compute.graph import Graph, Node
 from willitrun_estimator.compute.style import FOUR_POSITIONS, SCALED_EMBEDDINGS, style_of
 from willitrun_estimator.placement import Settings
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 INDEXER = "indexer"
 """The mask of a sparse indexer, f16 whatever attention reads."""
-FETCHED_AHEAD = frozenset({"mamba1", "mamba2", "shortconv"})
-"""Mixers whose convolution state is the first thing of their block that llama.cpp asks for."""
+FETCHED_AHEAD = frozenset({"lightning", "mamba1", "mamba2", "shortconv"})
+"""Mixers whose state is the first thing of their block that llama.cpp asks for."""
+RESIDUAL_SCORE = "output_res_score.weight"
+"""What scores the residual streams that an architecture banks."""
 HEAD = "output"
 """The key of the head's bytes."""
 
@@ -71,6 +87,8 @@ class Builder:
         """Whether one operation writes a block's result to all residual streams."""
         self.sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
         self.chosen: Node | None = None
+        self.plain_mask: Node | None = None
+        """The f32 copy of the mask that blocks' scores are added to."""
         self.outside = outside
         self.factors = next((name for name in outside if name.startswith("rope_")), None)
         self._factors: dict[int, Node] = {}
@@ -82,6 +100,8 @@ class Builder:
         self._waiting: Node | None = None
         """The residual whose rows are picked once nothing else is asked for before the sum that names it first."""
         self._picked: Node | None = None
+        self._normed: Node | None = None
+        """What the mixer of the block in hand reads."""
 
     def _input(self, name: str, dims: tuple[Dim, ...], element_bytes: int) -> Node:
         node = self._inputs.get(name)
@@ -219,8 +239,11 @@ class Builder:
 
     def _fetch(self) -> None:
         following = self._events[0] if self._events else None
-        if following is not None and isinstance(following[0], Recurrent) and following[0].kind in FETCHED_AHEAD:
-            self._fetched = recurrent.load_state(self, "cache_r", following[0].conv_elements, following[1])
+        if following is not None and isinstance(following[0], Recurrent) and self._fetches(following[0]):
+            self._fetched = recurrent.fetch_ahead(self, following[0], following[1])
+
+    def _fetches(self, mixer: Recurrent) -> bool:
+        return mixer.kind in FETCHED_AHEAD or self.style.fetched_ahead
 
     def fetched(self) -> tuple[Node, Node] | None:
         """Hand over the state that was fetched ahead."""
@@ -237,21 +260,23 @@ class Builder:
         self._normed = normed
         first = mixers[0]
         if isinstance(first, Recurrent):
-            mixed = recurrent.recurrent(self, first, normed, homes)
+            rest = recurrent.recurrent(self, first, normed, homes)
             if first.kind not in FETCHED_AHEAD:
                 self.fetch_next()
-            return mixed
+            return rest()
         if self.spec.architecture in cache.COMPRESSED and isinstance(first, Attention):
             mixed = compressed.compressed_attention(self, first, normed, homes)
             self.fetch_next()
             return mixed
         if isinstance(first, Mla):
             pools = self.spec.architecture in cache.POOLED_INDEXERS
-            attend = pooled.pooled_attention if pools else attention.latent_attention
-            latent = attend(self, first, normed, homes)
+            latent = (pooled.pooled_attention if pools else attention.latent_attention)(self, first, normed, homes)
             self.fetch_next()
-            return self.matmul("attn_output", homes, hidden, latent)
-        finish = attention.attention(self, first, normed, homes)
+            return attention.latent_output(self, first, latent, normed, homes)
+        attend = (
+            block_sparse.block_sparse_attention if block_sparse.chooses_blocks(self, homes) else attention.attention
+        )
+        finish = attend(self, first, normed, homes)
         if len(mixers) == 1:
             self.fetch_next()
         if len(mixers) > 1 and isinstance(mixers[1], Recurrent):
@@ -274,7 +299,7 @@ class Builder:
             return feed_forward.dense(self, ffn, normed, homes)
         return feed_forward.experts(self, ffn, normed, homes)
 
-    def block(  # noqa: C901
+    def block(  # noqa: C901, PLR0912
         self, layer: Layer, source: Node, homes: Homes, *, last: bool
     ) -> Node:
         """Add one block; in the last one only the rows with logits go through the feed-forward network."""
@@ -286,10 +311,14 @@ class Builder:
         if picks and self.style.mixer_residual_first:
             self._waiting = source
         mixed = self.mixer(layer, source, homes)
+        if self.style.normed_residual and self._normed is not None:
+            source = self._normed
         if picks:
             if mixed is not None:
                 mixed = self.out_rows(mixed)
             source = self.out_rows(source) if self._picked is None else self._picked
+        if self.style.normed_residual:
+            source = self.graph.add("scaled", source.dims, source, inplace=True)
         if mixed is not None:
             if self.has_post_norm(homes):
                 mixed = self.norm(mixed, "post_attention_norm", homes)
@@ -303,7 +332,10 @@ class Builder:
                 out = feed_forward.beside(self, ffn, source, homes)
             else:
                 name = self.ffn_norm(homes)
-                out = self.feed(ffn, source if name is None else self.norm(source, name, homes), homes)
+                normed = source if name is None else self.norm(source, name, homes)
+                out = self.feed(ffn, normed, homes)
+                if self.style.normed_residual:
+                    source = self.graph.add("scaled", normed.dims, normed, inplace=True)
             if self.has(homes, "post_ffw_norm"):
                 out = self.norm(out, "post_ffw_norm", homes)
             parts = (source, out) if self.style.residual_first else (out, source)
@@ -378,7 +410,19 @@ class Builder:
         for device in sorted({homes.block for _, homes in layers} - {self.host}):
             self.graph.leaf("gate", (max(gates, default=0), U), device, kept=True)
 
-    def build(  # noqa: C901, PLR0912
+    def _parted(self, x: Node, layers: tuple[tuple[Layer, Homes], ...], head: int) -> Node:
+        """Make residual streams of the embeddings, behind the inputs that llama.cpp asks for first."""
+        if self.spec.architecture in cache.POOLED_INDEXERS:
+            pooled.start(self)
+        else:
+            self.mask(WINDOW)
+        # llama.cpp gives up the one operation where another device than the block's would compute it. DeepSeek V4
+        # keeps a block's last operation on the block's device, GLM 5.3 hands it to the GPU that follows.
+        given_up = self.style.hyper == "ways-last" and head != self.host
+        self.fused_streams = not (given_up and any(homes.block == self.host for _, homes in layers))
+        return hyper.stacked(self, x)
+
+    def build(  # noqa: C901, PLR0912, PLR0915
         self,
         layers: tuple[tuple[Layer, Homes], ...],
         head: int,
@@ -404,22 +448,20 @@ class Builder:
         if streams:
             x = altup.stacked(self, x, streams, head)
         if self.style.hyper:
-            if self.spec.architecture in cache.POOLED_INDEXERS:
-                pooled.start(self)
-            else:
-                self.mask(WINDOW)
-            x = hyper.stacked(self, x)
-            # llama.cpp gives up the one operation where another device than the block's would compute it. DeepSeek V4
-            # keeps a block's last operation on the block's device, GLM 5.3 hands it to the GPU that follows.
-            given_up = self.style.hyper == "ways-last" and head != self.host
-            self.fused_streams = not (given_up and any(homes.block == self.host for _, homes in layers))
+            x = self._parted(x, layers, head)
         for layer, homes in layers:
             if layer.mixers and not isinstance(layer.mixers[0], NoMixer):
                 self._events.append((layer.mixers[0], homes))
             if isinstance(layer.ffn, Moe):
                 self._events.append((None, homes))
         self._fetch()
+        bank = residual_mix.Bank(self) if RESIDUAL_SCORE in self.outside else None
+        first = x
+        stream: Callable[[], Node] = lambda: first  # noqa: E731
         for index, (layer, homes) in enumerate(layers):
+            if bank is not None:
+                stream = residual_mix.block(self, bank, layer, stream, homes, index)
+                continue
             if streams and inputs is not None:
                 x = altup.block(self, layer, x, homes, inputs, index)
                 continue
@@ -437,6 +479,13 @@ class Builder:
         if self.style.hyper:
             x = hyper.picked(self, x)
             x = hyper.head(self, x, head) if "output_hc_fn.weight" in self.outside else hyper.mean(self, x)
+        if bank is not None:
+            x = self.out_rows(bank.mixed(stream, self.graph.weight(RESIDUAL_SCORE, head)))
+        self._logits(x, head)
+        return self.graph
+
+    def _logits(self, x: Node, head: int) -> None:
+        """Add the last norm and the head."""
         if self.style.rows == "block-end":
             x.is_output = True
             x = self.out_rows(x)
@@ -450,4 +499,3 @@ class Builder:
         weight = self.graph.weight(HEAD, head)
         logits = self.graph.add("logits", (self.spec.vocab_size, norm.dims[-1]), weight, norm)
         logits.is_output = True
-        return self.graph

@@ -136,7 +136,7 @@ def _attend(
     mask: Callable[[], Node],
     lengths: tuple[str, ...],
 ) -> Node:
-    """Attend to the rows of all caches side by side (`build_attn_mha`, V is K); `mask` adds the mask once it is read."""
+    """Attend to the rows of all caches side by side (`build_attn_mha`, V is K); `mask` adds the mask."""
     g, width, heads = b.graph, mixer.key_dim, mixer.heads
     q, keys = reads
     sinks = b.weight("attn_sinks.weight", homes)
@@ -152,9 +152,7 @@ def _attend(
             *(q, turned, values, mask(), sinks),
             gpu_extra=scratch,
             picks_device=False,
-            gpu_supported=has_flash_kernel(
-                b.backend, width, width, heads, b.settings.kv_type_k, b.settings.kv_type_k
-            ),
+            gpu_supported=has_flash_kernel(b.backend, width, width, heads, b.settings.kv_type_k, b.settings.kv_type_k),
         )
         return g.view(result, (heads * width, U))
 

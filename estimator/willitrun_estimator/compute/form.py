@@ -37,7 +37,7 @@ TAG = "."
 Dim = int | str
 
 MONOMIALS = (
-    *("", CELLS, WINDOW, U, CELLS + U, U + WINDOW, ROWS),
+    *("", CELLS, WINDOW, U, CELLS + U, U + WINDOW, ROWS, U + U),
     *(COMPRESSED, COMPRESSED + U, HEAVY, HEAVY + U, CHOSEN, CHOSEN + U, GROUPS, HEAVY_GROUPS, LASTING, HEAVY_LASTING),
 )
 _INDEX = {"".join(sorted(name)): index for index, name in enumerate(MONOMIALS)}
@@ -65,7 +65,8 @@ class Sizes(NamedTuple):
     def values(self) -> tuple[int, ...]:
         """Each monomial's value."""
         u, full, window, rows, few, many, chosen, *rest = self
-        return (1, full, window, u, full * u, window * u, rows, few, few * u, many, many * u, chosen, chosen * u, *rest)
+        plain = (1, full, window, u, full * u, window * u, rows, u * u)
+        return (*plain, few, few * u, many, many * u, chosen, chosen * u, *rest)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -147,3 +147,19 @@ class Graph:
         node = Node(name, cache.dims, ZERO, [*sources, cache], view_of=cache, contiguous=False)
         self.nodes.append(node)
         return node
+
+    def overwrite(self, name: str, target: Node, *others: Node, before: tuple[Node, ...] = ()) -> Node:
+        """Add an operation that writes into a tensor of the graph and returns a view of it.
+
+        `before` are its sources that come first, `others` those that follow the tensor.
+        """
+        node = Node(
+            name,
+            target.dims,
+            target.size,
+            [*before, target, *others],
+            view_of=target.view_of or target,
+            element_bytes=target.element_bytes,
+        )
+        self.nodes.append(node)
+        return node

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from willitrun_estimator.compute.form import ROWS, Dim, U, form
+from willitrun_estimator.compute.form import ROWS, Dim, U
 
 if TYPE_CHECKING:
     from willitrun_estimator.compute.builder import Builder, Homes

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from willitrun_catalog.model import Mla
     from willitrun_estimator.compute.builder import Builder, Homes
 
+WEIGHT = "indexer.proj.weight"
+"""What a block with an indexer has."""
 ROTATION = 128
 """Width of the Hadamard matrix that the indexer's keys and queries are turned by."""
 
@@ -56,9 +58,7 @@ def sparse_mask(b: Builder, mixer: Mla, low: Node, normed: Node, homes: Homes) -
     return _masked(b, fill, b.chosen, b.mask(CELLS), CELLS)
 
 
-def chosen_mask(
-    b: Builder, width: int, reads: tuple[Node, Node], plain: Callable[[], Node], homes: Homes
-) -> Node:
+def chosen_mask(b: Builder, width: int, reads: tuple[Node, Node], plain: Callable[[], Node], homes: Homes) -> Node:
     """Do the same with compressed rows; `plain` adds their plain mask (`build_lid_top_k`, `build_top_k_mask`)."""
     g, low, normed = b.graph, *reads
     heads = dict(b.spec.sizes)["indexer_heads"]

@@ -11,6 +11,14 @@ METAL_HEAD = frozenset({32, 40, 48, 64, 72, 80, 96, 112, 128, 192, 256, 320, 512
 MULTIPLE_OF_VULKAN = 8
 """`ggml_backend_vk_device_supports_op` in ggml-vulkan.cpp."""
 
+GATHERED = frozenset({"f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"})
+"""Types of which CUDA gathers rows (`ggml_backend_cuda_device_supports_op`, ggml-cuda/ggml-cuda.cu)."""
+
+
+def gathers_rows(kv_type: str) -> bool:
+    """Tell whether a GPU gathers rows of a cache of this type; the host does otherwise."""
+    return kv_type in GATHERED
+
 
 def has_flash_kernel(
     backend: str, key_dim: int, value_dim: int, queries_per_head: int, kv_type_k: str = "f16", kv_type_v: str = "f16"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from willitrun_catalog.model import Attention, Layer
 from willitrun_estimator import cache
+from willitrun_estimator.compute import block_sparse, indexer
 from willitrun_estimator.compute.build import CURRENT, Build
-from willitrun_estimator.compute.builder import Builder, Homes
+from willitrun_estimator.compute.builder import RESIDUAL_SCORE, Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
 from willitrun_estimator.compute.extent import sizes_of
 from willitrun_estimator.compute.form import GROUPS, HEAVY_GROUPS, ROWS, Dim, U
@@ -61,8 +62,10 @@ class ComputeModel:
         self._style = style_of(spec.architecture)
         self._outside = frozenset(part.name for part in plan.outside)
         sizes = dict(spec.sizes)
-        self._may_shorten = self._style.reserve == (0, 0) and not {"per_layer_dim", "altup_inputs"} & {*sizes}
-        """Graphs whose blocks are told apart by their number are always planned whole."""
+        told_apart = {"per_layer_dim", "altup_inputs"} & {*sizes} or RESIDUAL_SCORE in self._outside
+        held = any({block_sparse.QUERY, indexer.WEIGHT} & parts for parts in self._parts)
+        self._may_shorten = self._style.reserve == (0, 0) and not told_apart and not held
+        """Graphs whose blocks are told apart by their number, or have inputs of their own, are always planned whole."""
         shapes: dict[int, int] = {}
         distinct: dict[Layer, int] = {}
         for layer in spec.layers:
@@ -167,6 +170,8 @@ class ComputeModel:
                 alignments=(*([GPU_ALIGNMENT] * self.host), HOST_ALIGNMENT),
                 runs=runs,
             )
+            if not schedule.repeats:
+                return self._plan(placement, whole=True)
             held = _PLANNED[key] = (self.spec, schedule.programs)
             while len(_PLANNED) > _PLANNED_LIMIT:
                 _PLANNED.popitem(last=False)

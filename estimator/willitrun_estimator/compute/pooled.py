@@ -1,7 +1,7 @@
 """Latent attention whose indexer scores pools of tokens instead of single ones.
 
-Source: build_dsa_layer, build_kpool_select and build_inp_kpool of src/models/glm5-next.cpp of llama.cpp. Its cache has a
-token's key, its gate and, in the last token of a pool, the pooled key side by side.
+Source: build_dsa_layer, build_kpool_select and build_inp_kpool of src/models/glm5-next.cpp of llama.cpp. Its cache has
+a token's key, its gate and, in the last token of a pool, the pooled key side by side.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ def pooled_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
             *(q, keys, values, mask()),
             gpu_extra=form((CELLS, (2 if apart else 1) * rank * b.streams), 2) if copied else ZERO,
             picks_device=False,
-            gpu_supported=has_flash_kernel(
-                b.backend, rank, rank, heads, b.settings.kv_type_k, b.settings.kv_type_k
-            ),
+            gpu_supported=has_flash_kernel(b.backend, rank, rank, heads, b.settings.kv_type_k, b.settings.kv_type_k),
         )
         out = g.view(out, (rank, U, heads), contiguous=False)
         out = g.add("v_b", (value_dim, U, heads), b.weight("attn_v_b.weight", homes), out, rows=U)
