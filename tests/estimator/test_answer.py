@@ -228,3 +228,14 @@ def test_fixed_slots_stay_fixed(engine: str) -> None:
     plan = asked("starcoder2-3b", "3x RTX A5500, 128 GiB RAM", mode="scale-out", parallel=2, engine=engine).plan
     assert plan is not None
     assert plan.parallel == 2
+
+
+def test_a_named_build_is_planned_for_by_its_rules() -> None:
+    machine, fixed = "RTX 3090, 64 GiB RAM", {"quant": "Q4_K_M", "context": 32768, "kv_type": "q8_0", "ubatch": 512}
+    now = asked("llama-3.1-8b", machine, **fixed).plan
+    before = asked("llama-3.1-8b", machine, **fixed, engine_version="b5000").plan
+    assert now is not None
+    assert before is not None
+    assert before.devices[0].compute_bytes != now.devices[0].compute_bytes
+    with pytest.raises(EstimatorError, match="twenty"):
+        asked("llama-3.1-8b", machine, engine_version="twenty")

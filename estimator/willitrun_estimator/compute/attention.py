@@ -250,7 +250,15 @@ def latent_attention(  # noqa: PLR0915
         # V is a part of K, unless both are copied from the host.
         width = row + rank if homes.cache == b.host else row
         scratch = form((CELLS, width * b.streams), 2) if copied else ZERO
-        result = g.add("flash", (rank, heads, U), q, kperm, vperm, mask, gpu_extra=scratch, picks_device=False)
+        kv_types = (b.settings.kv_type_k, b.settings.kv_type_v)
+        result = g.add(
+            "flash",
+            (rank, heads, U),
+            *(q, kperm, vperm, mask),
+            gpu_extra=scratch,
+            picks_device=False,
+            gpu_supported=has_flash_kernel(b.backend, row, rank, heads, *kv_types),
+        )
         turned = g.view(result, (rank, U, heads), contiguous=False)
         values = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b.weight", homes), turned, rows=U)
         turned = g.view(values, (mixer.value_dim, heads, U), contiguous=False)

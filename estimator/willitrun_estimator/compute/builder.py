@@ -395,15 +395,6 @@ class Builder:
         partial = self.graph.add("sum", out.dims, *terms, inplace=True)
         return self.graph.add("sum", out.dims, partial, rows(source), inplace=True)
 
-    def _reserve(self, layers: tuple[tuple[Layer, Homes], ...], head: int) -> None:
-        """Keep room for what is not replayed of an architecture."""
-        states, cells = self.style.reserve
-        used = {homes.block for _, homes in layers} | {head}
-        for device in sorted(used - {self.host}) if states or cells else ():
-            self.graph.leaf("reserve", (states * self.spec.hidden_size, U), device, kept=True)
-            if len(used) > 1:
-                self.graph.leaf("reserve", (CELLS, U, cells), device, kept=True)
-
     def _gate_copies(self, layers: tuple[tuple[Layer, Homes], ...]) -> None:
         """Keep room for the query gate that Vulkan's reordering computes early and holds through the block."""
         gates = {m.heads * m.value_dim for layer, _ in layers for m in layer.mixers if isinstance(m, Attention)}
@@ -422,7 +413,7 @@ class Builder:
         self.fused_streams = not (given_up and any(homes.block == self.host for _, homes in layers))
         return hyper.stacked(self, x)
 
-    def build(  # noqa: C901, PLR0912, PLR0915
+    def build(  # noqa: C901, PLR0912
         self,
         layers: tuple[tuple[Layer, Homes], ...],
         head: int,
@@ -432,7 +423,6 @@ class Builder:
         tokens = self._input("tokens", (U,), 4)
         if self.rules.spare_embeddings:
             self._input("embeddings", (hidden, U), 4)
-        self._reserve(layers, head)
         if self.backend == "vulkan" and self.style.gated_query:
             self._gate_copies(layers)
         width = dict(self.spec.sizes).get("per_layer_dim", 0)

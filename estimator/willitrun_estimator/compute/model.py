@@ -64,7 +64,7 @@ class ComputeModel:
         sizes = dict(spec.sizes)
         told_apart = {"per_layer_dim", "altup_inputs"} & {*sizes} or RESIDUAL_SCORE in self._outside
         held = any({block_sparse.QUERY, indexer.WEIGHT} & parts for parts in self._parts)
-        self._may_shorten = self._style.reserve == (0, 0) and not told_apart and not held
+        self._may_shorten = not told_apart and not held
         """Graphs whose blocks are told apart by their number, or have inputs of their own, are always planned whole."""
         shapes: dict[int, int] = {}
         distinct: dict[Layer, int] = {}

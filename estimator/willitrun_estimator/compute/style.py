@@ -53,13 +53,6 @@ class Style(Struct, frozen=True, kw_only=True):
     """Norms subtract the mean, which is never done in place; architectures with norm biases need not say so."""
     plain_norm: bool = False
     """Norms do not subtract the mean although they have a bias."""
-    reserve: tuple[int, int] = (0, 0)
-    """Kept free on every used device where the graph is not replayed in full.
-
-    Hidden states per token of the micro-batch, and floats per such token and cell where several devices share the
-    model: what the planner's plans of one model of the architecture exceed the replay by at most, rounded up
-    (tests/truth/llamacpp_memory.csv).
-    """
     hyper: Literal["", "ways-first", "ways-last"] = ""
     """Blocks are between several residual streams; when a feed-forward network's ways back to them are worked out."""
     rope: Literal["all", "none", "windowed", "three-of-four"] = "all"
