@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from willitrun_estimator import cache
 from willitrun_estimator.compute.form import CELLS, CHOSEN, COMPRESSED, ZERO, U, form
 from willitrun_estimator.compute.graph import Node
+from willitrun_estimator.compute.kernels import has_indexer_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +54,7 @@ def sparse_mask(b: Builder, mixer: Mla, low: Node, normed: Node, homes: Homes) -
         keys = _view(b, "cache_i", width, CELLS, homes)
         weights = g.view(b.matmul("indexer.proj", homes, heads, normed), (heads, U))
         weights = g.add("scaled", (heads, U), weights)
-        scores = g.add("indexer", (CELLS, U), g.view(q, q.dims), keys, weights, b.mask("indexer"))
+        scores = scored(b, g.view(q, q.dims), keys, weights, b.mask("indexer"), b.settings.kv_type_k)
         b.chosen = g.add("cont", (CHOSEN, U), g.add("top_k", (CHOSEN, U), scores))
     return _masked(b, fill, b.chosen, b.mask(CELLS), CELLS)
 
@@ -69,11 +70,18 @@ def chosen_mask(b: Builder, width: int, reads: tuple[Node, Node], plain: Callabl
     q = g.view(g.add("turned", (width, heads, U), turned, g.view(q, q.dims)), q.dims)
     keys = _view(b, "cache_lid", width, COMPRESSED, homes)
     weights = b.matmul("indexer.proj", homes, heads, normed)
-    weights = g.add("scaled", (heads, U), weights, inplace=True)
+    weights = g.view(g.add("scaled", (heads, U), weights, inplace=True), (heads, U))
     allowed = b.further_input("mask_lid", (COMPRESSED, U), element_bytes=2)
-    scores = g.add("indexer", (COMPRESSED, U), q, keys, g.view(weights, (heads, U)), allowed)
+    scores = scored(b, q, keys, weights, allowed, b.settings.kv_type_k)
     best = g.add("cont", (CHOSEN, U), g.add("top_k", (CHOSEN, U), scores))
     return _masked(b, fill, best, plain(), COMPRESSED)
+
+
+def scored(b: Builder, q: Node, keys: Node, weights: Node, allowed: Node, kind: str) -> Node:
+    """Score the keys, whose type is `kind`, for every token; the host does where a GPU has no kernel for it."""
+    heads = q.dims[1]
+    known = has_indexer_kernel(b.backend, heads if isinstance(heads, int) else 0, kind)
+    return b.graph.add("indexer", allowed.dims, q, keys, weights, allowed, gpu_supported=known)
 
 
 def _opened(b: Builder, homes: Homes, element_bytes: int) -> Node:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from willitrun_estimator import cache
+from willitrun_estimator.compute import indexer
 from willitrun_estimator.compute.extent import pool_of
 from willitrun_estimator.compute.form import CELLS, CHOSEN, COMPRESSED, GROUPS, ZERO, Form, U, form, plus
 from willitrun_estimator.compute.graph import Node
-from willitrun_estimator.compute.kernels import has_flash_kernel
+from willitrun_estimator.compute.kernels import gathers_rows, has_flash_kernel
 
 if TYPE_CHECKING:
     from willitrun_catalog.model import Mla
@@ -27,9 +28,13 @@ def start(b: Builder) -> None:
     pool = pool_of(b.spec)
     b.further_input("pool_cells", (COMPRESSED,))
     b.further_input("pool_idxs", (pool, COMPRESSED))
-    b.further_input("pool_mask", (COMPRESSED, U), element_bytes=2)
+    _pool_mask(b)
     b.further_input("tail_idxs", (pool - 1, U))
     b.further_input("gather_mask", (".slots", U), _slots(pool))
+
+
+def _pool_mask(b: Builder) -> Node:
+    return b.further_input("pool_mask", (COMPRESSED, U), element_bytes=2)
 
 
 def _slots(pool: int, element_bytes: int = 4) -> Form:
@@ -109,7 +114,14 @@ def _store_keys(b: Builder, mixer: Mla, normed: Node, store: Node, homes: Homes)
     g.store("set_k", store, g.view(g.view(packed, (3 * width, 1, U)), packed.dims), index)
     members = b.further_input("new_pools", (pool, GROUPS))
     members = g.view(members, (".all", GROUPS), size=members.size)
-    rows = g.add("rows", (2 * width, pool, GROUPS), _look(b, store, width, KEY, 2), members, rows=0)
+    rows = g.add(
+        "rows",
+        (2 * width, pool, GROUPS),
+        _look(b, store, width, KEY, 2),
+        members,
+        rows=0,
+        gpu_supported=gathers_rows(b.settings.kv_type_k),
+    )
     shape, turned = (width, pool, GROUPS), (pool, width, GROUPS)
     places = b.weight("indexer_compressor_ape.weight", homes)
     logits = g.add("placed", shape, g.view(rows, shape, contiguous=False), places, inplace=True)
@@ -133,11 +145,11 @@ def _choose(b: Builder, mixer: Mla, reads: tuple[Node, Node], store: Node, homes
         _look(b, store, width, POOLED, 1),
         b.further_input("pool_cells", (COMPRESSED,)),
         rows=0,
+        gpu_supported=gathers_rows(b.settings.kv_type_k),
     )
     weights = b.matmul("indexer.proj", homes, heads, normed)
     weights = g.add("scaled", (heads, U), weights, inplace=True)
-    allowed = b.further_input("pool_mask", (COMPRESSED, U), element_bytes=2)
-    scores = g.add("indexer", (COMPRESSED, U), q, g.view(pools, (width, 1, COMPRESSED)), weights, allowed)
+    scores = indexer.scored(b, q, g.view(pools, (width, 1, COMPRESSED)), weights, _pool_mask(b), "f32")
     best = g.add("top_k", (CHOSEN, U), scores)
     floats = g.view(g.add("cast", (CHOSEN, U), best), (1, CHOSEN, U))
     values = g.add("rows", (1, CHOSEN, U), g.view(scores, (1, COMPRESSED, U)), best, rows=0)
