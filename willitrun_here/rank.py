@@ -28,7 +28,8 @@ def rank(machine: Machine, request: Request, *, limit: int | None, local: bool =
     """Return the answers of the best models, best first; models that cannot start here never appear.
 
     Well-known instruct releases of their makers come first, others only when there is room left in `limit`. A plan
-    that would read weights from disk for every token is not offered: it starts, and nobody would use it.
+    that would read weights from disk for every token is not offered: it starts, and nobody would use it. Nor is a model
+    without the context that is wanted at least.
     """
     plan_on = devices(machine, request, sheet_of)
     groups: tuple[Iterable[ModelSpec], ...]
@@ -45,7 +46,8 @@ def rank(machine: Machine, request: Request, *, limit: int | None, local: bool =
     for specs in groups:
         if limit is not None and len(ranked) >= limit:
             break
-        ranked += best_of(specs, plan_on, request, None if limit is None else limit - len(ranked))
+        long_enough = [spec for spec in specs if spec.max_context_tokens >= (request.min_context or 0)]
+        ranked += best_of(long_enough, plan_on, request, None if limit is None else limit - len(ranked))
     return ranked
 
 

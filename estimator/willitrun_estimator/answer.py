@@ -77,10 +77,12 @@ def answer_on(
     sections: frozenset[Section] = SECTIONS,
     corrections: Corrections | None = None,
     prepared: Prepared | None = None,
+    advice: bool = True,
 ) -> Answer:
     """Answer for devices that were already merged with their data sheets; many models share them.
 
-    `prepared` are the model's sums where other questions share them.
+    `prepared` are the model's sums where other questions share them. Without `advice` an answer that nothing starts
+    does not say what would help.
     """
     question = Question(spec, devices, request, corrections=corrections, prepared=prepared)
     if asks_vllm(spec, request):
@@ -89,7 +91,7 @@ def answer_on(
     per_quant = searched(question, quants, every="quants" in sections)
     best, ranked = winner(question, quants, per_quant)
     if best is None:
-        return too_large(question, quants)
+        return too_large(question, quants, advice=advice)
     result = assembled(question, best, ranked, per_quant, sections)
     if request.engine is None and request.mode in SERVING_MODES:
         return compared(question, result)
@@ -297,7 +299,7 @@ def assembled(
     )
 
 
-def too_large(question: Question, quants: tuple[str, ...]) -> Answer:
+def too_large(question: Question, quants: tuple[str, ...], *, advice: bool = True) -> Answer:
     """Answer that nothing starts, with what the smallest plan would need against what there is."""
     spec, devices = question.spec, question.devices
     smallest = min(quants, key=lambda quant: question.weights(quant).tensor_bytes)
@@ -342,7 +344,7 @@ def too_large(question: Question, quants: tuple[str, ...]) -> Answer:
         quants=(),
         workloads=(),
         limits=(),
-        improvements=improvements(question, None, {quant: [] for quant in quants}),
+        improvements=improvements(question, None, {quant: [] for quant in quants}) if advice else (),
         request=question.request,
         findings=spec.findings,
     )

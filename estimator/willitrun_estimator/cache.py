@@ -6,6 +6,7 @@ The rules are those of llama.cpp's `llama_kv_cache`, `llama_kv_cache_iswa` and `
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 from willitrun_catalog.model import Attention, Layer, Mixer, Mla, ModelSpec, NoMixer, Recurrent
@@ -315,7 +316,9 @@ def layer_state_bytes(spec: ModelSpec, layer: Layer, settings: Settings, rollbac
 
 def state_bytes(spec: ModelSpec, settings: Settings, rollbacks: int = 0) -> int:
     """Recurrent state bytes of the whole model; independent of the context and of the KV type."""
-    return sum(layer_state_bytes(spec, layer, settings, rollbacks) for layer in spec.layers)
+    counts = Counter(map(id, spec.layers))
+    distinct = {id(layer): layer for layer in spec.layers}
+    return sum([count * layer_state_bytes(spec, distinct[key], settings, rollbacks) for key, count in counts.items()])
 
 
 def output_bytes(spec: ModelSpec, settings: Settings) -> int:

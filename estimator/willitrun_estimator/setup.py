@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 from msgspec import structs
 
 from willitrun_estimator import throughput
 from willitrun_estimator.compute.build import Build, build_of
-from willitrun_estimator.device import Device, Devices
+from willitrun_estimator.device import Device, Devices, Host
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.footprint import MemoryModel
 from willitrun_estimator.placement import Placement, Settings
@@ -61,9 +63,8 @@ class LlamaSetup:
         self.depth_tokens = request.depth_tokens or 0
         self.prompt_tokens = request.prompt_tokens or purpose.prompt_tokens
         self.concurrency = max(lens.concurrency, request.concurrency)
-        host = structs.replace(devices.host, ram_total_bytes=0, ram_available_bytes=0, cpu_name=None)
         asked = request.engine, self.depth_tokens, self.prompt_tokens, self.concurrency
-        self._rates, self._waits = prepared.speeds((quant, settings, self.kinds, repr(host), asked))
+        self._rates, self._waits = prepared.speeds((quant, settings, self.kinds, host_facts(devices.host), asked))
 
     @cached_property
     def kinds(self) -> tuple[Device, ...]:
@@ -218,8 +219,40 @@ def gpu_budget(gpu: Device, request: Request, runtime_bytes: int) -> int:
     return gpu.memory_free_bytes - GROWTH_BYTES - (DISPLAY_BYTES if gpu.display_active else 0)
 
 
+_HOSTS: OrderedDict[int, tuple[Host, str]] = OrderedDict()
+_GPUS: OrderedDict[int, tuple[Device, Device]] = OrderedDict()
+_MOST_RECENT = 512
+
+Seen = TypeVar("Seen", Device, Host)
+Facts = TypeVar("Facts")
+
+
+def recent(store: OrderedDict[int, tuple[Seen, Facts]], one: Seen, make: Callable[[Seen], Facts]) -> Facts:
+    """Return what is made of a device, made once while it is among the latest: a question has many setups on one."""
+    held = store.get(id(one))
+    if held is not None and held[0] is one:
+        return held[1]
+    made = make(one)
+    store[id(one)] = (one, made)
+    while len(store) > _MOST_RECENT:
+        store.popitem(last=False)
+    return made
+
+
+def host_facts(host: Host) -> str:
+    """Return what of a host decides how fast it is, as a key."""
+    return recent(
+        _HOSTS, host, lambda one: repr(structs.replace(one, ram_total_bytes=0, ram_available_bytes=0, cpu_name=None))
+    )
+
+
 def speed_facts(gpu: Device) -> Device:
     """Return a GPU without what does not decide how fast it is; GPUs with equal facts are one kind."""
+    return recent(_GPUS, gpu, without_identity)
+
+
+def without_identity(gpu: Device) -> Device:
+    """Return a GPU without its name, place and memory."""
     return structs.replace(
         gpu, name="", memory_total_bytes=0, memory_free_bytes=0, uuid=None, index=None, pci_address=None,
         numa_node=None, display_active=False, sheet=None, peer_bytes_per_s=None, driver_version=None,
