@@ -321,7 +321,7 @@ def too_large(question: Question, quants: tuple[str, ...], *, advice: bool = Tru
         ubatch=setup.settings.ubatch, gpus=gpus, placement=placement, used_bytes=used,
         rate=None, ttft_s=None, quality=0.0, short_bytes=max(0, setup.host_short(used)), score=0.0,
     )  # fmt: skip
-    plan = plan_of(question, found)
+    plan = plan_of(question, found, exact=True)
     why = explain.refusal(uses, setup.budgets, found.short_bytes) or "no layout leaves the margin on every device"
     return Answer(
         model=model_facts(spec, question),

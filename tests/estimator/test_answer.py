@@ -239,3 +239,14 @@ def test_a_named_build_is_planned_for_by_its_rules() -> None:
     assert before.devices[0].compute_bytes != now.devices[0].compute_bytes
     with pytest.raises(EstimatorError, match="twenty"):
         asked("llama-3.1-8b", machine, engine_version="twenty")
+
+
+def test_what_does_not_start_is_counted_to_the_byte_too() -> None:
+    machine = "2x NVIDIA GeForce GTX 1060 6 GB, 64 GiB RAM"
+    result = asked("glm-5.3-flash", machine, quant="Q3_K_L", context=512, gpu_layers="all")
+    assert result.fit.status == "too-large"
+    assert result.plan is not None
+    for use in result.plan.devices:
+        parts = use.weights_bytes, use.kv_cache_bytes, use.recurrent_bytes, use.compute_bytes, use.output_bytes
+        assert min(parts) >= 0
+        assert sum(parts) + use.runtime_bytes == use.total_bytes

@@ -225,6 +225,10 @@ class Builder:
             return "post_attention_norm"
         return None if self.has(homes, "post_ffw_norm") else "attn_norm"
 
+    def expect(self, mixer: Mixer | None, homes: Homes) -> None:
+        """Note a mixer, or with None a sum of experts, that llama.cpp will add to the graph at once."""
+        self._events.append((mixer, homes))
+
     def fetch_next(self) -> None:
         """Fetch the next block's convolution state where nothing else is asked for before it.
 
@@ -441,9 +445,9 @@ class Builder:
             x = self._parted(x, layers, head)
         for layer, homes in layers:
             if layer.mixers and not isinstance(layer.mixers[0], NoMixer):
-                self._events.append((layer.mixers[0], homes))
+                self.expect(layer.mixers[0], homes)
             if isinstance(layer.ffn, Moe):
-                self._events.append((None, homes))
+                self.expect(None, homes)
         self._fetch()
         bank = residual_mix.Bank(self) if RESIDUAL_SCORE in self.outside else None
         first = x
