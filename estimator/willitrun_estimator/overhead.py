@@ -118,20 +118,11 @@ def draft_bytes(weights: WeightProfile, settings: Settings, drafts: int = 3, *, 
     if not spec.mtp_layers or spec.architecture not in next_token.DRAFTING:
         return ()
     cells, streams = cache.stream_cells(settings)
-<<<<<<< HEAD
-    plain = Settings(context_tokens=settings.context_tokens)
-    rows = (cache.layer_row_bytes(spec, layer, plain) for layer in reversed(spec.layers))
-    row = next((max(found.values()) for found in rows if found), 0)
-    ubatch = min(settings.ubatch, cells)
-    logits = 4 * ubatch * (spec.vocab_size + spec.hidden_size) if settings.logit_rows else 0
-    compute = max(logits, 2 * ubatch * cells + 16 * ubatch * spec.hidden_size)
-=======
     plain = structs.replace(settings, kv_type_k="f16", kv_type_v="f16")
-    row = cache.layer_row_bytes(spec, next_token.drafting_layer(spec), plain)
+    row = sum(cache.layer_row_bytes(spec, next_token.drafting_layer(spec), plain).values())
     gpu, host = next_token.draft_compute_bytes(spec, settings, gpus=gpus)
     table = 0 if weights.quant in GATHERED_ON_GPU else next_token.table_bytes(weights)
     states = cache.state_bytes(spec, settings) * drafts if spec.architecture in ROLLED_BACK else 0
->>>>>>> origin/main
     lines = (
         ("draft head weights", weights.unloaded_bytes - table, "next-token blocks of the file"),
         ("draft head cache", row * cells * streams * spec.mtp_layers, "f16 K and V of each next-token block"),
