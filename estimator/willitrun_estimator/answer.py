@@ -34,7 +34,6 @@ from willitrun_estimator.sections import (
     parts,
     plan_of,
     quant_options,
-    reserved,
     serving_of,
     setup_of,
     speed_of,
@@ -296,7 +295,7 @@ def assembled(
         request=question.request,
         curve=curve(setup, best, spec) if "curve" in sections else (),
         modes=mode_rows(question, best) if "modes" in sections else (),
-        findings=(*spec.findings, *reserved(spec), *labelled(spec, question.request)),
+        findings=(*spec.findings, *labelled(spec, question.request)),
     )
 
 

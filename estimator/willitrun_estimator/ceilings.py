@@ -13,6 +13,7 @@ from willitrun_estimator.device import Devices
 from willitrun_estimator.prepared import Elements
 from willitrun_estimator.question import Question
 from willitrun_estimator.score import quality_factor
+from willitrun_estimator.setup import least_overlap
 from willitrun_estimator.weights import WeightProfile
 
 BLOCK = 256
@@ -83,11 +84,10 @@ def sharp(question: Question, quant: str) -> float:
     step = together([extremes(one, rates=True) for one in first]).least(over, experts, movable)
     waits: list[float | None] = []
     for ubatch in space.ubatches:
-        if len(gpus) > 1 and ubatch < question.purpose.prompt_tokens:
-            waits.append(0.0)  # micro-batches overlap on several GPUs, and no single one is as fast
-            continue
         setups = [question.setup(quant, space.kv_types[0], ubatch, one) for one in lone or [()]]
-        waits.append(together([extremes(one, rates=False) for one in setups]).least(over, experts, movable))
+        wait = together([extremes(one, rates=False) for one in setups]).least(over, experts, movable)
+        overlap = least_overlap(len(gpus) + 1 if gpus else 1, ubatch, question.purpose.prompt_tokens)
+        waits.append(None if wait is None else wait * overlap)
     wait = fastest(waits)
     return question.objective.judge(
         quality=quality_factor(question.kl_divergence(quant, space.kv_types[0])),

@@ -119,7 +119,7 @@ def draft_bytes(weights: WeightProfile, settings: Settings, drafts: int = 3, *, 
         return ()
     cells, streams = cache.stream_cells(settings)
     plain = structs.replace(settings, kv_type_k="f16", kv_type_v="f16")
-    row = cache.layer_row_bytes(spec, next_token.drafting_layer(spec), plain)
+    row = sum(cache.layer_row_bytes(spec, next_token.drafting_layer(spec), plain).values())
     gpu, host = next_token.draft_compute_bytes(spec, settings, gpus=gpus)
     table = 0 if weights.quant in GATHERED_ON_GPU else next_token.table_bytes(weights)
     states = cache.state_bytes(spec, settings) * drafts if spec.architecture in ROLLED_BACK else 0
@@ -141,10 +141,9 @@ def checkpoint_bytes(weights: WeightProfile, settings: Settings) -> int:
     total = cache.state_bytes(spec, settings) // max(1, settings.parallel)
     distinct = {id(layer): layer for layer in spec.layers}
     for key, count in Counter(map(id, spec.layers)).items():
-        layer = distinct[key]
-        window = cache.layer_window(spec, layer)
-        if window is not None and not settings.swa_full:
-            total += count * cache.layer_row_bytes(spec, layer, settings) * min(cells, window)
+        for span, row in cache.layer_row_bytes(spec, distinct[key], settings).items():
+            if span.window is not None and not settings.swa_full:
+                total += count * row * min(cells, span.window)
     return total
 
 

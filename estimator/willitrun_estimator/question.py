@@ -20,7 +20,7 @@ from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import LENSES, PURPOSES, Purpose
 from willitrun_estimator.search import Found, Objective, Space, search_paging, search_quant
-from willitrun_estimator.setup import LlamaSetup, speed_facts
+from willitrun_estimator.setup import LlamaSetup, logical_batch, speed_facts
 from willitrun_estimator.weights import WeightProfile
 
 MOST_REPEATS = 6
@@ -94,7 +94,7 @@ class Question:
                 kv_type_v=kv_type,
                 flash_attention=self._flash_attention(kv_type),
                 ubatch=ubatch,
-                batch=max(2048, ubatch),
+                batch=logical_batch(ubatch),
                 parallel=parallel,
                 kv_unified=parallel > 1 and request.engine != "ollama",
             )

@@ -21,6 +21,7 @@ from willitrun_estimator.quick import QuickMemory
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import Lens, Purpose
 from willitrun_estimator.search import Found
+from willitrun_estimator.throughput.constants import shipped
 
 MIB = 1024**2
 GROWTH_BYTES = 150 * MIB
@@ -31,6 +32,8 @@ counted as used when the plan is made."""
 HOST_RESERVE_BYTES = 512 * MIB
 """Left to the engine's own process (vocabulary, HTTP server) and everything else on the host."""
 
+DEFAULT_BATCH = 2048
+"""`n_batch` of llama.cpp's `common_params`."""
 ROOM_BYTES = 4 * MIB
 """How much the quick look may ask for in vain before a partial layout is searched again."""
 EXACT_STEPS = 3
@@ -129,6 +132,13 @@ class LlamaSetup:
         blocks = held - stack.head_bytes
         return over + (copies if over > 0 else 0), stack.experts[-1], blocks
 
+    def overlap(self, ubatch: int, *, spilled: bool) -> float:
+        """Return the least time of a prompt, relative to its micro-batches one after the other on all devices.
+
+        The host takes part where something is `spilled` to it.
+        """
+        return least_overlap(len(self.devices.gpus) + spilled, ubatch, self.prompt_tokens)
+
     def host_short(self, used_bytes: Sequence[int]) -> int:
         """Return the bytes the host lacks, 0 or less when it has room; unified GPUs draw on the same memory."""
         needed = used_bytes[-1]
@@ -206,6 +216,18 @@ def build_number(request: Request) -> int | None:
     if not digits.isdigit():
         raise EstimatorError(f"--engine-version {version} is no llama.cpp build", "Write the build's number: b9849.")
     return int(digits)
+
+
+def logical_batch(ubatch: int) -> int:
+    """Return llama.cpp's logical batch (`-b`, 2048 by default) that goes with a micro-batch."""
+    return max(DEFAULT_BATCH, ubatch)
+
+
+def least_overlap(parts: int, ubatch: int, prompt_tokens: int) -> float:
+    """Return the least time of a prompt over so many devices, relative to no overlap (`SpeedModel` has the formula)."""
+    if parts < 2 or ubatch >= prompt_tokens or logical_batch(ubatch) <= ubatch:  # noqa: PLR2004 - one overlaps nothing
+        return 1.0
+    return 1.0 - shipped().shared.pipeline * (1.0 - 1.0 / parts)
 
 
 def gpu_budget(gpu: Device, request: Request, runtime_bytes: int) -> int:

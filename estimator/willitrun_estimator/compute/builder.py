@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSpec, Moe, NoMixer, Recurrent
 from willitrun_estimator import cache
-from willitrun_estimator.compute import altup, attention, block_sparse, feed_forward, per_layer, recurrent, residual_mix
+from willitrun_estimator.compute import (
+    altup,
+    attention,
+    block_sparse,
+    compressed,
+    feed_forward,
+    hyper,
+    per_layer,
+    pooled,
+    recurrent,
+    residual_mix,
+)
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, Form, U
 from willitrun_estimator.compute.graph import Graph, Node
@@ -63,7 +74,7 @@ class Builder:
         self.style = style_of(spec.architecture)
         self.flash = settings.flash_attention
         self.slots = max(1, settings.parallel)
-        self.streams = 1 if settings.kv_unified else self.slots
+        self.streams = cache.model_cells(spec, settings)[1]
         self.host = host
         self.rules = build
         self.backend = backend
@@ -71,7 +82,9 @@ class Builder:
         """Whether flash attention's buffer has room for f16 copies of a quantized cache (Vulkan reads it in place)."""
         self._states: dict[bool, Node] = {}
         self._masks: dict[str, Node] = {}
-        self.window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
+        self.window = cache.model_window(spec)
+        self.fused_streams = True
+        """Whether one operation writes a block's result to all residual streams."""
         self.sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
         self.chosen: Node | None = None
         self.plain_mask: Node | None = None
@@ -111,9 +124,11 @@ class Builder:
         """Add a further input of one number per token."""
         return self._input(name, (U,), 4)
 
-    def further_input(self, name: str, dims: tuple[Dim, ...], size: Form | None = None) -> Node:
-        """Add a further input of four bytes an element; `size` where slots share it."""
-        node = self._input(name, dims, 4)
+    def further_input(
+        self, name: str, dims: tuple[Dim, ...], size: Form | None = None, *, element_bytes: int = 4
+    ) -> Node:
+        """Add a further input; `size` where slots share it."""
+        node = self._input(name, dims, element_bytes)
         node.size = node.size if size is None else size
         return node
 
@@ -254,8 +269,13 @@ class Builder:
             if first.kind not in FETCHED_AHEAD:
                 self.fetch_next()
             return rest()
+        if self.spec.architecture in cache.COMPRESSED and isinstance(first, Attention):
+            mixed = compressed.compressed_attention(self, first, normed, homes)
+            self.fetch_next()
+            return mixed
         if isinstance(first, Mla):
-            latent = attention.latent_attention(self, first, normed, homes)
+            pools = self.spec.architecture in cache.POOLED_INDEXERS
+            latent = (pooled.pooled_attention if pools else attention.latent_attention)(self, first, normed, homes)
             self.fetch_next()
             return attention.latent_output(self, first, latent, normed, homes)
         attend = (
@@ -290,6 +310,8 @@ class Builder:
         """Add one block; in the last one only the rows with logits go through the feed-forward network."""
         if self.style.parallel and not (self.style.parallel == "stablelm" and self.has(homes, "ffn_norm")):
             return self.parallel_block(layer, source, homes, last=last)
+        if self.style.hyper:
+            return self.hyper_block(layer, source, homes)
         picks = last and self.style.rows == "inside"
         if picks and self.style.mixer_residual_first:
             self._waiting = source
@@ -325,6 +347,27 @@ class Builder:
             source = self.graph.add("block_out", source.dims, *parts, inplace=True)
         return source
 
+    def hyper_block(self, layer: Layer, source: Node, homes: Homes) -> Node:
+        """Add a block between residual streams."""
+
+        def written(out: Node, mixed: Node, place: str, ways: tuple[Node, Node] | None = None) -> Node:
+            if not self.fused_streams:
+                return hyper.write_one_by_one(self, out, source, mixed, place, homes)
+            return hyper.write(self, out, source, ways or hyper.ways(self, mixed, place, homes))
+
+        mixed = hyper.mixtures(self, source, "attn", homes)
+        out = self.mixer(layer, hyper.read(self, source, mixed, "attn", homes), homes)
+        if out is not None:
+            source = written(out, mixed, "attn")
+        ffn = layer.ffn
+        if isinstance(ffn, Dense | Moe):
+            mixed = hyper.mixtures(self, source, "ffn", homes)
+            early = hyper.ways(self, mixed, "ffn", homes) if self.style.hyper == "ways-first" else None
+            read = hyper.read(self, source, mixed, "ffn", homes)
+            out = self.feed(ffn, self.norm(read, "ffn_norm", homes), homes)
+            source = written(out, mixed, "ffn", early)
+        return source
+
     def parallel_block(self, layer: Layer, source: Node, homes: Homes, *, last: bool) -> Node:
         """Add a block whose feed-forward network reads what attention reads."""
         hidden = self.spec.hidden_size
@@ -357,22 +400,25 @@ class Builder:
         partial = self.graph.add("sum", out.dims, *terms, inplace=True)
         return self.graph.add("sum", out.dims, partial, rows(source), inplace=True)
 
-    def _reserve(self, layers: tuple[tuple[Layer, Homes], ...], head: int) -> None:
-        """Keep room for what is not replayed of an architecture."""
-        states, cells = self.style.reserve
-        used = {homes.block for _, homes in layers} | {head}
-        for device in sorted(used - {self.host}) if states or cells else ():
-            self.graph.leaf("reserve", (states * self.spec.hidden_size, U), device, kept=True)
-            if len(used) > 1:
-                self.graph.leaf("reserve", (CELLS, U, cells), device, kept=True)
-
     def _gate_copies(self, layers: tuple[tuple[Layer, Homes], ...]) -> None:
         """Keep room for the query gate that Vulkan's reordering computes early and holds through the block."""
         gates = {m.heads * m.value_dim for layer, _ in layers for m in layer.mixers if isinstance(m, Attention)}
         for device in sorted({homes.block for _, homes in layers} - {self.host}):
             self.graph.leaf("gate", (max(gates, default=0), U), device, kept=True)
 
-    def build(  # noqa: C901, PLR0912
+    def _parted(self, x: Node, layers: tuple[tuple[Layer, Homes], ...], head: int) -> Node:
+        """Make residual streams of the embeddings, behind the inputs that llama.cpp asks for first."""
+        if self.spec.architecture in cache.POOLED_INDEXERS:
+            pooled.start(self)
+        else:
+            self.mask(WINDOW)
+        # llama.cpp gives up the one operation where another device than the block's would compute it. DeepSeek V4
+        # keeps a block's last operation on the block's device, GLM 5.3 hands it to the GPU that follows.
+        given_up = self.style.hyper == "ways-last" and head != self.host
+        self.fused_streams = not (given_up and any(homes.block == self.host for _, homes in layers))
+        return hyper.stacked(self, x)
+
+    def build(  # noqa: C901, PLR0912, PLR0915
         self,
         layers: tuple[tuple[Layer, Homes], ...],
         head: int,
@@ -382,7 +428,6 @@ class Builder:
         tokens = self._input("tokens", (U,), 4)
         if self.rules.spare_embeddings:
             self._input("embeddings", (hidden, U), 4)
-        self._reserve(layers, head)
         if self.backend == "vulkan" and self.style.gated_query:
             self._gate_copies(layers)
         width = dict(self.spec.sizes).get("per_layer_dim", 0)
@@ -397,6 +442,8 @@ class Builder:
             inputs.hidden = x
         if streams:
             x = altup.stacked(self, x, streams, head)
+        if self.style.hyper:
+            x = self._parted(x, layers, head)
         for layer, homes in layers:
             if layer.mixers and not isinstance(layer.mixers[0], NoMixer):
                 self.expect(layer.mixers[0], homes)
@@ -424,6 +471,9 @@ class Builder:
         self.graph.start()
         if streams:
             x = self.out_rows(altup.merged(self, x, streams, head))
+        if self.style.hyper:
+            x = hyper.picked(self, x)
+            x = hyper.head(self, x, head) if "output_hc_fn.weight" in self.outside else hyper.mean(self, x)
         if bank is not None:
             x = self.out_rows(bank.mixed(stream, self.graph.weight(RESIDUAL_SCORE, head)))
         self._logits(x, head)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from willitrun_estimator.compute.graph import Node
 
 
+HASHED = "ffn_gate_tid2eid.weight"
+"""A table of the experts of every token of the vocabulary."""
 LATENT = ("ffn_latent", "ffn_routed")
 """Projections that experts stand between (Nemotron 3 Super, Kimi K3): `_down` before, `_up` and a norm after."""
 SUMMED = 3
@@ -92,8 +94,12 @@ def routed(  # noqa: C901, PLR0912, PLR0915
     balance = next((name for name in ("exp_probs_b.bias", "exp_probs_b") if name in homes.parts), None)
     if balance is not None:
         ranked = g.add("biased", (ffn.experts, tokens), chances, b.weight(balance, homes), inplace=True)
-    order = g.add("argsort", (ffn.experts, tokens), ranked, element_bytes=4)
-    chosen = g.view(order, (used, tokens), contiguous=False)
+    if HASHED in homes.parts:
+        # The first blocks of DeepSeek V4 route by token, without looking at it.
+        chosen = g.add("chosen", (used, tokens), b.weight(HASHED, homes), b.token_input("tokens"), rows=0)
+    else:
+        order = g.add("argsort", (ffn.experts, tokens), ranked, element_bytes=4)
+        chosen = g.view(order, (used, tokens), contiguous=False)
     weights = g.view(g.add("weights", (1, used, tokens), flat, chosen), (used, tokens))
     if not b.style.plain_weights:
         total = g.add("sum_rows", (1, tokens), weights)

@@ -56,6 +56,8 @@ class Graph:
         self.nodes: list[Node] = []
         self.inputs: list[Node] = []
         self.leaves: list[Node] = []
+        self.early: list[Node] = []
+        """Inputs and leaves in the order in which they are first asked for."""
         self.starts: list[int] = []
         """How many nodes there were when each block began, and when the last one ended."""
         self.ahead = 0
@@ -74,15 +76,34 @@ class Graph:
 
     def input(self, name: str, dims: tuple[Dim, ...], element_bytes: int = 4) -> Node:
         """Add a tensor that the host fills before each batch."""
-        node = Node(name, dims, form(dims, element_bytes), element_bytes=element_bytes, is_input=True)
+        node = Node(
+            name,
+            dims,
+            form(dims, element_bytes),
+            element_bytes=element_bytes,
+            is_input=True,
+            section=len(self.starts),
+        )
         self.inputs.append(node)
+        self.early.append(node)
         return node
 
-    def leaf(self, name: str, dims: tuple[Dim, ...], device: int, *, kept: bool = False) -> Node:
+    def leaf(
+        self, name: str, dims: tuple[Dim, ...], device: int, *, kept: bool = False, element_bytes: int = 4
+    ) -> Node:
         """Add a tensor that nothing computes: it has its place from the start of the graph."""
-        section = len(self.starts)
-        node = Node(name, dims, form(dims), computed=False, is_output=kept, device=device, section=section)
+        node = Node(
+            name,
+            dims,
+            form(dims, element_bytes),
+            computed=False,
+            is_output=kept,
+            device=device,
+            element_bytes=element_bytes,
+            section=len(self.starts),
+        )
         self.leaves.append(node)
+        self.early.append(node)
         return node
 
     def weight(self, key: str, device: int) -> Node:

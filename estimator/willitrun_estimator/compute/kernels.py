@@ -27,6 +27,19 @@ MULTIPLE_OF_VULKAN = 8
 """`ggml_backend_vk_device_supports_op` in ggml-vulkan.cpp."""
 
 
+INDEXER_HEADS = {"cuda": frozenset({32, 64}), "rocm": frozenset({32, 64}), "metal": frozenset({64})}
+"""Heads of the indexers that a back end has a kernel for, with keys of `CUDA_TYPES`; others take any.
+
+`ggml_cuda_lightning_indexer_supported` (ggml-cuda/lightning-indexer.cu), `OP_LIGHTNING_INDEXER_NH` of ggml-metal.
+"""
+
+
+def has_indexer_kernel(backend: str, heads: int, key_type: str) -> bool:
+    """Tell whether a backend scores an indexer's keys in one operation."""
+    known = INDEXER_HEADS.get(backend)
+    return known is None or (heads in known and key_type in CUDA_TYPES)
+
+
 def gathers_rows(kv_type: str) -> bool:
     """Tell whether a GPU gathers rows of a cache of this type; the host does otherwise."""
     return kv_type in CUDA_TYPES

@@ -6,11 +6,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from willitrun_estimator import cache
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.builder import Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
-from willitrun_estimator.compute.form import ROWS, Dim, Sizes, U
+from willitrun_estimator.compute.extent import sizes_of
+from willitrun_estimator.compute.form import GROUPS, HEAVY_GROUPS, ROWS, Dim, U
 from willitrun_estimator.compute.programs import Programs
 from willitrun_estimator.compute.replay import Move
 from willitrun_estimator.compute.schedule import OFFLOAD_ROWS
@@ -48,6 +48,7 @@ class ComputeModel:
         self.host = len(devices.gpus)
         self.blocks = weights.spec.block_count
         self.shape = shape_of(weights.spec)
+        self.grows = self.shape.grows and settings.flash_attention
         self.build = build
         self.backend = devices.gpus[0].backend if devices.gpus else "cpu"
         rows = max(1, settings.parallel) if build.capped_rows else settings.ubatch
@@ -66,23 +67,30 @@ class ComputeModel:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
                 self._values.clear()
-            values = self._numbers(context_tokens)
-            programs, lines = self._planned(placement)
-            gpu, host = programs.replay(values, GPU_ALIGNMENT), programs.replay(values, HOST_ALIGNMENT)
-            *gpus, last = lines
-            known = self._known[key] = (*(gpu.peak(line) for line in gpus), host.peak(last))
+            known = self._known[key] = self._peaks(placement, self._numbers(context_tokens))
         return known
+
+    def growth(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
+        """Bytes by which each buffer grows until the context is full: none but with blocks that are chosen.
+
+        llama.cpp plans these with an empty cache and allocates anew when a batch needs more (MiniMax-M3).
+        """
+        planned = self.bytes(placement, context_tokens)
+        if not self.grows:
+            return (0,) * len(planned)
+        filled = sizes_of(self.spec, self.settings, context_tokens, self._rows, filled=True).values()
+        return tuple(max(0, peak - now) for peak, now in zip(self._peaks(placement, filled), planned, strict=True))
+
+    def _peaks(self, placement: Placement, values: tuple[int, ...]) -> tuple[int, ...]:
+        programs, lines = self._planned(placement)
+        gpu, host = programs.replay(values, GPU_ALIGNMENT), programs.replay(values, HOST_ALIGNMENT)
+        *gpus, last = lines
+        return (*(gpu.peak(line) for line in gpus), host.peak(last))
 
     def _numbers(self, context_tokens: int) -> tuple[int, ...]:
         known = self._values.get(context_tokens)
         if known is None:
-            settings = self.settings
-            cells, streams = cache.stream_cells(settings, context_tokens)
-            window = cells if self.shape.window is None else cache.window_cells(self.shape.window, settings, cells)
-            ubatch = min(settings.ubatch, cells * streams)
-            # `graph_reserve` gives every slot as many tokens.
-            tokens = cache.pad(ubatch, max(1, settings.parallel))
-            known = Sizes(tokens, cells, window, min(self._rows, ubatch)).values()
+            known = sizes_of(self.spec, self.settings, context_tokens, self._rows).values()
             self._values[context_tokens] = known
         return known
 
@@ -121,13 +129,13 @@ class ComputeModel:
             self.build,
             backend,
             settings.ubatch if backend == "metal" else None,
-            self.shape.style.reserve != (0, 0) and self._several(placement),
             *self._large().values(),
         )
         held = _SHAPES.get(key)
         if held is None:
             held = _SHAPES[key] = Programs(
                 alike=self.shape.alike,
+                local=self.shape.local,
                 offload=settings.op_offload,
                 large=self._large(),
                 pipeline=self._pipelined(placement),
@@ -150,8 +158,14 @@ class ComputeModel:
 
     def _large(self) -> dict[Dim, bool]:
         """Tell which numbers of rows are worth taking host weights to a GPU."""
-        ubatch = self.settings.ubatch
-        return {U: ubatch >= OFFLOAD_ROWS, ROWS: min(self._rows, ubatch) >= OFFLOAD_ROWS}
+        settings = self.settings
+        extent = sizes_of(self.spec, settings, max(settings.context_tokens, settings.ubatch), self._rows)
+        return {
+            U: settings.ubatch >= OFFLOAD_ROWS,
+            ROWS: extent.rows >= OFFLOAD_ROWS,
+            GROUPS: extent.groups >= OFFLOAD_ROWS,
+            HEAVY_GROUPS: extent.heavy_groups >= OFFLOAD_ROWS,
+        }
 
     def _graph(self, blocks: Sequence[int], homes: tuple[list[int], ...], head: int) -> Graph:
         """Build the graph of some of the blocks."""

@@ -16,7 +16,8 @@ from willitrun_estimator.compute.schedule import schedule
 from willitrun_estimator.compute.surroundings import Kind, Looks, Surroundings, surroundings
 from willitrun_estimator.compute.trace import Known, Steps, Tracer
 
-INPUTS, LEAVES, ARRIVALS, CLOSED, OPEN = range(5)
+ROUNDS = 3
+ARRIVALS, CLOSED, OPEN = range(ROUNDS, 6)
 """Parts of a section (`trace.Section`)."""
 BEFORE, BEHIND = "before", "behind"
 """What is built before and behind the blocks."""
@@ -43,7 +44,7 @@ class Section(NamedTuple):
 
     splits: bool
     parts: tuple[Part, ...]
-    """Inputs, leaves, arrivals, what is closed and what is open."""
+    """Three rounds before anything is computed, arrivals, what is closed and what is open."""
 
     @staticmethod
     def of(traced: trace.Section) -> Section:
@@ -71,8 +72,9 @@ class Ends(NamedTuple):
 class Programs:
     """The programs of one shape, for any number of GPUs."""
 
-    def __init__(self, *, alike: bool, offload: bool, large: dict[Dim, bool], pipeline: bool) -> None:
-        self.looks = Looks(1, 0) if alike else None
+    def __init__(self, *, alike: bool, local: bool, offload: bool, large: dict[Dim, bool], pipeline: bool) -> None:
+        """`alike` unless blocks are told apart by their number, `local` unless they are by where others live."""
+        self.looks = Looks(1, 0) if alike and local else None
         """How far blocks look, as far as is known; None where what happens in a block does not follow from its
         surroundings: then each layout is planned for itself."""
         self._alike = alike
@@ -200,7 +202,7 @@ def reach_of(graph: Graph) -> int:
             for node in graph.nodes
             for source in node.sources
             for root in (source.view_of or source,)
-            if root.section
+            if root.section and not root.is_input
         ),
         default=0,
     )
@@ -216,10 +218,9 @@ def expanded(sections: Sequence[Section], same: Sequence[int], host: int) -> Pro
         for device, steps in part:
             lines[device].append((steps, block))
 
-    for section, block in blocks:
-        add(section.parts[INPUTS], block)
-    for section, block in blocks:
-        add(section.parts[LEAVES], block)
+    for part in range(ROUNDS):
+        for section, block in blocks:
+            add(section.parts[part], block)
     begun: list[tuple[Section, int]] = []
     for section, block in blocks:
         add(section.parts[ARRIVALS], block)

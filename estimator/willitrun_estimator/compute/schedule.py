@@ -37,10 +37,8 @@ class Schedule(NamedTuple):
     """A graph with its copies."""
 
     order: list[Scheduled]
-    inputs: list[Node]
-    """What has its place before anything is computed: inputs, and copies that a pipeline keeps."""
-    leaves: list[Node]
-    """The graph's own leaves, which come after those."""
+    early: tuple[list[Node], ...]
+    """What has its place before anything is computed, in three rounds."""
 
 
 def schedule(graph: Graph, devices: int, *, offload: bool, large: dict[Dim, bool], pipeline: bool) -> Schedule:
@@ -174,20 +172,19 @@ def _split(graph: Graph, host: int, copies: int) -> Schedule:  # noqa: C901
                 node.sources[index] = copy
         pending.append(Scheduled(node, node.device, node.section))
     flush()
-    return Schedule(order, _kept(graph.inputs, extra, copies), graph.leaves)
-
-
-def _kept(inputs: list[Node], extra: list[Node], copies: int) -> list[Node]:
-    """List inputs, and in a pipeline all copies of them and of what devices hand on."""
-    kept = [*inputs, *extra]
     if copies == 1:
-        return kept
-    twins = []
-    for node in kept:
+        return Schedule(order, (graph.early, [], []))
+    return Schedule(order, (_kept(graph.inputs, copies), _kept(extra, copies), graph.leaves))
+
+
+def _kept(nodes: list[Node], copies: int) -> list[Node]:
+    """Return as many of each as a pipeline keeps."""
+    kept = []
+    for node in nodes:
         node.is_output = True
-        twins.append(node)
-        twins.extend(
+        kept.append(node)
+        kept.extend(
             Node(node.name, (), node.size, weight=node.weight, is_output=True, device=node.device, section=node.section)
             for _ in range(copies - 1)
         )
-    return twins
+    return kept

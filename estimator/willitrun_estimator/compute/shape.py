@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from willitrun_catalog.model import Attention, Layer, Moe
 from willitrun_estimator import cache
+from willitrun_estimator.compute import block_sparse
 from willitrun_estimator.compute.builder import RESIDUAL_SCORE
 from willitrun_estimator.compute.style import Style, style_of
 from willitrun_estimator.tensors import blueprint
@@ -40,7 +41,7 @@ class Shape:
             for part in kind
         )
         """Queries and keys are normalised as a whole, before they are split into heads."""
-        self.window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
+        self.window = cache.model_window(spec)
         self.donors = donors(spec)
         self.rotary = tuple(rotary(spec, self.style, self.window, index) for index in range(count))
         """Whether each block's attention rotates by position."""
@@ -48,6 +49,10 @@ class Shape:
         """Whether each block has routed experts."""
         self.alike = not {"per_layer_dim", "altup_inputs"} & {*dict(spec.sizes)} and RESIDUAL_SCORE not in self.outside
         """No block is told apart by its number."""
+        self.local = not self.style.hyper
+        """No block depends on where others live: residual streams are written to in another way beside the host's."""
+        self.grows = any(block_sparse.QUERY in parts for parts in self.parts)
+        """Blocks choose among the cells in use, of which a plan counts with few."""
         layers: dict[Layer, int] = {}
         by_object: dict[int, int] = {}
         kinds: dict[tuple[object, ...], int] = {}

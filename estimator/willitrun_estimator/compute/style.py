@@ -53,13 +53,8 @@ class Style(Struct, frozen=True, kw_only=True):
     """Norms subtract the mean, which is never done in place; architectures with norm biases need not say so."""
     plain_norm: bool = False
     """Norms do not subtract the mean although they have a bias."""
-    reserve: tuple[int, int] = (0, 0)
-    """Kept free on every used device where the graph is not replayed in full.
-
-    Hidden states per token of the micro-batch, and floats per such token and cell where several devices share the
-    model: what the planner's plans of one model of the architecture exceed the replay by at most, rounded up
-    (tests/truth/llamacpp_memory.csv).
-    """
+    hyper: Literal["", "ways-first", "ways-last"] = ""
+    """Blocks are between several residual streams; when a feed-forward network's ways back to them are worked out."""
     rope: Literal["all", "none", "windowed", "three-of-four"] = "all"
     """Which attention blocks rotate by position."""
 
@@ -71,13 +66,13 @@ STYLES: dict[str, Style] = {
     "bailingmoe3": Style(rows="norm-end", head_gate=True, fetched_ahead=True),
     "cohere2": Style(parallel="cohere", layer_norm=True, rope="windowed"),
     "command-r": Style(parallel="cohere", layer_norm=True),
-    "deepseek4": Style(reserve=(37, 0)),
+    "deepseek4": Style(hyper="ways-first"),
     "exaone4": Style(rope="windowed"),
     "falcon": Style(parallel="falcon"),
     "falcon-h1": Style(rows="residual"),
     "gemma3n": Style(rows="streams", value_norm=True),
     "gemma4": Style(rows="norm-end", value_norm=True, full_factors=True),
-    "glm5-next": Style(reserve=(44, 15)),
+    "glm5-next": Style(hyper="ways-last"),
     "gpt-oss": Style(rows="block-end"),
     "granitehybrid": Style(rope="none"),
     "hunyuan-dense": Style(norm_after_rope=True),

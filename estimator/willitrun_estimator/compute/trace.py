@@ -66,10 +66,10 @@ class Section(NamedTuple):
 
     splits: bool
     """Whether a split begins in it."""
-    inputs: list[Steps]
-    """What is taken for it before anything is computed."""
-    leaves: list[Steps]
-    """What is taken next."""
+    first: list[Steps]
+    """What is taken for it before anything is computed, in three rounds."""
+    second: list[Steps]
+    third: list[Steps]
     arrivals: list[Steps]
     """What is copied for it where the split begins that is open before it."""
     closed: list[Steps]
@@ -96,9 +96,8 @@ class Tracer:
 
     def __init__(self, sections: int, devices: int, known: Known) -> None:
         self._known, self._sizes = known, known.sizes
-        self._inputs, self._leaves, self._arrivals, self._steps = (
-            [[_Record() for _ in range(devices)] for _ in range(sections)] for _ in range(4)
-        )
+        self._rounds = [[[_Record() for _ in range(devices)] for _ in range(sections)] for _ in range(3)]
+        self._arrivals, self._steps = ([[_Record() for _ in range(devices)] for _ in range(sections)] for _ in range(2))
         self._splits = [False] * sections
         self._held: list[list[list[int]]] = [[[] for _ in range(devices)] for _ in range(3)]
         self._places: list[tuple[int, int]] = []
@@ -193,8 +192,6 @@ class Tracer:
 
     def _begin(self, planned: Schedule) -> None:
         """Take what has its place from the start, and count who reads what."""
-        for node in planned.inputs:
-            self._take(node, node.device, node.section, self._inputs, EARLY)
         first: dict[int, int] = {}
         for place in planned.order:
             if place.node is None:
@@ -205,9 +202,10 @@ class Tracer:
                 root.looks += 1
             for source in place.node.sources:
                 source.readers += 1
-        for leaf in planned.leaves:
-            # What a device holds throughout belongs to the section that first computes on it.
-            self._take(leaf, leaf.device, leaf.section or first.get(leaf.device, 0), self._leaves, EARLY)
+        for records, taken in zip(self._rounds, planned.early, strict=True):
+            for node in taken:
+                # What a device holds throughout belongs to the section that first computes on it.
+                self._take(node, node.device, node.section or first.get(node.device, 0), records, EARLY)
 
     def trace(self, planned: Schedule) -> list[Section]:
         """Write the steps of a scheduled graph down."""
@@ -236,13 +234,14 @@ class Tracer:
 
     def _done(self, section: int) -> Section:
         known = self._known
-        inputs, leaves, arrivals, steps = (
-            records[section] for records in (self._inputs, self._leaves, self._arrivals, self._steps)
+        first, second, third, arrivals, steps = (
+            records[section] for records in (*self._rounds, self._arrivals, self._steps)
         )
         return Section(
             self._splits[section],
-            [record.steps(known) for record in inputs],
-            [record.steps(known) for record in leaves],
+            [record.steps(known) for record in first],
+            [record.steps(known) for record in second],
+            [record.steps(known) for record in third],
             [record.steps(known) for record in arrivals],
             [record.steps(known, 0, record.cut) for record in steps],
             [record.steps(known, record.cut) for record in steps],
