@@ -6,6 +6,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
+from willitrun_estimator import cache
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.builder import Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
@@ -32,6 +35,11 @@ HOST_ALIGNMENT = 32
 _SHAPES: OrderedDict[tuple[object, ...], Programs] = OrderedDict()
 _SHAPES_LIMIT = 128
 """Shapes, with settings and number of GPUs, of which programs are kept."""
+RESERVED_FOR_ONE_SLOT = frozenset({"minimax-01"})
+"""Architectures whose buffers are reserved once more for a batch of one slot (`llama_context::sched_reserve`).
+
+While llama.cpp plans without allocating it does not count that. Kimi Linear is treated so too, to no effect.
+"""
 MOST_LINES = 32
 """Layouts of which one model keeps the moves themselves."""
 MOST_KNOWN = 4096
@@ -48,11 +56,14 @@ class ComputeModel:
         self.host = len(devices.gpus)
         self.blocks = weights.spec.block_count
         self.shape = shape_of(weights.spec)
-        self.grows = self.shape.grows and settings.flash_attention
+        self._fills = self.shape.grows and settings.flash_attention
         self.build = build
         self.backend = devices.gpus[0].backend if devices.gpus else "cpu"
         rows = max(1, settings.parallel) if build.capped_rows else settings.ubatch
         self._rows = rows if settings.logit_rows is None else settings.logit_rows
+        alone = settings.parallel > 1 and self.spec.architecture in RESERVED_FOR_ONE_SLOT
+        single = structs.replace(settings, parallel=1, kv_unified=False, logit_rows=self._rows)
+        self._alone = ComputeModel(weights, devices, single, build) if alone else None
         self._copies: dict[str, int] | None = None
         self._moves: dict[tuple[Steps, int], Move] = {}
         self._lines: dict[Placement, tuple[Programs, tuple[tuple[Move, ...], ...]]] = {}
@@ -70,16 +81,24 @@ class ComputeModel:
             known = self._known[key] = self._peaks(placement, self._numbers(context_tokens))
         return known
 
-    def growth(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
-        """Bytes by which each buffer grows until the context is full: none but with blocks that are chosen.
+    @property
+    def grows(self) -> bool:
+        """Whether a buffer can become larger than planned."""
+        return self._fills or self._alone is not None
 
-        llama.cpp plans these with an empty cache and allocates anew when a batch needs more (MiniMax-M3).
+    def growth(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
+        """Bytes by which each buffer becomes larger than planned.
+
+        Blocks that are chosen are planned with an empty cache and allocated anew when a batch needs more (MiniMax-M3);
+        a buffer whose inputs grow with the square of a slot's tokens is allocated for one slot too (MiniMax-Text-01).
         """
-        planned = self.bytes(placement, context_tokens)
-        if not self.grows:
-            return (0,) * len(planned)
-        filled = sizes_of(self.spec, self.settings, context_tokens, self._rows, filled=True).values()
-        return tuple(max(0, peak - now) for peak, now in zip(self._peaks(placement, filled), planned, strict=True))
+        peaks = planned = self.bytes(placement, context_tokens)
+        if self._fills:
+            filled = sizes_of(self.spec, self.settings, context_tokens, self._rows, filled=True).values()
+            peaks = self._peaks(placement, filled)
+        elif self._alone is not None:
+            peaks = self._alone.bytes(placement, cache.stream_cells(self.settings, context_tokens)[0])
+        return tuple(max(0, peak - now) for peak, now in zip(peaks, planned, strict=True))
 
     def _peaks(self, placement: Placement, values: tuple[int, ...]) -> tuple[int, ...]:
         programs, lines = self._planned(placement)
