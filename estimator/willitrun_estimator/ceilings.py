@@ -76,15 +76,29 @@ def sharp(question: Question, quant: str) -> float:
         return 0.0
     space = question.space
     lone: list[tuple[int, ...]] = [(kind,) for kind in dict.fromkeys(space.kinds)]
-    setups = [question.setup(quant, space.kv_types[0], space.ubatches[0], one) for one in lone or [()]]
-    steps = together([extremes(one, rates=True) for one in setups])
+    setups = [
+        [question.setup(quant, space.kv_types[0], ubatch, one) for one in lone or [()]] for ubatch in space.ubatches
+    ]
+    steps = together([extremes(one, rates=True) for one in setups[0]])
     experts = weights.cumulative_expert_bytes[-1]
     held = weights.cumulative_resident_bytes[-1] + experts + weights.output_bytes
     over = held - sum(gpu.memory_free_bytes for gpu in gpus) if gpus else 0
-    step = steps.least(over, experts, held - weights.output_bytes)
+    movable = held - weights.output_bytes
+    step = steps.least(over, experts, movable)
+    waits = [
+        together([extremes(one, rates=False) for one in several]).least(over, experts, movable) for several in setups
+    ]
+    wait = min((one for one in waits if one is not None), default=None)
     return question.objective.judge(
         quality=quality_factor(question.kl_divergence(quant, space.kv_types[0])),
         rate=None if step is None else BOUND_SLACK / step,
-        ttft_s=0.0,
+        ttft_s=None if wait is None or None in waits else wait / BOUND_SLACK,
         context_tokens=space.contexts[-1],
     )
+
+
+def may_be_whole(question: Question, quant: str) -> bool:
+    """Tell whether everything that GPUs hold could fit on them."""
+    weights, gpus = question.weights(quant), question.devices.gpus
+    held = weights.cumulative_resident_bytes[-1] + weights.cumulative_expert_bytes[-1] + weights.output_bytes
+    return bool(gpus) and held <= sum(gpu.memory_free_bytes for gpu in gpus)

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 
 from willitrun_estimator import ceilings
+from willitrun_estimator.found import Bar, Found, by_merit
 from willitrun_estimator.question import Question
-from willitrun_estimator.search import Found
+from willitrun_estimator.search import NO_BAR
 
 
 def sweep(
-    question: Question, quants: Iterable[str], *, floor: float = 0.0, narrow: bool = False
+    question: Question, quants: Iterable[str], *, bar: Bar = NO_BAR, narrow: bool = False
 ) -> Iterator[tuple[str, list[Found]]]:
-    """Search one quantization after the other while one can exceed the best so far, and `floor`.
+    """Search one quantization after the other while one can pass the bar, which the best so far raises.
 
     Only quantizations that the cheap ceiling does not rule out are weighed, and of those only the ones that the sharp
     one leaves are searched.
@@ -22,18 +23,21 @@ def sweep(
     heapify(waiting)
     while waiting:
         ceiling, weighed, quant = heappop(waiting)
-        if -ceiling <= floor:
+        if -ceiling <= bar.whole:
             return
         if not weighed:
             heappush(waiting, (-ceilings.sharp(question, quant), True, quant))
             continue
-        found = question.search(quant, floor=floor, narrow=narrow)
+        if not bar.passes(-ceiling, may_be_whole=ceilings.may_be_whole(question, quant)):
+            continue
+        found = question.search(quant, bar=bar, narrow=narrow)
         if found:
-            floor = max(floor, found[0].score)
+            bar = bar.raised(found[0])
         yield quant, found
 
 
 def best_of(question: Question, quants: Iterable[str], *, floor: float = 0.0, narrow: bool = False) -> Found | None:
     """Return the best plan of some quantizations, None when none scores above `floor` (0 asks for any)."""
-    firsts = [found[0] for _, found in sweep(question, quants, floor=floor, narrow=narrow) if found]
-    return max(firsts, key=lambda one: one.score, default=None)
+    bar = Bar(floor, floor) if floor > 0 else NO_BAR
+    firsts = [found[0] for _, found in sweep(question, quants, bar=bar, narrow=narrow) if found]
+    return next(iter(by_merit(firsts)), None)

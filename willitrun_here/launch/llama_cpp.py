@@ -14,6 +14,8 @@ def render(target: Target) -> Command:
     """Return the complete llama-server command."""
     prefix = numa_prefix(target)
     argv = [*prefix, target.program, *model_arguments(target), *server_arguments(target), *target.extra]
+    if visible.remote_addresses(target):
+        argv += override(apart(target))
     notes = (
         artifact(target).note,
         flags_note(target),
@@ -63,8 +65,7 @@ def plan_arguments(target: Target) -> list[str]:
         argv += ["-ctk", plan.kv_type, "-ctv", plan.kv_type]
     if len(plan.tensor_split) > 1:
         argv += ["-ts", ",".join(f"{share:g}" for share in plan.tensor_split)]
-    if plan.cpu_moe_layers:
-        argv += cpu_experts(target)
+    argv += experts(target)
     argv += ["-ub", str(plan.ubatch), "-b", str(max(plan.batch, plan.ubatch)), "-t", str(plan.threads)]
     argv += ["-np", str(plan.parallel)]
     if plan.kv_unified and "-kvu" in flags:
@@ -95,13 +96,43 @@ def flash_attention(target: Target) -> list[str]:
     return ["-fa"] if target.plan.flash_attention else []
 
 
+def experts(target: Target) -> list[str]:
+    """Keep the experts of the first N layers in host memory, and those of single blocks where the plan has them.
+
+    Older builds have no switch for the former and take tensor patterns alone. Patterns name remote devices, which exist
+    only once `--rpc` was read: with one, they come after the user's own arguments.
+    """
+    switch, patterns = cpu_experts(target), [] if visible.remote_addresses(target) else apart(target)
+    return [*switch[:1], ",".join([*switch[1:], *patterns])] if switch[:1] == ["-ot"] else [*switch, *override(patterns)]
+
+
+def override(patterns: list[str]) -> list[str]:
+    """Return the arguments for tensor patterns."""
+    return ["-ot", ",".join(patterns)] if patterns else []
+
+
 def cpu_experts(target: Target) -> list[str]:
     """Keep the experts of the first N layers in host memory; older builds take a tensor pattern."""
-    count = target.plan.cpu_moe_layers
+    plan = target.plan
+    count = plan.cpu_moe_layers - sum(one.whole and one.device is None for one in plan.experts_apart)
+    if not count:
+        return []
     if "-ncmoe" in target.flags or "--n-cpu-moe" in target.flags:
         return ["--n-cpu-moe", str(count)]
     blocks = "|".join(str(block) for block in range(count))
     return ["-ot", rf"blk\.({blocks})\.ffn_(up|down|gate)_exps=CPU"]
+
+
+def apart(target: Target) -> list[str]:
+    """Return a tensor pattern with its buffer for every group of blocks whose experts are apart from them alike."""
+    groups: dict[tuple[tuple[str, ...], int | None], list[int]] = {}
+    for one in target.plan.experts_apart:
+        groups.setdefault((one.tensors, one.device), []).append(one.block)
+    names = visible.buffer_names(target)
+    return [
+        f"blk[.]({'|'.join(map(str, blocks))})[.]({'|'.join(tensors)})={'CPU' if device is None else names[device]}"
+        for (tensors, device), blocks in groups.items()
+    ]
 
 
 def load_mode(target: Target) -> list[str]:
@@ -110,7 +141,8 @@ def load_mode(target: Target) -> list[str]:
     Only when the host has room for it, because such memory cannot be dropped and read again.
     """
     host = target.plan.devices[-1]
-    if not target.plan.cpu_moe_layers or host.total_bytes > host.free_bytes:
+    on_host = target.plan.cpu_moe_layers or any(one.device is None for one in target.plan.experts_apart)
+    if not on_host or host.total_bytes > host.free_bytes:
         return []
     if "-lm" in target.flags or "--load-mode" in target.flags:
         return ["--load-mode", "none"]

@@ -16,7 +16,7 @@ from msgspec import Struct, structs
 from willitrun_estimator.plan import Answer, Plan
 from willitrun_estimator.request import Request
 from willitrun_here.errors import LaunchError, UsageError
-from willitrun_here.launch import llama_cpp, log
+from willitrun_here.launch import llama_cpp, log, visible
 from willitrun_here.launch.log import Compared
 from willitrun_here.launch.process import Probe, Server
 from willitrun_here.launch.target import MIB, Target
@@ -236,20 +236,13 @@ def measured(server: Server, target: Target, result: Answer, ready_s: float, att
     prefill = speed.prefill_tokens_per_s.expected if speed and speed.prefill_tokens_per_s else None
     return Comparison(
         load_s=ready_s,
-        buffers=tuple(log.compare(target.plan, log.buffers(list(server.lines)), remote_addresses(target))),
+        buffers=tuple(log.compare(target.plan, log.buffers(list(server.lines)), visible.remote_addresses(target))),
         planned_decode_tokens_per_s=decode,
         planned_prefill_tokens_per_s=prefill,
         probe=probe,
         gpu_free_bytes=free_now(target),
         tries=attempt,
     )
-
-
-def remote_addresses(target: Target) -> tuple[str, ...]:
-    """Return the servers of remote devices among the engine's own arguments."""
-    if "--rpc" not in target.extra:
-        return ()
-    return tuple(target.extra[target.extra.index("--rpc") + 1].split(","))
 
 
 def free_now(target: Target) -> tuple[int | None, ...]:

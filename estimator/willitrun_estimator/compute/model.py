@@ -121,7 +121,8 @@ class ComputeModel:
         head = self._head(placement)
         settings = self.settings
         used = {home.block for home in homes} | {head}
-        pipeline = self.host not in used and len(used) > 1 and not placement.cpu_moe_layers and not placement.kv_on_host
+        overridden = bool(placement.cpu_moe_layers or placement.overrides)
+        pipeline = self.host not in used and len(used) > 1 and not overridden and not placement.kv_on_host
         large: dict[Dim, bool] = {
             U: settings.ubatch >= OFFLOAD_ROWS,
             ROWS: min(self._rows, settings.ubatch) >= OFFLOAD_ROWS,
@@ -188,17 +189,21 @@ class ComputeModel:
         units = [self.host] * (self.blocks + 1 - placement.gpu_layers)
         for gpu, count in enumerate(placement.split or (placement.gpu_layers,)):
             units.extend([gpu] * count)
+        apart = {one.block: one for one in placement.overrides}
         for index in range(self.blocks):
             device = units[index]
             experts = self.host if index < placement.cpu_moe_layers else device
+            override = apart.get(index)
+            elsewhere = ((), device) if override is None else (override.tensors, self.host if override.device is None else override.device)
             homes.append(
                 Homes(
                     device,
                     experts,
                     self.host if placement.kv_on_host else units[self._donors[index]],
-                    self._groups[index] if self.host in {device, experts} else -1,
+                    self._groups[index] if self.host in {device, experts, elsewhere[1]} else -1,
                     self._rotary(index),
                     self._parts[self._kinds[index]],
+                    *elsewhere,
                 )
             )
         return homes

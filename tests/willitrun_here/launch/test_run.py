@@ -23,7 +23,7 @@ from willitrun_here.errors import LaunchError, UsageError
 from willitrun_here.fleet import agent
 from willitrun_here.fleet.document import MeasuredRun
 from willitrun_here.fleet.spool import Spool
-from willitrun_here.launch import llama_cpp, process, run
+from willitrun_here.launch import llama_cpp, process, run, visible
 from willitrun_here.launch.flags import parse_help
 from willitrun_here.machines import open_machine
 
@@ -324,8 +324,8 @@ def test_the_free_memory_of_unknown_gpus_is_unknown():
 
 def test_remote_addresses_are_the_engine_s_own_argument():
     target = on_words()
-    assert run.remote_addresses(target) == ()
-    assert run.remote_addresses(structs.replace(target, extra=("--rpc", "a:1,b:2"))) == ("a:1", "b:2")
+    assert visible.remote_addresses(target) == ()
+    assert visible.remote_addresses(structs.replace(target, extra=("--rpc", "a:1,b:2"))) == ("a:1", "b:2")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
