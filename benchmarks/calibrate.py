@@ -29,10 +29,11 @@ from willitrun_catalog.quant import tensor_types  # noqa: E402
 from willitrun_estimator.calibration import Corrections  # noqa: E402
 from willitrun_estimator.hardware import host  # noqa: E402
 from willitrun_estimator.tensors import tensors  # noqa: E402
-from willitrun_here import calibrate as store  # noqa: E402
-from willitrun_here.calibrate_engine import bench  # noqa: E402
+from willitrun_here.calibrate import store  # noqa: E402
+from willitrun_here.calibrate.kernels import bench  # noqa: E402
+from willitrun_here.calibrate.made_up import Value, metadata_of, write  # noqa: E402
+from willitrun_here.calibrate.measure import measure as measured  # noqa: E402
 from willitrun_here.cli.calibrate import llama_bench  # noqa: E402
-from willitrun_here.made_up import Value, metadata_of, write  # noqa: E402
 from willitrun_probe.collect import here  # noqa: E402
 from willitrun_probe.machine import Machine  # noqa: E402
 
@@ -91,7 +92,7 @@ def model_file(name: str, quant: str, folder: Path) -> Path:
 
 def measure(machine: Machine, program: str, folder: Path, number: int) -> tuple[Round, list[Row]]:
     """Calibrate once, then run every model."""
-    known = store.measure(
+    known = measured(
         machine, say=lambda text: print(text, file=sys.stderr), now=str(number), program=program, folder=folder
     )
     after = store.with_measurements(machine, known)

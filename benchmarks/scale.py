@@ -3,7 +3,9 @@
     python benchmarks/scale.py [--repeats 2] [--quick] [--write]
 
 Each point is a fresh process that answers a list of questions as `batch` does (plan and speed, one worker), and counts
-its processor time from the first question on: nothing is known beforehand. One axis grows, the others stay. The
+its processor time from the first question on: nothing is known beforehand. One axis grows, the others stay. Models
+differ tenfold in what their plans cost, so a point of fewer models is the mean over parts of the largest list, one
+process each: every model counts the same at every point, and what grows is what their number costs. The
 exponent is the slope of time over count, both in logarithms (least squares); 1 is proportional, the bar is 1.05. The
 fleet is asked where a model runs, with more and more machines of the same 60 shapes. `--write` puts the figures into
 docs/performance.md and the curves into docs/scale.svg. Takes several minutes, `--quick` one or two.
@@ -16,6 +18,7 @@ import importlib.util
 import json
 import math
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,7 +38,7 @@ MOST_EXPONENT = 1.05
 CONTEXT_STEP = 512
 COUNTS = {
     "models": (8, 16, 32, 64, 128),
-    "quants": (2, 4, 8, 16),
+    "quants": (2, 4, 8, len(LADDER)),
     "contexts": (4, 8, 16, 32, 64),
     "machines": (4, 8, 16, 32, 64),
 }
@@ -47,7 +50,8 @@ ASIDE = {"models": 4, "quants": 2, "contexts": 2, "machines": 2}
 """What stands beside the axis that grows."""
 COMBINATIONS = (
     "The plan and the speed of every combination of 4 models, 2 quantizations, 2 contexts and 2 machines, of which one "
-    "grows; each point a fresh process that knows nothing beforehand."
+    "grows; each point a fresh process that knows nothing beforehand, for models the mean of several, so that all "
+    "points have the same ones."
 )
 SHARED_SHAPES = (
     f"A fleet of machines in {SHAPES} shapes, asked where Llama 3.1 8B runs. The plans to make depend on the shapes "
@@ -96,10 +100,17 @@ def machine_words(count: int) -> list[str]:
     ]
 
 
-def questions(axis: str, count: int) -> Iterator[dict[str, Any]]:
-    """Yield the product of all axes, of which one has as many values as asked."""
+def parts_of(axis: str, count: int, most: int) -> int:
+    """Return in how many parts the longest list is measured: models in as many as there are."""
+    return most // count if axis == "models" else 1
+
+
+def questions(axis: str, count: int, part: int, most: int) -> Iterator[dict[str, Any]]:
+    """Yield the product of all axes, of which one has as many values as asked; models are a part of the `most`."""
     size = {**ASIDE, axis: count}
     names, machines = model_names(size["models"]), machine_words(size["machines"])
+    if axis == "models":
+        names = model_names(most)[part :: most // count]
     quants, contexts = spaced(LADDER, min(size["quants"], len(LADDER))), range(1, size["contexts"] + 1)
     for machine, model, quant, context in product(machines, names, quants, contexts):
         yield {
@@ -108,11 +119,13 @@ def questions(axis: str, count: int) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def answer_all(axis: str, count: int) -> tuple[float, int]:
+def answer_all(axis: str, count: int, part: int, most: int) -> tuple[float, int]:
     """Answer the questions in this process; returns processor seconds and how many there were."""
-    lines = [json.dumps(one).encode() for one in questions(axis, count)]
+    lines = [json.dumps(one).encode() for one in questions(axis, count, part, most)]
+    from willitrun_here.__main__ import collect_seldom  # noqa: PLC0415
     from willitrun_here.batch import answers  # noqa: PLC0415 - imported, but not asked yet
 
+    collect_seldom()  # as the command does; else the collector's share grows with everything that is kept
     start = time.process_time()
     for line in answers(lines, jobs=1):
         assert b'"fit"' in line, line
@@ -121,14 +134,16 @@ def answer_all(axis: str, count: int) -> tuple[float, int]:
 
 def measured(axis: str, counts: Sequence[int], repeats: int) -> tuple[Curve, float]:
     """Measure one axis in fresh processes, the sizes in turn; returns the curve and answers per second at its end."""
-    seconds = dict.fromkeys(counts, math.inf)
+    points = [(count, part) for count in counts for part in range(parts_of(axis, count, counts[-1]))]
+    seconds = dict.fromkeys(points, math.inf)
     lines = dict.fromkeys(counts, 0)
     for _ in range(repeats):
-        for count in counts:
-            command = [sys.executable, __file__, "--answer", axis, str(count)]
+        for count, part in points:
+            command = [sys.executable, __file__, "--answer", axis, str(count), str(part), str(counts[-1])]
             told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-            seconds[count], lines[count] = min(seconds[count], float(told[0])), int(told[1])
-    curve = Curve(axis, tuple(counts), tuple(seconds[count] for count in counts))
+            seconds[count, part], lines[count] = min(seconds[count, part], float(told[0])), int(told[1])
+    means = [statistics.mean(value for point, value in seconds.items() if point[0] == count) for count in counts]
+    curve = Curve(axis, tuple(counts), tuple(means))
     return curve, lines[counts[-1]] / curve.seconds[-1]
 
 
@@ -245,11 +260,12 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="once, and without the largest counts")
     parser.add_argument("--write", action="store_true", help="also write docs/performance.md and docs/scale.svg")
-    parser.add_argument("--answer", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--answer", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--fleet", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.answer:
-        print(*answer_all(options.answer[0], int(options.answer[1])))
+        axis, *numbers = options.answer
+        print(*answer_all(axis, *map(int, numbers)))
         return 0
     if options.fleet:
         print(*fleet_question(options.fleet))

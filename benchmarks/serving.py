@@ -34,8 +34,9 @@ from willitrun_catalog.quant import tensor_types  # noqa: E402
 from willitrun_estimator.calibration import Corrections  # noqa: E402
 from willitrun_estimator.tensors import tensors  # noqa: E402
 from willitrun_here.ask import llama_server  # noqa: E402
-from willitrun_here.calibrate import disk_read, read  # noqa: E402
-from willitrun_here.made_up import byte_vocabulary, metadata_of, write  # noqa: E402
+from willitrun_here.calibrate.made_up import byte_vocabulary, metadata_of, write  # noqa: E402
+from willitrun_here.calibrate.measure import disk_read  # noqa: E402
+from willitrun_here.calibrate.store import read  # noqa: E402
 from willitrun_probe.collect import here  # noqa: E402
 from willitrun_probe.machine import Machine  # noqa: E402
 

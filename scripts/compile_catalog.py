@@ -107,7 +107,7 @@ def gpu_names(number: int, sheet: Datasheet) -> Iterator[SearchName]:
 def main() -> int:
     """Write the compiled files, or with `--check` tell whether they are up to date."""
     specs, sheets = read_models(), read_datasheets()
-    made = {shipped.COMPILED: compile_catalog(specs, sheets), sums.COMPILED: compile_sums(specs)}
+    made = {Path(shipped.COMPILED): compile_catalog(specs, sheets), Path(sums.COMPILED): compile_sums(specs)}
     if "--check" in sys.argv[1:]:
         stale = [path.name for path, data in made.items() if not path.exists() or path.read_bytes() != data]
         print(f"out of date: {', '.join(stale)}; run scripts/compile_catalog.py" if stale else "up to date")

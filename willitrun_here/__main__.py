@@ -15,7 +15,7 @@ at the usual 700 the collector takes a twentieth of its time."""
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code; without arguments given, as the program that this process is."""
     if argv is None:
-        gc.set_threshold(FEWEST_COLLECTED, 10, 10)
+        collect_seldom()
     never_fail_to_print()
     try:
         code = at_once(sys.argv[1:] if argv is None else argv)
@@ -24,6 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         gc.freeze()  # the interpreter collects while it ends; nothing is left that needs it
     return code
+
+
+def collect_seldom() -> None:
+    """Let the garbage collector look for cycles seldom, as long as this process runs."""
+    gc.set_threshold(FEWEST_COLLECTED, 10, 10)
 
 
 def never_fail_to_print() -> None:

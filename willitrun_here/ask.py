@@ -91,7 +91,7 @@ def corrections_of(machine: Machine) -> Corrections | None:
     """Return what `calibrate` and earlier launches taught about this machine; nothing for a described one."""
     if not machine.shape_hash:
         return None
-    from willitrun_here.calibrate import read  # noqa: PLC0415 - only for probed machines
+    from willitrun_here.calibrate.store import read  # noqa: PLC0415 - only for probed machines
 
     return read(machine.shape_hash)
 

@@ -140,7 +140,13 @@ def answered(asked: dict[str, Any]) -> Any:
     plan_on = devices_of(key, request_key(request))
     made_ready = prepared(model)
     result = answer_on(
-        plan_on, made_ready.spec, request, sections=wanted, corrections=corrections(key), prepared=made_ready
+        plan_on,
+        made_ready.spec,
+        request,
+        sections=wanted,
+        corrections=corrections(key),
+        prepared=made_ready,
+        advice="improvements" in wanted,
     )
     if sections is None or "commands" in sections:
         result = completed(result, machine_of(key), made_ready.spec, request)

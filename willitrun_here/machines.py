@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
@@ -14,6 +13,9 @@ from willitrun_catalog.datasheet import Datasheet
 from willitrun_here.errors import UnreadableError, UsageError
 from willitrun_probe.machine import Cpu, Disk, Finding, Gpu, Machine, Memory, Vendor
 from willitrun_probe.units import GIB, parse_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ASSUMED_RAM_BYTES = 64 * GIB
 """RAM of a described machine that names none; a finding says so."""
@@ -69,6 +71,8 @@ def open_machine(spec: str, *, timeout_s: float = 20.0) -> Machine:
         return here(timeout_s=timeout_s)
     if not spec.strip():
         raise UsageError("--machine is empty", 'Write for example "RTX 3090, 64 GiB RAM".')
+    from pathlib import Path  # noqa: PLC0415 - most questions are about this machine
+
     path = Path(spec)
     if len(spec) > MOST_WORDS or "\0" in spec:
         raise UsageError(f"--machine has {len(spec)} characters", f"At most {MOST_WORDS}, none of them NUL.")
@@ -99,7 +103,7 @@ def is_file(path: Path) -> bool:
 
 def here(*, timeout_s: float = 20.0) -> Machine:
     """Probe this machine and add what `calibrate` has measured on it."""
-    from willitrun_here.calibrate import read, with_measurements  # noqa: PLC0415
+    from willitrun_here.calibrate.store import read, with_measurements  # noqa: PLC0415
     from willitrun_probe.collect import here as collect_here  # noqa: PLC0415
 
     machine = collect_here(timeout_s=timeout_s)
@@ -182,9 +186,11 @@ def described(words: MachineWords) -> Machine:
     for kind in words.gpus:
         if not 1 <= kind.count <= MOST_GPUS:
             raise UsageError(f"{kind.count} GPUs of one kind in a machine", f"Give 1 to {MOST_GPUS}.")
-        if len(gpus) + kind.count > MOST_GPUS:
+        sheet = known_sheet(kind)
+        count = kind.count * (1 if sheet is None else sheet.dies)
+        if len(gpus) + count > MOST_GPUS:
             raise UsageError(f"more than {MOST_GPUS} GPUs in a machine", f"Give 1 to {MOST_GPUS}.")
-        gpus += [given_gpu(kind, len(gpus) + i) for i in range(kind.count)]
+        gpus += [given_gpu(kind, sheet, len(gpus) + i) for i in range(count)]
     findings = []
     ram = words.ram_bytes
     if ram is None:
@@ -247,9 +253,8 @@ def name_of(words: MachineWords, ram: int) -> str:
     return ", ".join([*parts, f"{ram / GIB:.0f} GiB RAM"])
 
 
-def given_gpu(words: GpuWords, index: int) -> Gpu:
-    """Build one GPU from its data sheet and what was given about it."""
-    sheet = known_sheet(words)
+def given_gpu(words: GpuWords, sheet: Datasheet | None, index: int) -> Gpu:
+    """Build one GPU from its data sheet and what was given about it; memory that was given is that of each GPU."""
     total = words.memory_total_bytes
     if total is None and sheet is not None:
         total = sheet.memory_usable_bytes
@@ -261,6 +266,7 @@ def given_gpu(words: GpuWords, index: int) -> Gpu:
             total = int(stated * (1 - UNUSABLE_FRACTION))
         if total is None and sheet.memory_bytes is not None:
             total = int(sheet.memory_bytes * (1 - UNUSABLE_FRACTION))
+        total = None if total is None else total // sheet.dies
     free = words.memory_free_bytes if words.memory_free_bytes is not None else total
     if total is None or (free is not None and free > total):
         total = free
@@ -275,7 +281,7 @@ def given_gpu(words: GpuWords, index: int) -> Gpu:
         memory_bandwidth_bytes_per_s=bandwidth,
         compute_capability=sheet.compute_capability if sheet else None,
         gfx_target=sheet.gfx_target if sheet else None,
-        multiprocessors=sheet.multiprocessors if sheet else None,
+        multiprocessors=sheet.multiprocessors // sheet.dies if sheet and sheet.multiprocessors else None,
         unified=sheet.unified if sheet else False,
         sources={"memory_total_bytes": "given" if words.memory_total_bytes else "data-sheet"},
     )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NAME = "willitrun-here"
 
@@ -16,28 +19,37 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
         from platformdirs import user_cache_path  # noqa: PLC0415 - on Linux it says the same as below
 
         return user_cache_path(NAME, appauthor=False)
-    return based("XDG_CACHE_HOME", ".cache", environment)
+    from pathlib import Path  # noqa: PLC0415 - takes longer to import than most of what asks for a path
+
+    return Path(based("XDG_CACHE_HOME", ".cache", environment))
 
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """Return the folder for what is kept: measurements, an agent's identity."""
-    if sys.platform != "linux":
-        from platformdirs import user_state_path  # noqa: PLC0415 - on Linux it says the same as below
+    from pathlib import Path  # noqa: PLC0415 - as above
 
-        return user_state_path(NAME, appauthor=False)
+    return Path(state_path(environment))
+
+
+def state_path(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the same folder as text."""
+    if sys.platform != "linux":
+        from platformdirs import user_state_dir  # noqa: PLC0415 - on Linux it says the same as below
+
+        return user_state_dir(NAME, appauthor=False)
     return based("XDG_STATE_HOME", ".local/state", environment)
 
 
-def based(variable: str, usual: str, environment: Mapping[str, str]) -> Path:
+def based(variable: str, usual: str, environment: Mapping[str, str]) -> str:
     """Return this program's folder by the XDG Base Directory Specification 0.8, which disregards relative paths.
 
     A user without a home (a bare container) has the root folder: nothing can be kept there, and nothing breaks.
     """
     given = environment.get(variable, "").strip()
     if given.startswith("/"):
-        return Path(given, NAME)
+        return os.path.join(given, NAME)  # noqa: PTH118
     home = environment.get("HOME") or os.path.expanduser("~")  # noqa: PTH111 - pathlib's raises where there is none
-    return Path(home if home.startswith("/") else "/", usual, NAME)
+    return os.path.join(home if home.startswith("/") else "/", usual, NAME)  # noqa: PTH118
 
 
 def program(name: str, environment: Mapping[str, str] = os.environ) -> str | None:

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.shipped import sums_of
-from willitrun_estimator.answer import prospect, ranked_answer
+from willitrun_estimator.answer import Prospect, prospect, ranked_answer
 from willitrun_estimator.device import Devices
 from willitrun_estimator.hardware import devices
 from willitrun_estimator.plan import Answer
@@ -28,7 +28,8 @@ def rank(machine: Machine, request: Request, *, limit: int | None, local: bool =
     """Return the answers of the best models, best first; models that cannot start here never appear.
 
     Well-known instruct releases of their makers come first, others only when there is room left in `limit`. A plan
-    that would read weights from disk for every token is not offered: it starts, and nobody would use it.
+    that would read weights from disk for every token is not offered: it starts, and nobody would use it. Nor is a model
+    without the context that is wanted at least.
     """
     plan_on = devices(machine, request, sheet_of)
     groups: tuple[Iterable[ModelSpec], ...]
@@ -45,7 +46,8 @@ def rank(machine: Machine, request: Request, *, limit: int | None, local: bool =
     for specs in groups:
         if limit is not None and len(ranked) >= limit:
             break
-        ranked += best_of(specs, plan_on, request, None if limit is None else limit - len(ranked))
+        long_enough = [spec for spec in specs if spec.max_context_tokens >= (request.min_context or 0)]
+        ranked += best_of(long_enough, plan_on, request, None if limit is None else limit - len(ranked))
     return ranked
 
 
@@ -55,24 +57,23 @@ def best_of(specs: Iterable[ModelSpec], plan_on: Devices, request: Request, limi
     A model waits under the best it could reach: by its ability alone, then by the size of its weights too. Once the
     worst answer kept is better, nothing that waits is looked at any more.
     """
-    waiting: list[tuple[float, int, float, ModelSpec, Prepared | None]] = []
+    waiting: list[tuple[float, int, float, ModelSpec, Prospect | None]] = []
     for order, (known_ability, spec) in enumerate(sorted(((ability(spec), spec) for spec in specs), key=by_ability)):
         heapq.heappush(waiting, (-overall(100.0, known_ability), order, known_ability, spec, None))
     kept: list[tuple[float, int, Answer]] = []
     while waiting:
-        least, order, known_ability, spec, prepared = heapq.heappop(waiting)
+        least, order, known_ability, spec, known = heapq.heappop(waiting)
         full = limit is not None and len(kept) >= limit
         if full and -least < kept[0][0]:
             break
-        if prepared is None:
-            prepared = Prepared(spec, sums_of(spec))
-            most = prospect(plan_on, spec, request, prepared)
-            if most > 0:
-                reach = overall(min(100.0, most + ROUNDED), known_ability)
-                heapq.heappush(waiting, (-reach, order, known_ability, spec, prepared))
+        if known is None:
+            known = prospect(plan_on, spec, request, Prepared(spec, sums_of(spec)))
+            if known.most > 0:
+                reach = overall(min(100.0, known.most + ROUNDED), known_ability)
+                heapq.heappush(waiting, (-reach, order, known_ability, spec, known))
             continue
         floor = max(0.0, least_score(kept[0][0], known_ability) - ROUNDED) if full else 0.0
-        result = ranked_answer(plan_on, spec, request, floor=floor, prepared=prepared)
+        result = ranked_answer(plan_on, spec, request, floor=floor, known=known)
         if result is None:
             continue
         points = overall(float(result.score), known_ability)

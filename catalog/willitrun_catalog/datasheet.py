@@ -37,6 +37,8 @@ class Datasheet(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gfx_target: str | None = None
     multiprocessors: int | None = None
     """SMs, compute units or Xe cores, where the sheet's figures give them."""
+    dies: int = 1
+    """GPUs that the card shows to software, each with its share of the card's figures (CDNA 2's accelerators: 2)."""
     pcie_generation: int | None = None
     pcie_lanes: int | None = None
     link: str | None = None

@@ -275,6 +275,7 @@ def _datasheet(path: Path, entry: dict[str, Any]) -> Datasheet:
             compute_capability=entry.get("compute_capability"),
             gfx_target=entry.get("gfx_target"),
             multiprocessors=entry.get("multiprocessors"),
+            dies=entry.get("dies", 1),
             pcie_generation=entry.get("pcie", {}).get("generation"),
             pcie_lanes=entry.get("pcie", {}).get("lanes"),
             link=link.get("name"),

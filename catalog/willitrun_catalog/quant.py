@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 
 from willitrun_catalog.block_types import BLOCK_TYPES, BlockType, fitting_type, row_bytes, tensor_bytes
 from willitrun_catalog.errors import UnknownNameError
@@ -83,6 +84,7 @@ class UnknownQuant(UnknownNameError):  # noqa: N818
     thing = "quantization"
 
 
+@lru_cache(maxsize=256)
 def quant_name(text: str) -> str:
     """Find a quantization by its name in any case and with any separators; raises `UnknownQuant`.
 

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
-from pathlib import Path
 
 import msgspec
 from msgspec import Struct, structs
@@ -17,7 +17,8 @@ from willitrun_catalog.errors import UnknownGpu, UnknownModel
 from willitrun_catalog.model import Layer, ModelSpec
 from willitrun_catalog.sums import ModelSums
 
-COMPILED = Path(__file__).parent / "data" / "catalog.msgpack"
+COMPILED = os.path.join(os.path.dirname(__file__), "data", "catalog.msgpack")  # noqa: PTH118,PTH120
+"""Not a `pathlib.Path`, which takes longer to import than the file takes to read."""
 
 
 class PackedModel(Struct, frozen=True, array_like=True):
@@ -92,10 +93,16 @@ def unpack(packed: PackedModel) -> ModelSpec:
     return structs.replace(packed.spec, layers=tuple(layers))
 
 
+def compiled_bytes() -> bytes:
+    """Read the compiled file as it is."""
+    with open(COMPILED, "rb") as file:  # noqa: PTH123
+        return file.read()
+
+
 @lru_cache(maxsize=1)
 def compiled() -> Compiled:
     """Read the compiled file; names, models and accelerators in it stay encoded."""
-    return msgspec.msgpack.decode(COMPILED.read_bytes(), type=Compiled)
+    return msgspec.msgpack.decode(compiled_bytes(), type=Compiled)
 
 
 @lru_cache(maxsize=1)

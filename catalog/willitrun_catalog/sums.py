@@ -6,14 +6,14 @@ with a checksum of the entry they were made from: an entry that has changed sinc
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
-from pathlib import Path
 from zlib import crc32
 
 import msgspec
 from msgspec import Struct
 
-COMPILED = Path(__file__).parent / "data" / "sums.msgpack"
+COMPILED = os.path.join(os.path.dirname(__file__), "data", "sums.msgpack")  # noqa: PTH118,PTH120
 
 
 class QuantSums(Struct, frozen=True, array_like=True):
@@ -62,7 +62,8 @@ def _model_decoder() -> msgspec.msgpack.Decoder[ModelSums]:
 
 @lru_cache(maxsize=1)
 def _compiled() -> dict[str, bytes]:
-    return msgspec.msgpack.decode(COMPILED.read_bytes(), type=dict[str, bytes])
+    with open(COMPILED, "rb") as file:  # noqa: PTH123
+        return msgspec.msgpack.decode(file.read(), type=dict[str, bytes])
 
 
 def checksum(encoded_entry: bytes) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quant import FORMATS, ladder, quant_name
-from willitrun_estimator import ceilings, explain, hardware, vllm_answer
+from willitrun_estimator import ceilings, explain, hardware
 from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.device import Devices
 from willitrun_estimator.errors import EstimatorError
@@ -35,7 +35,6 @@ from willitrun_estimator.sections import (
     parts,
     plan_of,
     quant_options,
-    reserved,
     serving_of,
     setup_of,
     speed_of,
@@ -80,10 +79,12 @@ def answer_on(
     sections: frozenset[Section] = SECTIONS,
     corrections: Corrections | None = None,
     prepared: Prepared | None = None,
+    advice: bool = True,
 ) -> Answer:
     """Answer for devices that were already merged with their data sheets; many models share them.
 
-    `prepared` are the model's sums where other questions share them.
+    `prepared` are the model's sums where other questions share them. Without `advice` an answer that nothing starts
+    does not say what would help.
     """
     question = Question(spec, devices, request, corrections=corrections, prepared=prepared)
     if asks_vllm(spec, request):
@@ -92,7 +93,7 @@ def answer_on(
     per_quant = searched(question, quants, every="quants" in sections)
     best, ranked = winner(question, quants, per_quant)
     if best is None:
-        return too_large(question, quants)
+        return too_large(question, quants, advice=advice)
     result = assembled(question, best, ranked, per_quant, sections)
     if request.engine is None and request.mode in SERVING_MODES:
         return compared(question, result)
@@ -101,12 +102,18 @@ def answer_on(
 
 def suggested(question: Question, result: Answer) -> Answer:
     """Beside a llama.cpp plan for one user, say when vLLM would be faster on this machine, and by how much."""
+    if not question.devices.gpus:
+        return result
+    from willitrun_estimator import vllm_answer  # noqa: PLC0415 - a third of the estimator, for GPUs alone
+
     found = vllm_answer.worth_changing(question, result.serving)
     return structs.replace(result, improvements=(*result.improvements, *found))
 
 
 def with_vllm(question: Question) -> Answer:
     """Answer for vLLM, whatever llama.cpp could do. Raises EstimatorError where vLLM has no back end."""
+    from willitrun_estimator import vllm_answer  # noqa: PLC0415 - as in `suggested`
+
     planned = vllm_answer.planned_for(question.spec, question.devices, question.request)
     if planned is None:
         raise EstimatorError(
@@ -120,6 +127,8 @@ def with_vllm(question: Question) -> Answer:
 
 def compared(question: Question, result: Answer) -> Answer:
     """For a serving mode, answer with the engine that serves it better and say by how much."""
+    from willitrun_estimator import vllm_answer  # noqa: PLC0415 - as in `suggested`
+
     better, choice = vllm_answer.better_engine(
         question,
         result.serving,
@@ -137,26 +146,48 @@ def compared(question: Question, result: Answer) -> Answer:
     )
 
 
-def prospect(devices: Devices, spec: ModelSpec, request: Request, prepared: Prepared) -> float:
-    """Return a score that no answer to a question exceeds, without a search."""
-    if asks_vllm(spec, request):
-        return 100.0
+class Prospect(NamedTuple):
+    """A question with scores that no answer exceeds, found without a search."""
+
+    question: Question
+    ceilings: dict[str, float]
+    """By quantization; empty where vLLM is asked for, of which nothing is known beforehand."""
+
+    @property
+    def most(self) -> float:
+        """The best of them, 0..100."""
+        return max(self.ceilings.values(), default=100.0)
+
+
+def prospect(devices: Devices, spec: ModelSpec, request: Request, prepared: Prepared) -> Prospect:
+    """Return what could come of a question at best."""
     question = Question(spec, devices, request, prepared=prepared)
-    return max(ceilings.cheap(question, quant) for quant in quants_to_try(spec, request, devices))
+    if asks_vllm(spec, request):
+        return Prospect(question, {})
+    quants = quants_to_try(spec, request, devices)
+    return Prospect(question, {quant: ceilings.cheap(question, quant) for quant in quants})
 
 
 def ranked_answer(
-    devices: Devices, spec: ModelSpec, request: Request, *, floor: float, prepared: Prepared | None = None
+    devices: Devices,
+    spec: ModelSpec,
+    request: Request,
+    *,
+    floor: float,
+    prepared: Prepared | None = None,
+    known: Prospect | None = None,
 ) -> Answer | None:
     """Answer for a ranking: plan and speed of the best plan, None when none scores above `floor` (0 asks for any).
 
-    Memory is looked at quickly. Quantizations are tried in falling order of what they could score at all.
+    Memory is looked at quickly. Quantizations are tried in falling order of what they could score at all, which may be
+    `known`.
     """
-    question = Question(spec, devices, request, prepared=prepared)
+    question = Question(spec, devices, request, prepared=prepared) if known is None else known.question
     if asks_vllm(spec, request):
         result = with_vllm(question)
         return result if result.plan is not None and result.score > floor else None
-    best = best_of(question, quants_to_try(spec, request, devices), floor=floor, narrow=True)
+    quants = quants_to_try(spec, request, devices)
+    best = best_of(question, quants, floor=floor, narrow=True, ceilings=None if known is None else known.ceilings)
     if best is None:
         return None
     return assembled(question, best, [], {}, RANKED_SECTIONS, exact=False)
@@ -273,11 +304,11 @@ def assembled(
         request=question.request,
         curve=curve(setup, best, spec) if "curve" in sections else (),
         modes=mode_rows(question, best) if "modes" in sections else (),
-        findings=(*spec.findings, *reserved(spec), *labelled(spec, question.request)),
+        findings=(*spec.findings, *labelled(spec, question.request)),
     )
 
 
-def too_large(question: Question, quants: tuple[str, ...]) -> Answer:
+def too_large(question: Question, quants: tuple[str, ...], *, advice: bool = True) -> Answer:
     """Answer that nothing starts, with what the smallest plan would need against what there is."""
     spec, devices = question.spec, question.devices
     smallest = min(quants, key=lambda quant: question.weights(quant).tensor_bytes)
@@ -299,7 +330,7 @@ def too_large(question: Question, quants: tuple[str, ...]) -> Answer:
         ubatch=setup.settings.ubatch, gpus=gpus, placement=placement, used_bytes=used,
         rate=None, ttft_s=None, quality=0.0, short_bytes=max(0, setup.host_short(used)), score=0.0,
     )  # fmt: skip
-    plan = plan_of(question, found)
+    plan = plan_of(question, found, exact=True)
     why = explain.refusal(uses, setup.budgets, found.short_bytes) or "no layout leaves the margin on every device"
     return Answer(
         model=model_facts(spec, question),
@@ -322,7 +353,7 @@ def too_large(question: Question, quants: tuple[str, ...]) -> Answer:
         quants=(),
         workloads=(),
         limits=(),
-        improvements=improvements(question, None, {quant: [] for quant in quants}),
+        improvements=improvements(question, None, {quant: [] for quant in quants}) if advice else (),
         request=question.request,
         findings=spec.findings,
     )

@@ -6,6 +6,9 @@ The rules are those of llama.cpp's `llama_kv_cache`, `llama_kv_cache_iswa` and `
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import NamedTuple
+
 from willitrun_catalog.model import Attention, Layer, Mixer, Mla, ModelSpec, NoMixer, Recurrent
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.placement import Settings
@@ -33,11 +36,22 @@ src/models/phi3.cpp drops it; src/models/llama.cpp never reads `attention.slidin
 Ministral 8B have.
 """
 
-INDEXED_VALUES = frozenset({"glm5-next", "minimax-m3"})
+INDEXED_VALUES = frozenset({"minimax-m3"})
 """Architectures whose indexer has an ordinary cache of one head, V included.
 
-`llama_kv_cache_msa` and `llama_memory_hybrid_idx`; those of DeepSeek V3.2 and GLM-5 hold K alone.
+`llama_kv_cache_msa`; those of DeepSeek V3.2 and GLM-5 hold K alone.
 """
+POOLED_INDEXERS = frozenset({"glm5-next"})
+"""Architectures whose indexer keeps key, gate and pooled key side by side in one K row (`llama_memory_hybrid_idx`)."""
+COMPRESSED = frozenset({"deepseek4"})
+"""Architectures that keep a window of plain rows, and one row for several tokens of all that lies before it.
+
+`llama_kv_cache_dsv4`: K alone, and every sequence has caches of its own even where the cache is unified.
+"""
+SPARSE_RATIO, HEAVY_RATIO = 4, 128
+"""Tokens per row of their two kinds of compressed caches (`DSV4_CSA_RATIO`, `DSV4_HCA_RATIO`)."""
+COMPRESSED_WINDOW = 128
+"""`sliding_window` of DeepSeek V4 Flash and Pro, where a model does not name its own."""
 NEXT_TOKEN_CACHED = frozenset({"bailingmoe3", "nemotron_h", "nemotron_h_moe"})
 """Hybrid models whose attention cache has rows for next-token blocks too, whether these are loaded or not.
 
@@ -64,6 +78,19 @@ CACHELESS = frozenset(
     ),
 )
 """Encoders and diffusion models, which see a whole sequence at once: `llama_model::create_memory` gives them none."""
+
+
+class Span(NamedTuple):
+    """What the cells of one cache stand for."""
+
+    window: int | None = None
+    """The last tokens alone; None is the whole context."""
+    ratio: int = 1
+    """Tokens per cell."""
+
+
+Row = tuple[Span, str, int]
+"""Span, type and elements of a row of K or V, or of an indexer's key."""
 
 
 def pad(value: int, multiple: int) -> int:
@@ -116,11 +143,14 @@ def effective_window(spec: ModelSpec, mixer: Attention) -> int | None:
     return None if spec.architecture in WINDOW_IGNORED else mixer.window
 
 
-def window_cells(window: int, settings: Settings, full_cells: int) -> int:
-    """Cells of one stream of a sliding-window cache: the windows of all its sequences and one micro-batch."""
+def window_cells(window: int, settings: Settings, full_cells: int, *, apart: bool = False) -> int:
+    """Cells of one stream of a sliding-window cache: the windows of all its sequences and one micro-batch.
+
+    `apart` where every sequence has a stream of its own even in a unified cache.
+    """
     if settings.swa_full:
         return full_cells
-    sequences = settings.parallel if settings.kv_unified else 1
+    sequences = settings.parallel if settings.kv_unified and not apart else 1
     return pad(min(full_cells, window * sequences + settings.ubatch), CELL_PADDING)
 
 
@@ -132,10 +162,32 @@ def largest_value_row(spec: ModelSpec) -> int:
     )
 
 
-def cache_rows(spec: ModelSpec, mixer: Mixer, settings: Settings) -> tuple[tuple[str, int], ...]:
-    """Type and elements of every row that one cell of this mixer's cache holds: K, V, an indexer's key."""
+def model_window(spec: ModelSpec) -> int | None:
+    """Give the window of a model's windowed caches, None where it has none."""
+    if spec.architecture in COMPRESSED:
+        return dict(spec.sizes).get("window", COMPRESSED_WINDOW)
+    return next((window for layer in spec.layers if (window := layer_window(spec, layer))), None)
+
+
+def model_cells(spec: ModelSpec, settings: Settings, context_tokens: int | None = None) -> tuple[int, int]:
+    """Cells of one stream of a model's full cache, and its streams."""
+    cells, streams = stream_cells(settings, context_tokens)
+    return cells, settings.parallel if spec.architecture in COMPRESSED else streams
+
+
+def span_cells(spec: ModelSpec, span: Span, settings: Settings, full_cells: int) -> int:
+    """Cells of one stream of a cache, where a full one has `full_cells`."""
+    if span.window is not None:
+        return window_cells(span.window, settings, full_cells, apart=spec.architecture in COMPRESSED)
+    return full_cells if span.ratio == 1 else pad(-(-full_cells // span.ratio), CELL_PADDING)
+
+
+def mixer_caches(spec: ModelSpec, mixer: Mixer, settings: Settings) -> tuple[Row, ...]:
+    """Span, type and elements of every row that this mixer's caches are made of: K, V, an indexer's key."""
     if spec.architecture in CACHELESS:
         return ()
+    if spec.architecture in COMPRESSED:
+        return _compressed_caches(spec, mixer, settings)
     if isinstance(mixer, Mla):
         # One compressed K row serves as V; the sparse indexer keeps a K row of its own.
         rows = [(settings.kv_type_k, mixer.kv_rank + mixer.rope_dim)]
@@ -143,87 +195,130 @@ def cache_rows(spec: ModelSpec, mixer: Mixer, settings: Settings) -> tuple[tuple
         values = mixer.kv_heads * mixer.value_dim if settings.flash_attention else largest_value_row(spec)
         rows = [(settings.kv_type_k, mixer.kv_heads * mixer.key_dim), (settings.kv_type_v, values)]
     elif isinstance(mixer, NoMixer) and spec.architecture in BLOCKS_WITHOUT_ATTENTION and not settings.flash_attention:
-        return ((settings.kv_type_v, largest_value_row(spec)),)
+        rows = [(settings.kv_type_v, largest_value_row(spec))]
     else:
         return ()
-    if mixer.indexer_dim:
-        rows.append((settings.kv_type_k, mixer.indexer_dim))
+    if isinstance(mixer, Attention | Mla) and mixer.indexer_dim:
+        parts = 3 if spec.architecture in POOLED_INDEXERS else 1
+        rows.append((settings.kv_type_k, parts * mixer.indexer_dim))
         if spec.architecture in INDEXED_VALUES:
             rows.append((settings.kv_type_v, mixer.value_dim))
-    return tuple(rows)
+    span = Span(effective_window(spec, mixer) if isinstance(mixer, Attention) else None)
+    return tuple((span, *row) for row in rows)
 
 
-def mixer_row_bytes(spec: ModelSpec, mixer: Mixer, settings: Settings) -> int:
-    """Bytes that one cell of this mixer's cache takes."""
-    return sum(kv_row_bytes(kv_type, elements) for kv_type, elements in cache_rows(spec, mixer, settings))
+def _compressed_caches(spec: ModelSpec, mixer: Mixer, settings: Settings) -> tuple[Row, ...]:
+    if not isinstance(mixer, Attention):
+        return ()
+    row = mixer.key_dim
+    plain = (Span(model_window(spec)), settings.kv_type_k, row)
+    if mixer.indexer_dim:
+        sparse = Span(ratio=SPARSE_RATIO)
+        return plain, (sparse, settings.kv_type_k, row), (sparse, settings.kv_type_k, mixer.indexer_dim)
+    return (plain,) if mixer.window is not None else (plain, (Span(ratio=HEAVY_RATIO), settings.kv_type_k, row))
+
+
+def mixer_row_bytes(spec: ModelSpec, mixer: Mixer, settings: Settings) -> float:
+    """Bytes that one token of the context takes in this mixer's caches, once it is as long as any window."""
+    caches = mixer_caches(spec, mixer, settings)
+    compressed = [one for one in caches if one[0].ratio > 1]
+    return sum(kv_row_bytes(kv_type, elements) / span.ratio for span, kv_type, elements in compressed or caches)
 
 
 def layer_window(spec: ModelSpec, layer: Layer) -> int | None:
-    """Give the sliding window of a layer's cache, None where it is as long as the context."""
+    """Give the sliding window of a layer's attention, None where it sees the whole context."""
     for mixer in layer.mixers:
         if isinstance(mixer, Attention):
             return effective_window(spec, mixer)
     return None
 
 
-def layer_row_bytes(spec: ModelSpec, layer: Layer, settings: Settings) -> int:
-    """Bytes of one cell of a layer's cache."""
-    return sum(mixer_row_bytes(spec, mixer, settings) for mixer in layer.mixers)
+def layer_caches(spec: ModelSpec, layer: Layer, settings: Settings) -> tuple[Row, ...]:
+    """Span, type and elements of every row of a layer's caches."""
+    return tuple(one for mixer in layer.mixers for one in mixer_caches(spec, mixer, settings))
 
 
-def next_token_row_bytes(spec: ModelSpec, settings: Settings) -> int:
-    """Bytes of one cell of what the cache holds for next-token blocks; they count with the last block."""
-    if spec.architecture not in NEXT_TOKEN_CACHED:
-        return 0
-    rows = (layer_row_bytes(spec, layer, settings) for layer in spec.layers)
-    return spec.mtp_layers * next((row for row in rows if row), 0)
+def layer_row_bytes(spec: ModelSpec, layer: Layer, settings: Settings) -> dict[Span, int]:
+    """Bytes of one cell of each of a layer's caches."""
+    return row_bytes(layer_caches(spec, layer, settings))
+
+
+def row_bytes(rows: tuple[Row, ...]) -> dict[Span, int]:
+    """Bytes of one cell of each kind of cache."""
+    found: dict[Span, int] = {}
+    for span, kv_type, elements in rows:
+        found[span] = found.get(span, 0) + kv_row_bytes(kv_type, elements)
+    return found
+
+
+def next_token_caches(spec: ModelSpec, settings: Settings) -> tuple[Row, ...]:
+    """Rows that the caches hold for next-token blocks, whether these are loaded or not; they count with the last block.
+
+    Compressed caches have windows for them; hybrids all that a block with attention has.
+    """
+    if not spec.mtp_layers or spec.architecture not in NEXT_TOKEN_CACHED | COMPRESSED:
+        return ()
+    every = (layer_caches(spec, layer, settings) for layer in spec.layers)
+    first = next((rows for rows in every if rows), ())
+    if spec.architecture in COMPRESSED:
+        first = tuple(row for row in first if row[0].window is not None)
+    return first * spec.mtp_layers
 
 
 def layer_kv_bytes(spec: ModelSpec, layer: Layer, settings: Settings, context_tokens: int | None = None) -> int:
     """KV cache bytes of one layer over all streams."""
-    row = layer_row_bytes(spec, layer, settings)
-    if not row:
-        return 0
-    cells, streams = stream_cells(settings, context_tokens)
-    window = layer_window(spec, layer)
-    if window is not None:
-        cells = window_cells(window, settings, cells)
-    return row * cells * streams
+    return _bytes_of(spec, layer_caches(spec, layer, settings), settings, context_tokens)
+
+
+def _bytes_of(spec: ModelSpec, rows: tuple[Row, ...], settings: Settings, context_tokens: int | None) -> int:
+    cells, streams = model_cells(spec, settings, context_tokens)
+    sums = row_bytes(rows).items()
+    return sum(size * span_cells(spec, span, settings, cells) * streams for span, size in sums)
 
 
 def kv_bytes(spec: ModelSpec, settings: Settings, context_tokens: int | None = None) -> int:
     """KV cache bytes of the whole model."""
-    cells, streams = stream_cells(settings, context_tokens)
-    beyond = next_token_row_bytes(spec, settings) * cells * streams
+    beyond = _bytes_of(spec, next_token_caches(spec, settings), settings, context_tokens)
     return beyond + sum(layer_kv_bytes(spec, layer, settings, context_tokens) for layer in spec.layers)
 
 
-def layer_padding_bytes(spec: ModelSpec, layer: Layer, settings: Settings, context_tokens: int) -> int:
-    """Give what the tensors of a layer's cache take on a CUDA or ROCm device beyond their elements."""
-    cells, streams = stream_cells(settings, context_tokens)
-    window = layer_window(spec, layer)
-    if window is not None:
-        cells = window_cells(window, settings, cells)
+def rows_padding_bytes(spec: ModelSpec, rows: tuple[Row, ...], settings: Settings, context_tokens: int) -> int:
+    """Give what the tensors of these caches take on a CUDA or ROCm device beyond their elements."""
+    cells, streams = model_cells(spec, settings, context_tokens)
     total = 0
-    for mixer in layer.mixers:
-        for kv_type, elements in cache_rows(spec, mixer, settings):
-            size = kv_row_bytes(kv_type, elements) * cells * streams
-            total += pad(size + padding_bytes(kv_type, elements), TENSOR_ALIGNMENT) - size
+    for span, kv_type, elements in rows:
+        size = kv_row_bytes(kv_type, elements) * span_cells(spec, span, settings, cells) * streams
+        total += pad(size + padding_bytes(kv_type, elements), TENSOR_ALIGNMENT) - size
     return total
 
 
-def layer_state_bytes(layer: Layer, settings: Settings, rollbacks: int = 0) -> int:
-    """F32 bytes of a layer's convolution and recurrent states, one set per slot.
+def compressor_elements(spec: ModelSpec, mixer: Attention) -> int:
+    """F32 elements that the compressors of one sequence keep of tokens that do not fill a row yet.
+
+    Values and scores, for two overlapping groups where the ratio is the small one (`llama_dsv4_comp_state`).
+    """
+    if spec.architecture not in COMPRESSED or mixer.window is not None:
+        return 0
+    if mixer.indexer_dim:
+        return 2 * (2 * SPARSE_RATIO) * 2 * (mixer.key_dim + mixer.indexer_dim)
+    return 2 * HEAVY_RATIO * mixer.key_dim
+
+
+def layer_state_bytes(spec: ModelSpec, layer: Layer, settings: Settings, rollbacks: int = 0) -> int:
+    """F32 bytes of a layer's convolution, recurrent and compressor states, one set per slot.
 
     `rollbacks` is the number of snapshots that speculative decoding keeps per slot (`n_rs_seq`).
     """
     elements = sum(m.conv_elements + m.state_elements for m in layer.mixers if isinstance(m, Recurrent))
+    elements += sum(compressor_elements(spec, m) for m in layer.mixers if isinstance(m, Attention))
     return 4 * elements * max(1, settings.parallel) * (1 + rollbacks)
 
 
 def state_bytes(spec: ModelSpec, settings: Settings, rollbacks: int = 0) -> int:
     """Recurrent state bytes of the whole model; independent of the context and of the KV type."""
-    return sum(layer_state_bytes(layer, settings, rollbacks) for layer in spec.layers)
+    counts = Counter(map(id, spec.layers))
+    distinct = {id(layer): layer for layer in spec.layers}
+    return sum([count * layer_state_bytes(spec, distinct[key], settings, rollbacks) for key, count in counts.items()])
 
 
 def output_bytes(spec: ModelSpec, settings: Settings) -> int:

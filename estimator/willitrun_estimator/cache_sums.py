@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import accumulate
 
 from willitrun_catalog.model import Layer, ModelSpec
@@ -23,28 +24,25 @@ class CacheSums:
 
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:
         self.spec, self.settings = spec, settings
-        known: dict[int, tuple[int, int | None, int]] = {}
+        known: dict[int, tuple[dict[cache.Span, int], int]] = {}
         facts = []
         for layer in spec.layers:
             found = known.get(id(layer))
             if found is None:
                 found = known[id(layer)] = (
                     cache.layer_row_bytes(spec, layer, settings),
-                    cache.layer_window(spec, layer),
-                    cache.layer_state_bytes(layer, settings),
+                    cache.layer_state_bytes(spec, layer, settings),
                 )
             facts.append(found)
-        beyond = cache.next_token_row_bytes(spec, settings)
-        self._beyond = bool(beyond)
-        if beyond:
-            row, window, state = facts[-1]
-            facts[-1] = (row + beyond, window, state)
-        windows = sorted({window for _, window, _ in facts}, key=lambda window: window or 0)
-        self.rows = {
-            window: tuple(accumulate((row if own == window else 0 for row, own, _ in facts), initial=0))
-            for window in windows
-        }
-        self.states = tuple(accumulate((state for _, _, state in facts), initial=0))
+        self._beyond = cache.next_token_caches(spec, settings)
+        if self._beyond:
+            rows, state = facts[-1]
+            both = Counter(rows)
+            both.update(cache.row_bytes(self._beyond))
+            facts[-1] = (dict(both), state)
+        spans = sorted({span for rows, _ in facts for span in rows}, key=lambda span: (span.ratio, span.window or 0))
+        self.rows = {span: tuple(accumulate((rows.get(span, 0) for rows, _ in facts), initial=0)) for span in spans}
+        self.states = tuple(accumulate((state for _, state in facts), initial=0))
         self.quantized = cache.is_quantized(settings.kv_type_k) or cache.is_quantized(settings.kv_type_v)
         self._kinds: dict[int, Kinds] = {}
         self._paddings: dict[int, tuple[int, ...]] = {}
@@ -56,11 +54,10 @@ class CacheSums:
         if known is None:
             if len(self._kinds) >= MOST_CONTEXTS:
                 self._kinds.clear()
-            full, streams = cache.stream_cells(self.settings, context_tokens)
+            full, streams = cache.model_cells(self.spec, self.settings, context_tokens)
             known = self._kinds[context_tokens] = tuple(
-                (rows, streams * (full if window is None else cache.window_cells(window, self.settings, full)))
-                for window, rows in self.rows.items()
-                if rows[-1]
+                (rows, streams * cache.span_cells(self.spec, span, self.settings, full))
+                for span, rows in self.rows.items()
             )
         return known
 
@@ -77,20 +74,16 @@ class CacheSums:
                 accumulate((self._padding(layer, context_tokens, added) for layer in self.spec.layers), initial=0)
             )
             if self._beyond:
-                more = self._beyond_padding(context_tokens, added)
+                more = cache.rows_padding_bytes(self.spec, self._beyond, self.settings, context_tokens)
                 known = self._paddings[context_tokens] = (*known[:-1], known[-1] + more)
         return known
 
     def _padding(self, layer: Layer, context_tokens: int, added: dict[int, int]) -> int:
         known = added.get(id(layer))
         if known is None:
-            known = added[id(layer)] = cache.layer_padding_bytes(self.spec, layer, self.settings, context_tokens)
+            rows = cache.layer_caches(self.spec, layer, self.settings)
+            known = added[id(layer)] = cache.rows_padding_bytes(self.spec, rows, self.settings, context_tokens)
         return known
-
-    def _beyond_padding(self, context_tokens: int, added: dict[int, int]) -> int:
-        """Return what is added to the cache of next-token blocks, which are like the first block that has a cache."""
-        cached = (self._padding(layer, context_tokens, added) for layer in self.spec.layers)
-        return self.spec.mtp_layers * next((size for size in cached if size), 0)
 
     def held(self, context_tokens: int) -> list[int]:
         """Return the bytes of caches and states together, without what a back end adds."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from willitrun_catalog.block_types import row_bytes
 from willitrun_catalog.mixes import BASE_TYPES
-from willitrun_estimator.bounds import BOUND_SLACK, extremes, together
+from willitrun_estimator.bounds import BOUND_SLACK, extremes, fastest, together
 from willitrun_estimator.device import Devices
 from willitrun_estimator.prepared import Elements
 from willitrun_estimator.question import Question
 from willitrun_estimator.score import quality_factor
+from willitrun_estimator.setup import least_overlap
+from willitrun_estimator.weights import WeightProfile
 
 BLOCK = 256
 """Elements of the largest block: whole blocks of every type."""
@@ -76,29 +78,31 @@ def sharp(question: Question, quant: str) -> float:
         return 0.0
     space = question.space
     lone: list[tuple[int, ...]] = [(kind,) for kind in dict.fromkeys(space.kinds)]
-    setups = [
-        [question.setup(quant, space.kv_types[0], ubatch, one) for one in lone or [()]] for ubatch in space.ubatches
-    ]
-    steps = together([extremes(one, rates=True) for one in setups[0]])
-    experts = weights.cumulative_expert_bytes[-1]
-    held = weights.cumulative_resident_bytes[-1] + experts + weights.output_bytes
-    over = held - sum(gpu.memory_free_bytes for gpu in gpus) if gpus else 0
-    movable = held - weights.output_bytes
-    step = steps.least(over, experts, movable)
-    waits = [
-        together([extremes(one, rates=False) for one in several]).least(over, experts, movable) for several in setups
-    ]
-    wait = min((one for one in waits if one is not None), default=None)
+    over = held_bytes(weights) - sum(gpu.memory_free_bytes for gpu in gpus) if gpus else 0
+    experts, movable = weights.cumulative_expert_bytes[-1], held_bytes(weights) - weights.output_bytes
+    first = [question.setup(quant, space.kv_types[0], space.ubatches[0], one) for one in lone or [()]]
+    step = together([extremes(one, rates=True) for one in first]).least(over, experts, movable)
+    waits: list[float | None] = []
+    for ubatch in space.ubatches:
+        setups = [question.setup(quant, space.kv_types[0], ubatch, one) for one in lone or [()]]
+        wait = together([extremes(one, rates=False) for one in setups]).least(over, experts, movable)
+        overlap = least_overlap(len(gpus) + 1 if gpus else 1, ubatch, question.purpose.prompt_tokens)
+        waits.append(None if wait is None else wait * overlap)
+    wait = fastest(waits)
     return question.objective.judge(
         quality=quality_factor(question.kl_divergence(quant, space.kv_types[0])),
         rate=None if step is None else BOUND_SLACK / step,
-        ttft_s=None if wait is None or None in waits else wait / BOUND_SLACK,
+        ttft_s=None if wait is None else wait / BOUND_SLACK,
         context_tokens=space.contexts[-1],
     )
 
 
 def may_be_whole(question: Question, quant: str) -> bool:
     """Tell whether everything that GPUs hold could fit on them."""
-    weights, gpus = question.weights(quant), question.devices.gpus
-    held = weights.cumulative_resident_bytes[-1] + weights.cumulative_expert_bytes[-1] + weights.output_bytes
-    return bool(gpus) and held <= sum(gpu.memory_free_bytes for gpu in gpus)
+    gpus = question.devices.gpus
+    return bool(gpus) and held_bytes(question.weights(quant)) <= sum(gpu.memory_free_bytes for gpu in gpus)
+
+
+def held_bytes(weights: WeightProfile) -> int:
+    """Return the bytes of what can be on GPUs: blocks and head."""
+    return weights.cumulative_resident_bytes[-1] + weights.cumulative_expert_bytes[-1] + weights.output_bytes

@@ -85,7 +85,8 @@ def device(gpu: Gpu, backend: Backend, sheet: Datasheet | None, request: Request
     """Merge one GPU with its data sheet; None when even its memory is unknown (the probe's findings say why)."""
     total = gpu.memory_total_bytes
     if total is None and sheet is not None:
-        total = sheet.memory_usable_bytes or sheet.memory_bytes
+        whole = sheet.memory_usable_bytes or sheet.memory_bytes
+        total = None if whole is None else whole // sheet.dies
     free = gpu.memory_free_bytes
     if request.assume_idle and total is not None:
         free = total - (gpu.memory_reserved_bytes or 0)
@@ -159,19 +160,24 @@ def family_of(sheet: Datasheet) -> str:
 
 def multiprocessors(sheet: Datasheet | None) -> int | None:
     """Return the number of SMs or CUs: the sheet's, else what its FP32 rate tells with its family's usual clock."""
-    if sheet is None or sheet.multiprocessors is not None or sheet.fp32_flops_per_s is None:
-        return sheet.multiprocessors if sheet else None
+    if sheet is not None and sheet.multiprocessors is not None:
+        return sheet.multiprocessors // sheet.dies
+    if sheet is None or sheet.fp32_flops_per_s is None:
+        return None
     each = FP32_PER_MULTIPROCESSOR.get(family_of(sheet))
-    return None if each is None else max(1, round(sheet.fp32_flops_per_s / each))
+    return None if each is None else max(1, round(sheet.fp32_flops_per_s / sheet.dies / each))
 
 
 def compute_share(gpu: Gpu, sheet: Datasheet | None) -> float:
     """Return the share of the sheet's compute units that a slice has, 1 for a whole GPU.
 
-    By multiprocessors where the driver counts the slice's, else by memory (NVIDIA MIG user guide, profile tables).
+    By multiprocessors where the driver counts the slice's, else by memory (NVIDIA MIG user guide, profile tables). A
+    card of several dies shows each of them as a GPU.
     """
-    if sheet is None or gpu.kind not in {"mig", "partition"}:
+    if sheet is None:
         return 1.0
+    if gpu.kind not in {"mig", "partition"}:
+        return 1.0 / sheet.dies
     if gpu.multiprocessors and sheet.multiprocessors:
         return min(1.0, gpu.multiprocessors / sheet.multiprocessors)
     if gpu.memory_total_bytes and sheet.memory_bytes:
@@ -193,7 +199,7 @@ def bandwidth(gpu: Gpu, sheet: Datasheet | None) -> float | None:
     if gpu.kind in {"mig", "partition"} and gpu.memory_total_bytes and sheet.memory_bytes:
         # MIG slices come in eighths of the memory system (NVIDIA MIG user guide, profile tables).
         return sheet.bandwidth_bytes_per_s * max(1, round(8 * gpu.memory_total_bytes / sheet.memory_bytes)) / 8
-    return sheet.bandwidth_bytes_per_s
+    return sheet.bandwidth_bytes_per_s / sheet.dies
 
 
 def link(gpu: Gpu, sheet: Datasheet | None) -> float | None:

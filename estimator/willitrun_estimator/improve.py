@@ -123,7 +123,9 @@ def second_gpu(question: Question, best: Found | None, quants: Iterable[str]) ->
 
 def quantized_cache(question: Question, best: Found | None) -> Improvement | None:
     """Compare the longest context of an f16 cache with that of a q8_0 one, on the same layout."""
-    if best is None or best.kv_type != "f16" or best.short_bytes or question.request.flash_attention is False:
+    if best is None or best.kv_type != "f16" or best.short_bytes:
+        return None
+    if not question.settings("f16", best.ubatch).flash_attention:
         return None
     limit = question.spec.max_context_tokens
     now = question.setup(best.quant, "f16", best.ubatch, best.gpus)

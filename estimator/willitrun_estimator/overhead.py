@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from willitrun_estimator import cache
-from willitrun_estimator.placement import Settings
+from willitrun_estimator.compute import next_token
 
 if TYPE_CHECKING:
     from willitrun_estimator.device import Backend, Device
+    from willitrun_estimator.placement import Settings
     from willitrun_estimator.weights import WeightProfile
 
 MIB = 1 << 20
@@ -92,27 +95,41 @@ def projector_bytes(weights: WeightProfile) -> int:
     return weights.spec.projector_bytes or 2 * weights.spec.non_text_params
 
 
-def draft_bytes(weights: WeightProfile, settings: Settings, drafts: int = 3) -> tuple[Line, ...]:
-    """List what the model's own next-token head takes on the GPU when it drafts (`--spec-type draft-mtp`).
+ROLLED_BACK = frozenset(
+    (
+        *("bailingmoe3", "deepseek4", "glm5-next", "kimi-k3", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe"),
+        *("qwen35", "qwen35moe", "qwen4exp"),
+    ),
+)
+"""Architectures whose states are kept for every drafted token (`llm_arch_supports_rs_rollback`, src/llama-arch.cpp)."""
+GATHERED_ON_GPU = frozenset({"F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"})
+"""Types of which a GPU gathers rows, so that a block's copy of the token table can live there."""
 
-    Its block's weights, an f16 cache of one layer, one state per drafted token and slot, and a second compute buffer.
-    Empty for a model without such a head.
+
+def draft_bytes(weights: WeightProfile, settings: Settings, drafts: int = 3, *, gpus: int = 1) -> tuple[Line, ...]:
+    """List what the model's own next-token head takes when it drafts (`--spec-type draft-mtp`), everything offloaded.
+
+    On the last GPU its block's weights, an f16 cache of every next-token block, and the compute buffer of a context of
+    its own; on each GPU one more set of states per drafted token and slot; in RAM the block's copy of the token table
+    and the context's inputs. Empty for a model without such a head, or whose architecture llama.cpp has no graph for
+    (`llama_init_from_model` and `create_memory` with LLAMA_CONTEXT_TYPE_MTP, common/speculative.cpp).
     """
     spec = weights.spec
-    if not spec.mtp_layers:
+    if not spec.mtp_layers or spec.architecture not in next_token.DRAFTING:
         return ()
     cells, streams = cache.stream_cells(settings)
-    plain = Settings(context_tokens=settings.context_tokens)
-    rows = (cache.layer_row_bytes(spec, layer, plain) for layer in reversed(spec.layers))
-    row = next((row for row in rows if row), 0)
-    ubatch = min(settings.ubatch, cells)
-    logits = 4 * ubatch * (spec.vocab_size + spec.hidden_size) if settings.logit_rows else 0
-    compute = max(logits, 2 * ubatch * cells + 16 * ubatch * spec.hidden_size)
+    plain = structs.replace(settings, kv_type_k="f16", kv_type_v="f16")
+    row = sum(cache.layer_row_bytes(spec, next_token.drafting_layer(spec), plain).values())
+    gpu, host = next_token.draft_compute_bytes(spec, settings, gpus=gpus)
+    table = 0 if weights.quant in GATHERED_ON_GPU else next_token.table_bytes(weights)
+    states = cache.state_bytes(spec, settings) * drafts if spec.architecture in ROLLED_BACK else 0
     lines = (
-        ("draft head weights", weights.unloaded_bytes, "next-token blocks of the file"),
+        ("draft head weights", weights.unloaded_bytes - table, "next-token blocks of the file"),
         ("draft head cache", row * cells * streams * spec.mtp_layers, "f16 K and V of each next-token block"),
-        ("draft rollback states", cache.state_bytes(spec, settings) * drafts, "one state per drafted token and slot"),
-        ("draft compute buffer", compute, "mask and activations of a second context"),
+        ("draft rollback states", states, "one state per drafted token and slot"),
+        ("draft compute buffer", gpu, "llama.cpp's allocator replayed on the draft's graph"),
+        ("draft token table, in RAM", table, "the next-token block's copy of the token table"),
+        ("draft inputs, in RAM", host, "llama.cpp's allocator replayed on the draft's graph"),
     )
     return tuple(line for line in lines if line[1])
 
@@ -124,10 +141,9 @@ def checkpoint_bytes(weights: WeightProfile, settings: Settings) -> int:
     total = cache.state_bytes(spec, settings) // max(1, settings.parallel)
     distinct = {id(layer): layer for layer in spec.layers}
     for key, count in Counter(map(id, spec.layers)).items():
-        layer = distinct[key]
-        window = cache.layer_window(spec, layer)
-        if window is not None and not settings.swa_full:
-            total += count * cache.layer_row_bytes(spec, layer, settings) * min(cells, window)
+        for span, row in cache.layer_row_bytes(spec, distinct[key], settings).items():
+            if span.window is not None and not settings.swa_full:
+                total += count * row * min(cells, span.window)
     return total
 
 

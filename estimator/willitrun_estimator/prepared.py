@@ -168,7 +168,5 @@ class Prepared:
         """Tell whether the rows of this model's caches are whole blocks of a cache type."""
         block = cache.KV_TYPES[kv_type][0]
         layers = {id(layer): layer for layer in self.spec.layers}.values()
-        rows = (
-            row for layer in layers for mixer in layer.mixers for row in cache.cache_rows(self.spec, mixer, settings)
-        )
-        return all(elements % block == 0 for _, elements in rows)
+        rows = (row for layer in layers for row in cache.layer_caches(self.spec, layer, settings))
+        return all(elements % block == 0 for _, _, elements in rows)

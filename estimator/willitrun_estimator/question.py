@@ -9,7 +9,9 @@ from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quality import UNKNOWN_DIVERGENCE, QuantQuality
+from willitrun_estimator.cache import is_quantized
 from willitrun_estimator.calibration import Corrections
+from willitrun_estimator.compute.kernels import chooses_flash
 from willitrun_estimator.device import Device, Devices
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.ollama import KV_TYPES as OLLAMA_KV_TYPES
@@ -19,7 +21,7 @@ from willitrun_estimator.request import Request
 from willitrun_estimator.score import LENSES, PURPOSES, Purpose
 from willitrun_estimator.found import Bar, Found
 from willitrun_estimator.search import NO_BAR, Combination, Objective, Space, bounded, search_paging, search_quant
-from willitrun_estimator.setup import LlamaSetup, speed_facts
+from willitrun_estimator.setup import LlamaSetup, logical_batch, speed_facts
 from willitrun_estimator.weights import WeightProfile
 
 MOST_REPEATS = 6
@@ -94,9 +96,9 @@ class Question:
                 context_tokens=DEFAULT_CONTEXT,
                 kv_type_k=kv_type,
                 kv_type_v=kv_type,
-                flash_attention=True if request.flash_attention is None else request.flash_attention,
+                flash_attention=self._flash_attention(kv_type),
                 ubatch=ubatch,
-                batch=max(2048, ubatch),
+                batch=logical_batch(ubatch),
                 parallel=parallel,
                 kv_unified=parallel > 1 and request.engine != "ollama",
             )
@@ -130,11 +132,25 @@ class Question:
         known.needs.lenient = self.lenient
         return known
 
+    @cached_property
+    def _has_flash_kernels(self) -> bool:
+        return chooses_flash(self.spec, [gpu.backend for gpu in self.devices.gpus])
+
+    def _flash_attention(self, kv_type: str) -> bool:
+        """Return whether flash attention is on: as asked, else as the engine itself would decide."""
+        asked = self.request.flash_attention
+        return self._has_flash_kernels or is_quantized(kv_type) if asked is None else asked
+
     def _kv_types(self) -> tuple[str, ...]:
-        """Return the cache types to try: of those nobody asked for, the ones this model's rows can have."""
+        """Return the cache types to try: of those nobody asked for, the ones this model's rows can have.
+
+        Quantized ones need flash attention, which without a kernel would be computed on the host.
+        """
         asked = kv_types(self.request)
         if self.request.kv_type is not None:
             return asked
+        if self.request.flash_attention is None and not self._has_flash_kernels:
+            return ("f16",)
         return tuple(one for one in asked if one == "f16" or self.prepared.takes(one, self.settings(one, UBATCHES[0])))
 
     @cached_property

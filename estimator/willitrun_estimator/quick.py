@@ -59,7 +59,9 @@ class QuickMemory:
         self.padded = any(gpu.backend in {"cuda", "rocm"} for gpu in devices.gpus)
         self.block_tensor, self.expert_tensor = prepared.largest_tensors(quant)
         self.blocks = spec.block_count
-        self.runtime = tuple(overhead.runtime_bytes(gpu, weights, settings) for gpu in devices.gpus)
+        alike = {(gpu.backend, gpu.multiprocessors): gpu for gpu in devices.gpus}
+        held = {key: overhead.runtime_bytes(gpu, weights, settings) for key, gpu in alike.items()}
+        self.runtime = tuple([held[gpu.backend, gpu.multiprocessors] for gpu in devices.gpus])
         self.lenient = False
         """Whether nothing that may fit is passed over: what is found has to be looked at exactly."""
         self._looks: dict[Kind, int] = {}

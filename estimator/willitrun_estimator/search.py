@@ -68,6 +68,10 @@ class Setup(Protocol):
         """Return the bytes the GPUs cannot hold whatever the layout, those of all experts, and those of all blocks."""
         ...
 
+    def overlap(self, ubatch: int, /, *, spilled: bool) -> float:
+        """Return the least time of a prompt, relative to its micro-batches one after the other on all devices."""
+        ...
+
     def host_short(self, used_bytes: Sequence[int], /) -> int:
         """Return the bytes the host lacks for a layout's needs; 0 or less when it has room."""
         ...
@@ -238,6 +242,8 @@ def bounded(
                 for ubatch in space.ubatches:
                     overflow = one.overflow(context_tokens, ubatch)
                     step, wait = steps.least(*overflow), waits[ubatch].least(*overflow)
+                    if wait is not None:
+                        wait *= one.overlap(ubatch, spilled=overflow[0] > 0)
                     bound = objective.judge(
                         quality=quality,
                         rate=None if step is None else BOUND_SLACK / step,

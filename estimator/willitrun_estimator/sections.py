@@ -9,7 +9,6 @@ from msgspec import structs
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quant import label_note
 from willitrun_estimator import evidence, explain, pace
-from willitrun_estimator.compute.style import style_of
 from willitrun_estimator.device import Devices
 from willitrun_estimator.plan import (
     Context,
@@ -133,14 +132,6 @@ def labelled(spec: ModelSpec, request: Request) -> tuple[str, ...]:
     """Return what to say about a publisher's label that was taken for a plain mix."""
     note = None if request.quant is None or spec.quant is not None else label_note(request.quant)
     return () if note is None else (note,)
-
-
-def reserved(spec: ModelSpec) -> tuple[str, ...]:
-    """Return what to say about an architecture whose compute buffers are reserved for, not replayed."""
-    if style_of(spec.architecture).reserve == (0, 0):
-        return ()
-    note = f"The compute buffers of {spec.architecture} are not worked out exactly: a reserve is planned."
-    return (note,)
 
 
 def model_facts(spec: ModelSpec, question: Question) -> ModelFacts:

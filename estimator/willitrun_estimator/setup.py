@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 from msgspec import structs
 
 from willitrun_estimator import throughput
 from willitrun_estimator.compute.build import Build, build_of
-from willitrun_estimator.device import Device, Devices
+from willitrun_estimator.device import Device, Devices, Host
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.footprint import MemoryModel
 from willitrun_estimator.placement import Placement, Settings
@@ -19,6 +21,7 @@ from willitrun_estimator.quick import QuickMemory
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import Lens, Purpose
 from willitrun_estimator.found import Found
+from willitrun_estimator.throughput.constants import shipped
 
 MIB = 1024**2
 GROWTH_BYTES = 150 * MIB
@@ -28,6 +31,9 @@ DISPLAY_BYTES = 512 * MIB
 counted as used when the plan is made."""
 HOST_RESERVE_BYTES = 512 * MIB
 """Left to the engine's own process (vocabulary, HTTP server) and everything else on the host."""
+
+DEFAULT_BATCH = 2048
+"""`n_batch` of llama.cpp's `common_params`."""
 EXACT_STEPS = 3
 """Corrections after which a safe context is taken as it is: buffers are linear in the context, so one is enough but for
 the kink where another phase becomes the largest."""
@@ -58,9 +64,8 @@ class LlamaSetup:
         self.depth_tokens = request.depth_tokens or 0
         self.prompt_tokens = request.prompt_tokens or purpose.prompt_tokens
         self.concurrency = max(lens.concurrency, request.concurrency)
-        host = structs.replace(devices.host, ram_total_bytes=0, ram_available_bytes=0, cpu_name=None)
         asked = request.engine, self.depth_tokens, self.prompt_tokens, self.concurrency
-        self._rates, self._waits = prepared.speeds((quant, settings, self.kinds, repr(host), asked))
+        self._rates, self._waits = prepared.speeds((quant, settings, self.kinds, host_facts(devices.host), asked))
 
     @cached_property
     def kinds(self) -> tuple[Device, ...]:
@@ -109,7 +114,10 @@ class LlamaSetup:
     @cached_property
     def budgets(self) -> tuple[int, ...]:
         """What each GPU may be given."""
-        gpus, runtimes = self.devices.gpus, self.needs.runtime
+        gpus = self.devices.gpus
+        if not gpus:
+            return ()
+        runtimes = self.needs.runtime
         return tuple([gpu_budget(gpu, self.request, runtime) for gpu, runtime in zip(gpus, runtimes, strict=True)])
 
     def overflow(self, context_tokens: int, ubatch: int) -> tuple[int, int, int]:
@@ -121,6 +129,13 @@ class LlamaSetup:
         over = held + buffer + min(needs.runtime, default=0) - sum(self.budgets)
         blocks = held - stack.head_bytes
         return over + (copies if over > 0 else 0), stack.experts[-1], blocks
+
+    def overlap(self, ubatch: int, *, spilled: bool) -> float:
+        """Return the least time of a prompt, relative to its micro-batches one after the other on all devices.
+
+        The host takes part where something is `spilled` to it.
+        """
+        return least_overlap(len(self.devices.gpus) + spilled, ubatch, self.prompt_tokens)
 
     def host_short(self, used_bytes: Sequence[int]) -> int:
         """Return the bytes the host lacks, 0 or less when it has room; unified GPUs draw on the same memory."""
@@ -195,6 +210,18 @@ def build_number(request: Request) -> int | None:
     return int(digits)
 
 
+def logical_batch(ubatch: int) -> int:
+    """Return llama.cpp's logical batch (`-b`, 2048 by default) that goes with a micro-batch."""
+    return max(DEFAULT_BATCH, ubatch)
+
+
+def least_overlap(parts: int, ubatch: int, prompt_tokens: int) -> float:
+    """Return the least time of a prompt over so many devices, relative to no overlap (`SpeedModel` has the formula)."""
+    if parts < 2 or ubatch >= prompt_tokens or logical_batch(ubatch) <= ubatch:  # noqa: PLR2004 - one overlaps nothing
+        return 1.0
+    return 1.0 - shipped().shared.pipeline * (1.0 - 1.0 / parts)
+
+
 def gpu_budget(gpu: Device, request: Request, runtime_bytes: int) -> int:
     """Return the bytes a plan may put on a GPU, `runtime_bytes` of its own context included.
 
@@ -206,8 +233,40 @@ def gpu_budget(gpu: Device, request: Request, runtime_bytes: int) -> int:
     return gpu.memory_free_bytes - GROWTH_BYTES - (DISPLAY_BYTES if gpu.display_active else 0)
 
 
+_HOSTS: OrderedDict[int, tuple[Host, str]] = OrderedDict()
+_GPUS: OrderedDict[int, tuple[Device, Device]] = OrderedDict()
+_MOST_RECENT = 512
+
+Seen = TypeVar("Seen", Device, Host)
+Facts = TypeVar("Facts")
+
+
+def recent(store: OrderedDict[int, tuple[Seen, Facts]], one: Seen, make: Callable[[Seen], Facts]) -> Facts:
+    """Return what is made of a device, made once while it is among the latest: a question has many setups on one."""
+    held = store.get(id(one))
+    if held is not None and held[0] is one:
+        return held[1]
+    made = make(one)
+    store[id(one)] = (one, made)
+    while len(store) > _MOST_RECENT:
+        store.popitem(last=False)
+    return made
+
+
+def host_facts(host: Host) -> str:
+    """Return what of a host decides how fast it is, as a key."""
+    return recent(
+        _HOSTS, host, lambda one: repr(structs.replace(one, ram_total_bytes=0, ram_available_bytes=0, cpu_name=None))
+    )
+
+
 def speed_facts(gpu: Device) -> Device:
     """Return a GPU without what does not decide how fast it is; GPUs with equal facts are one kind."""
+    return recent(_GPUS, gpu, without_identity)
+
+
+def without_identity(gpu: Device) -> Device:
+    """Return a GPU without its name, place and memory."""
     return structs.replace(
         gpu, name="", memory_total_bytes=0, memory_free_bytes=0, uuid=None, index=None, pci_address=None,
         numa_node=None, display_active=False, sheet=None, peer_bytes_per_s=None, driver_version=None,

@@ -7,7 +7,6 @@ time: a child stuck in an uninterruptible driver call (D state) cannot be killed
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -112,6 +111,8 @@ def _run(arguments: Mapping[str, Any], *, timeout_s: float, environment: Mapping
 
 def _spawn(arguments: Mapping[str, Any], answers: int, chatter: int, environment: Mapping[str, str]) -> int:
     """Start the child: own session, stdin from nothing, answers on descriptor 3, everything printed caught."""
+    import json  # noqa: PLC0415 - only where there is a vendor to ask
+
     arguments = {**arguments, "path": sys.path}
     argv = [sys.executable or "python3", "-S", "-P", "-W", "ignore", _CHILD, json.dumps(arguments)]
     actions = [
@@ -135,6 +136,8 @@ class _Answers:
         self._size = 0
 
     def feed(self, chunk: bytes) -> None:
+        import json  # noqa: PLC0415 - as above
+
         self._size += len(chunk)
         if self._size > ANSWER_LIMIT:
             return

@@ -25,12 +25,14 @@ class Program(NamedTuple):
     executable: str
     arguments: tuple[str, ...]
     pattern: str
+    package: str | None = None
+    """The Python package it belongs to, whose metadata tells the version without starting it."""
 
 
 PROGRAMS = (
     Program("llama.cpp", "llama-server", ("--version",), r"version:\s*(\S+)"),
     Program("ollama", "ollama", ("--version",), r"version(?: is|:)?\s+v?([0-9][\w.+-]*)"),
-    Program("vllm", "vllm", ("--version",), r"([0-9]+\.[0-9][\w.+-]*)"),
+    Program("vllm", "vllm", ("--version",), r"([0-9]+\.[0-9][\w.+-]*)", package="vllm"),
     Program("docker", "docker", ("--version",), r"version\s+([0-9][\w.+-]*)"),
 )
 
@@ -46,9 +48,10 @@ def read_engines(
     if not roots.live:
         return (), []
     present = [(program, path) for program in PROGRAMS if (path := _which(program.executable, environment))]
+    packaged = {path: _packaged(path, program.package) for program, path in present if program.package is not None}
     known = _load(cache)
     keys = {path: _key(path) for _, path in present}
-    waiting = [(program, path) for program, path in present if keys[path] not in known]
+    waiting = [(program, path) for program, path in present if not packaged.get(path) and keys[path] not in known]
     told = _ask(waiting, environment, min(deadline, time.monotonic() + VERSION_S))
     fresh = {keys[path]: version for path, version in told.items() if version is not None}
     if fresh:
@@ -56,7 +59,7 @@ def read_engines(
     engines: list[Engine] = []
     found: list[Finding] = []
     for program, path in present:
-        version = known.get(keys[path]) or told.get(path)
+        version = packaged.get(path) or known.get(keys[path]) or told.get(path)
         if version is None:
             found.append(finding("engine-version-unknown", path, f"`{program.executable} --version` did not tell it"))
         engines.append(Engine(name=program.engine, version=version, path=path))
@@ -68,6 +71,18 @@ def _which(name: str, environment: Mapping[str, str]) -> str | None:
         path = os.path.join(folder, name)  # noqa: PTH118 - a PATH has hundreds of candidates
         if folder.startswith("/") and os.access(path, os.X_OK) and os.path.isfile(path):  # noqa: PTH113
             return path
+    return None
+
+
+def _packaged(path: str, package: str) -> str | None:
+    """Read a package's version from the metadata beside its script (`PREFIX/bin`, `PREFIX/lib/python3.*`)."""
+    import glob  # noqa: PLC0415 - only where such an engine is installed
+
+    prefix = os.path.dirname(os.path.dirname(os.path.realpath(path)))  # noqa: PTH120 - as above
+    lib = os.path.join(glob.escape(prefix), "lib", "python3*")  # noqa: PTH118
+    for folder in ("site-packages", "dist-packages"):
+        for found in glob.glob(os.path.join(lib, folder, f"{package}-*.dist-info")):  # noqa: PTH118, PTH207
+            return clean(os.path.basename(found).split("-")[1].removesuffix(".dist"))  # noqa: PTH119
     return None
 
 

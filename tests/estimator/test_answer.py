@@ -208,7 +208,9 @@ def test_a_context_beyond_the_models_own_is_kept_and_said() -> None:
     result = answer_on(on("RTX 3090", request), find_model("phi-2").spec, request)
     assert result.plan is not None
     assert result.plan.context_tokens == 4096
-    assert "2K the model is made for" in next(one.message for one in result.limits if one.code == "context-beyond-model")
+    assert "2K the model is made for" in next(
+        one.message for one in result.limits if one.code == "context-beyond-model"
+    )
     slots = Request(context=4096, parallel=2)
     two = answer_on(on("RTX 3090", slots), find_model("phi-2").spec, slots)
     assert "context-beyond-model" not in [one.code for one in two.limits]
@@ -237,3 +239,25 @@ def test_fixed_slots_stay_fixed(engine: str) -> None:
     plan = asked("starcoder2-3b", "3x RTX A5500, 128 GiB RAM", mode="scale-out", parallel=2, engine=engine).plan
     assert plan is not None
     assert plan.parallel == 2
+
+
+def test_a_named_build_is_planned_for_by_its_rules() -> None:
+    machine, fixed = "RTX 3090, 64 GiB RAM", {"quant": "Q4_K_M", "context": 32768, "kv_type": "q8_0", "ubatch": 512}
+    now = asked("llama-3.1-8b", machine, **fixed).plan
+    before = asked("llama-3.1-8b", machine, **fixed, engine_version="b5000").plan
+    assert now is not None
+    assert before is not None
+    assert before.devices[0].compute_bytes != now.devices[0].compute_bytes
+    with pytest.raises(EstimatorError, match="twenty"):
+        asked("llama-3.1-8b", machine, engine_version="twenty")
+
+
+def test_what_does_not_start_is_counted_to_the_byte_too() -> None:
+    machine = "NVIDIA GeForce GTX 1060 6 GB, 64 GiB RAM"
+    result = asked("glm-5.3-flash", machine, quant="Q3_K_L", context=512, gpu_layers="all")
+    assert result.fit.status == "too-large"
+    assert result.plan is not None
+    for use in result.plan.devices:
+        parts = use.weights_bytes, use.kv_cache_bytes, use.recurrent_bytes, use.compute_bytes, use.output_bytes
+        assert min(parts) >= 0
+        assert sum(parts) + use.runtime_bytes == use.total_bytes

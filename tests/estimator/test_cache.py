@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from willitrun_catalog.model import Attention, Dense, Layer, Mla, ModelSpec, Moe, NoFfn, NoMixer, Recurrent
 from willitrun_catalog.shipped import model
@@ -67,7 +68,7 @@ def test_llama_reads_no_window(name: str) -> None:
     mistral = model(name)
     assert mistral.architecture == "llama"
     assert all(cache.layer_window(mistral, layer) is None for layer in mistral.layers)
-    row = cache.layer_row_bytes(mistral, mistral.layers[0], Settings(context_tokens=32768))
+    row = cache.layer_row_bytes(mistral, mistral.layers[0], Settings(context_tokens=32768))[cache.Span()]
     assert cache.kv_bytes(mistral, Settings(context_tokens=32768)) == 32768 * row * mistral.block_count
 
 
@@ -137,8 +138,8 @@ def test_gpu_tensors_end_with_a_padded_row() -> None:
     assert cache.padding_bytes("q8_0", 256) == 272
     assert cache.padding_bytes("q8_0", 1024) == 0
     assert cache.padding_bytes("f16", 256) == 0
-    assert cache.layer_padding_bytes(spec(odd), odd, settings, 4096) == 384
-    assert cache.layer_padding_bytes(spec(WINDOWED), WINDOWED, settings, 4096) == 0
+    assert CacheSums(spec(odd), settings).paddings(4096)[-1] == 384
+    assert CacheSums(spec(WINDOWED), settings).paddings(4096)[-1] == 0
 
 
 def test_unknown_types_and_odd_rows_are_refused() -> None:
@@ -190,9 +191,41 @@ def test_some_indexers_keep_values_too() -> None:
 def test_caches_of_next_token_blocks_in_hybrid_models() -> None:
     spec = model("nemotron-3-super-120b-a12b")
     settings = Settings(context_tokens=4096)
-    assert cache.next_token_row_bytes(spec, settings) == 1024
-    assert cache.next_token_row_bytes(model("qwen3.5-0.8b"), settings) == 0
+    assert cache.row_bytes(cache.next_token_caches(spec, settings)) == {cache.Span(): 1024}
+    assert cache.next_token_caches(model("qwen3.5-0.8b"), settings) == ()
     state = cache.state_bytes(spec, settings)
     assert cache.kv_bytes(spec, settings) + state == pytest.approx(200.6875 * 1024 * 1024)
     quantized = CacheSums(spec, Settings(context_tokens=4096, kv_type_k="q8_0", kv_type_v="q8_0"))
     assert quantized.paddings(4096)[-1] > quantized.paddings(4096)[-2]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "held"),
+    [
+        ("deepseek-v4-flash", Settings(context_tokens=32768), 271466496),
+        ("deepseek-v4-flash", Settings(context_tokens=32768, kv_type_k="q8_0", kv_type_v="q8_0"), 149938176),
+        ("deepseek-v4-flash", Settings(context_tokens=32768, parallel=4, kv_unified=True), 1085865984),
+        ("glm-5.3-flash", Settings(context_tokens=131072), 2736324608),
+    ],
+)
+def test_compressed_caches_are_as_the_planner_has_them(name: str, settings: Settings, held: int) -> None:
+    found = model(name)
+    assert cache.kv_bytes(found, settings) + cache.state_bytes(found, settings) == held
+    assert CacheSums(found, settings).held(settings.context_tokens)[-1] == held
+
+
+def test_a_token_takes_a_share_of_a_compressed_row() -> None:
+    found = model("deepseek-v4-flash")
+    local, sparse, dense = (found.layers[index].mixers[0] for index in (0, 2, 3))
+    settings = Settings(context_tokens=4096)
+    assert cache.mixer_row_bytes(found, local, settings) == 1024
+    assert cache.mixer_row_bytes(found, sparse, settings) == (1024 + 256) / 4
+    assert cache.mixer_row_bytes(found, dense, settings) == 1024 / 128
+    assert cache.mixer_caches(found, NoMixer(), settings) == ()
+
+
+def test_next_token_blocks_of_compressed_models_have_windows() -> None:
+    found = structs.replace(model("deepseek-v4-flash"), mtp_layers=1)
+    settings = Settings(context_tokens=4096)
+    assert cache.next_token_caches(found, settings) == ((cache.Span(window=128), "f16", 512),)
+    assert cache.model_window(structs.replace(found, sizes=())) == 128

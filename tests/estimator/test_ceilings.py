@@ -39,6 +39,15 @@ def test_the_cheap_ceiling_is_above_the_sharp_one_and_that_above_the_best_plan(w
         assert not found or found[0].score <= ceilings.sharp(asked, quant) * 1.0001, (model.name, quant)
 
 
+@pytest.mark.parametrize("words", ["2x RTX 3090, 64 GiB RAM", "8x H100 80GB, 1024 GiB RAM", "M2 Max", MACHINES[2]])
+def test_waits_that_several_gpus_share_do_not_lower_a_ceiling(words):
+    for model in random.Random(words).sample(list(models()), 12):
+        asked = question(model, words, workload="agentic")
+        quant = random.Random(model.name).choice(ladder(model))
+        found = asked.search(quant)
+        assert not found or found[0].score <= ceilings.sharp(asked, quant) * 1.0001, (model.name, quant)
+
+
 def test_no_quantization_stores_less_than_the_bound_says():
     for model in models():
         asked = question(model, MACHINES[0])

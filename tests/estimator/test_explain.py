@@ -5,6 +5,7 @@ from msgspec import structs
 
 from tests.estimator.answers_on import answered, found
 from willitrun_estimator import explain, hardware
+from willitrun_estimator.device import Devices, Host
 from willitrun_estimator.plan import Interval, Speed
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import PURPOSES
@@ -163,3 +164,9 @@ def test_why_the_runner_up_lost(change, words):
 def test_the_runner_up_differs(whole):
     assert explain.runner_up(found(), [found(score=79.0)]) is None
     assert whole.runner_up is None or whole.runner_up.quant != whole.plan.quant or whole.runner_up.reason
+
+
+def test_a_host_without_a_known_bandwidth_has_no_tag_for_it(whole):
+    unknown = Host(ram_total_bytes=1, ram_available_bytes=1, bandwidth_bytes_per_s=None, threads=1)
+    tag = explain.bandwidth_tag(whole.plan, Devices(name="m", gpus=(), host=unknown))
+    assert (tag.value, tag.reason) == ("Unknown", "no source gives a bandwidth")

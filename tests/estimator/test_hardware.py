@@ -189,3 +189,15 @@ def test_described_machines_are_planned_as_their_sheets_say():
     found = hardware.devices(open_machine("RTX 3090, 64 GiB RAM"), Request(), sheet_of)
     assert found.gpus[0].sheet == "NVIDIA GeForce RTX 3090"
     assert found.gpus[0].family == "ampere"
+
+
+@pytest.mark.parametrize("words", ["AMD Instinct MI250X, 256 GiB RAM", str(recorded.FOLDER / "mi250x-two-dies")])
+def test_a_card_of_two_dies_is_two_gpus_with_half_of_it_each(words: str) -> None:
+    planned = hardware.devices(open_machine(words), Request(), sheet_of)
+    assert {(gpu.bandwidth_bytes_per_s, gpu.flops_per_s, gpu.multiprocessors) for gpu in planned.gpus} == {
+        (1638.4e9, 191.5e12, 110)
+    }
+    assert all(63 * 2**30 < gpu.memory_total_bytes <= 64 * 2**30 for gpu in planned.gpus)
+    if words.startswith("AMD"):
+        assert len(planned.gpus) == 2
+        assert len(hardware.devices(open_machine("4x " + words), Request(), sheet_of).gpus) == 8

@@ -102,3 +102,10 @@ def test_a_smaller_quant_is_offered_with_its_price():
     assert improve.smaller_quant(None, {}) is None
     assert improve.smaller_quant(found(rate=None), {}) is None
     assert improve.smaller_quant(found(), {"Q2_K": [found(quant="Q2_K", rate=55.0)]}) is None
+
+
+def test_closing_programs_that_hold_too_little_is_not_offered():
+    crowded = {"gpus": [{"name": "RTX 3060 12GB", "memory_free_bytes": GIB}], "ram_bytes": GIB}
+    result = answered("llama-3.1-405b", crowded, quant="Q4_K_M", gpu_layers="all", cpu_moe_layers=0)
+    assert result.fit.status == "too-large"
+    assert "close-programs" not in by_code(result)

@@ -11,10 +11,6 @@ from types import ModuleType
 import pytest
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "accuracy_memory.py"
-LOOSE = frozenset({"deepseek4", "glm5-next", "kimi-k3", "minimax-01", "minimax-m3"})
-"""Architectures whose graphs are reserved for, not replayed in full (estimator/README.md)."""
-LARGER_CACHE = frozenset({"deepseek4", "glm5-next"})
-"""Of these the cache is counted as if it were not compressed."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +28,7 @@ def check(accuracy: ModuleType, step: int) -> None:
     cases = list(accuracy.read_cases())[::step]
     found = list(accuracy.differences(cases))
     caches = [one for one in found if one.term == "cache"]
-    assert all(one.predicted == one.measured for one in caches if one.architecture not in LARGER_CACHE)
+    assert all(one.predicted == one.measured for one in caches)
     compute = [one for one in found if one.term == "compute" and one.device == "GPU"]
     errors = sorted(abs(one.relative) for one in compute)
     assert statistics.median(errors) <= 0.001
@@ -40,10 +36,10 @@ def check(accuracy: ModuleType, step: int) -> None:
     short = [
         one
         for one in compute
-        if one.architecture not in LOOSE and one.measured - one.predicted > max(64 << 20, 0.05 * one.measured)
+        if one.measured - one.predicted > max(64 << 20, 0.05 * one.measured)
     ]
     assert len(short) <= 0.005 * len(compute), [one.case.label for one in short]
-    totals = [one for one in found if one.term == "total" and one.device == "GPU" and one.architecture not in LOOSE]
+    totals = [one for one in found if one.term == "total" and one.device == "GPU"]
     errors = sorted(abs(one.relative) for one in totals)
     assert statistics.median(errors) <= 0.0005
     assert sum(error > 0.03 for error in errors) <= 0.01 * len(errors)

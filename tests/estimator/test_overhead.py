@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from willitrun_catalog.shipped import model
 from willitrun_estimator import overhead
+from willitrun_estimator.compute.next_token import draft_compute_bytes
 from willitrun_estimator.device import Backend, Device
 from willitrun_estimator.placement import Settings
 from willitrun_estimator.weights import weight_profile
@@ -72,15 +73,65 @@ def test_projectors_are_sized_by_file_or_parameters() -> None:
     assert overhead.projector_bytes(known) == 888
 
 
-def test_a_draft_head_takes_weights_cache_states_and_a_buffer() -> None:
-    hybrid = weight_profile(model("qwen3.5-27b"), "Q4_K_M")
-    lines = {name: amount for name, amount, _ in overhead.draft_bytes(hybrid, Settings(context_tokens=131072), 2)}
-    assert lines["draft head cache"] == 512 * MIB
-    assert lines["draft rollback states"] / MIB == pytest.approx(2 * 149.62, abs=0.02)
-    latent = weight_profile(model("glm-5.2"), "Q4_K_M")
-    wide = overhead.draft_bytes(latent, Settings(context_tokens=4096, logit_rows=512))
-    assert {name for name, _, _ in wide} == {"draft head weights", "draft head cache", "draft compute buffer"}
-    assert overhead.draft_bytes(weight_profile(model("qwen3-8b"), "Q4_K_M"), Settings(context_tokens=4096)) == ()
+@pytest.mark.parametrize(
+    ("name", "context", "slots", "cache", "gpu", "host"),
+    [
+        ("qwen3.5-35b-a3b", 8192, 1, 16.0, 72.02, 16.02),
+        ("qwen3.5-35b-a3b", 32768, 4, 64.0, 76.02, 40.02),
+        ("qwen3.5-27b", 32768, 4, 128.0, 130.02, 52.02),
+        ("deepseek-v3.2", 8192, 1, 9.0, 375.01, 36.01),
+        ("ling-3.0-flash", 8192, 1, 9.0, 102.01, 18.01),
+        ("glm-4.5-air", 8192, 1, 32.0, 154.01, 24.01),
+        ("glm-4.7-flash", 8192, 1, 9.0, 72.51, 16.01),
+        ("nemotron-3-super-120b-a12b", 8192, 1, 8.0, 40.01, 24.01),
+        ("step-3.7-flash", 8192, 1, 96.0, 76.01, 24.01),
+        ("hy3-preview", 32768, 4, 128.0, 160.01, 48.01),
+        ("glm-5.2", 8192, 1, 9.0, 224.01, 32.01),
+    ],
+)
+def test_a_draft_head_takes_what_llama_cpp_plans_for_its_context(
+    name: str, context: int, slots: int, cache: float, gpu: float, host: float
+) -> None:
+    wanted = Settings(context_tokens=context, parallel=slots, kv_unified=slots > 1)
+    found = overhead.draft_bytes(weight_profile(model(name), "Q4_K_M"), wanted)
+    lines = {line: amount / MIB for line, amount, _ in found}
+    assert lines["draft head cache"] == cache
+    assert lines["draft compute buffer"] == pytest.approx(gpu, abs=0.01)
+    assert lines["draft inputs, in RAM"] == pytest.approx(host, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "table"),
+    [("glm-4.5-air", 1964.70, 333.0), ("deepseek-v3.2", 7667.47, 497.11), ("glm-4.6", 2454.78, 0.0)],
+)
+def test_a_draft_heads_token_table_stays_in_ram(name: str, weights: float, table: float) -> None:
+    found = overhead.draft_bytes(weight_profile(model(name), "Q4_K_M"), Settings(context_tokens=4096))
+    lines = {line: amount / MIB for line, amount, _ in found}
+    assert lines["draft head weights"] == pytest.approx(weights, abs=0.01)
+    assert lines.get("draft token table, in RAM", 0.0) == pytest.approx(table, abs=0.01)
+    whole = overhead.draft_bytes(weight_profile(model(name), "Q8_0"), Settings(context_tokens=4096))
+    assert "draft token table, in RAM" not in {line for line, _, _ in whole}
+
+
+def test_states_are_kept_for_drafted_tokens_where_they_can_be_rolled_back() -> None:
+    wanted = Settings(context_tokens=4096)
+    kept = overhead.draft_bytes(weight_profile(model("qwen3.5-27b"), "Q4_K_M"), wanted, 2)
+    assert {line: amount for line, amount, _ in kept}["draft rollback states"] / MIB == pytest.approx(299.24, abs=0.02)
+    latent = overhead.draft_bytes(weight_profile(model("glm-5.2"), "Q4_K_M"), wanted)
+    assert "draft rollback states" not in {line for line, _, _ in latent}
+
+
+def test_models_that_llama_cpp_cannot_draft_with_have_no_draft_lines() -> None:
+    for name in ("qwen3-8b", "k-exaone-236b-a23b"):
+        assert overhead.draft_bytes(weight_profile(model(name), "Q4_K_M"), Settings(context_tokens=4096)) == ()
+
+
+def test_a_draft_over_two_gpus_keeps_four_copies_of_its_inputs() -> None:
+    spec = model("nemotron-3-super-120b-a12b")
+    gpu, host = draft_compute_bytes(spec, Settings(context_tokens=8192), gpus=2)
+    assert gpu / MIB == pytest.approx(128.03, abs=0.01)
+    assert host / MIB == pytest.approx(72.04, abs=0.01)
+    assert draft_compute_bytes(spec, Settings(context_tokens=8192), gpus=0)[0] == 0
 
 
 def test_host_lines() -> None:

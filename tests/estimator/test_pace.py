@@ -73,3 +73,14 @@ def test_a_prompt_reads_what_is_missing_once_a_micro_batch():
     assert paged.prefill_tokens_per_s.low < paged.prefill_tokens_per_s.expected < paged.prefill_tokens_per_s.high
     assert longer.ttft_s.expected > paged.ttft_s.expected
     assert paged.ttft_s.expected > 1024 / paged.prefill_tokens_per_s.expected
+
+
+def test_a_gpu_that_nobody_described_has_no_speed_even_when_weights_are_read_from_disk():
+    mystery = {"gpus": [{"name": "Mystery 9000", "memory_total_bytes": 8 * GIB}], "ram_bytes": 64 * GIB}
+    fits = answered("llama-3.1-8b", mystery, quant="Q4_K_M", context=4096, gpu_layers="all")
+    assert fits.fit.status == "comfortable"
+    assert (fits.speed.decode_tokens_per_s, fits.speed.prefill_tokens_per_s, fits.speed.ttft_s) == (None, None, None)
+    assert fits.serving is None
+    short = answered("llama-3.3-70b", mystery | {"ram_bytes": 8 * GIB}, quant="Q4_K_M", context=4096, gpu_layers=8)
+    assert short.fit.status == "paging"
+    assert (short.speed.decode_tokens_per_s, short.speed.prefill_tokens_per_s, short.speed.ttft_s) == (None, None, None)

@@ -9,14 +9,31 @@ from typing import NamedTuple
 
 import pytest
 
+from willitrun_catalog.quant import ladder
+from willitrun_catalog.shipped import models
 from willitrun_estimator.cuts import Cuts, cut_layouts, leaving
 from willitrun_estimator.found import Bar, Found, by_merit
+from willitrun_estimator.hardware import devices
 from willitrun_estimator.layout import ROOM_STEP
 from willitrun_estimator.placement import Override, Placement
+from willitrun_estimator.question import Question
 from willitrun_estimator.quick import Buffers
+from willitrun_estimator.request import Request
 from willitrun_estimator.score import LENSES, PURPOSES, quality_factor
-from willitrun_estimator.search import NO_BAR, Objective, Space, layouts_of, search_paging, search_quant
+from willitrun_estimator.search import (
+    NO_BAR,
+    Objective,
+    Space,
+    bounded,
+    layouts_of,
+    search_paging,
+    search_quant,
+    worked_out,
+)
+from willitrun_estimator.setup import least_overlap
 from willitrun_estimator.stack import Stack
+from willitrun_here.ask import sheet_of
+from willitrun_here.machines import open_machine
 
 
 class Needs:
@@ -111,6 +128,9 @@ class MadeUp:
         stack = self.needs.stack(context_tokens)
         over = stack.all_bytes - sum(self.budgets)
         return over, stack.experts[-1], stack.all_bytes - stack.head_bytes
+
+    def overlap(self, ubatch: int, *, spilled: bool) -> float:
+        return 1.0  # waits here are sums over the devices
 
     def host_short(self, used: tuple[int, ...]) -> int:
         return used[-1] - self.model.host_budget
@@ -402,3 +422,28 @@ def test_a_demand_that_is_missed_scales_the_score_down() -> None:
     late = demanding.judge(quality=1.0, rate=20.0, ttft_s=4.0, context_tokens=8192)
     assert slow < kept * 0.06
     assert late < kept * 0.03
+
+
+@pytest.mark.parametrize(
+    "words", ["2x RTX 3090, 64 GiB RAM", "4x Tesla T4, 128 GiB RAM", "RTX 4090, RTX 3060, 64 GiB RAM"]
+)
+def test_prompts_that_several_gpus_overlap_are_not_cut_off(words: str) -> None:
+    draw = random.Random(words)
+    for model in draw.sample(list(models()), 8):
+        request = Request(workload=draw.choice(("agentic", "rag")))
+        asked = Question(model, devices(open_machine(words), request, sheet_of), request)
+        quant = draw.choice(ladder(model))
+        space, objective, lost, setup = asked.space, asked.objective, asked.kl_divergence, asked.setup
+        every = [
+            plan.score
+            for combination in bounded(quant, space, objective, lost, setup)
+            for plan in worked_out(quant, combination, space, objective, setup)
+        ]
+        found = asked.search(quant)
+        assert max((plan.score for plan in found), default=None) == max(every, default=None), (model.name, quant)
+
+
+def test_only_what_overlaps_shortens_a_bound() -> None:
+    assert least_overlap(1, 512, 8192) == least_overlap(2, 512, 512) == least_overlap(2, 2048, 8192) == 1.0
+    assert 0.5 < least_overlap(2, 512, 8192) < 1.0
+    assert least_overlap(4, 512, 8192) < least_overlap(2, 512, 8192)

@@ -16,12 +16,6 @@ def test_the_curve_of_a_plan_that_reads_from_disk_reads_from_disk():
     assert more.gain > 10
 
 
-def test_a_reserve_for_buffers_is_said():
-    noted = answered("minimax-m3", "8x H200, 1 TiB RAM").findings
-    assert any("not worked out exactly" in note for note in noted)
-    assert not any("not worked out exactly" in note for note in answered("qwen3-8b", "RTX 3090").findings)
-
-
 def test_two_numbers_that_look_alike_explain_nothing():
     winner, loser = found(quality=0.98041, ttft_s=0.4), found(quality=0.98040, ttft_s=0.5)
     assert explain.why_lost(winner, loser) == "answers after 500 ms against 400 ms"

@@ -44,6 +44,16 @@ def test_versions_as_the_engines_write_them(programs):
     assert findings == []
 
 
+@pytest.mark.parametrize("packages", ["site-packages", "dist-packages"])
+def test_a_python_engine_is_not_started_for_its_version(programs, tmp_path, packages):
+    (tmp_path / "lib" / "python3.12" / packages / "vllm-0.14.1+cu128.dist-info").mkdir(parents=True)
+    (tmp_path / "lib" / "python3.12" / packages / "vllm_flash_attn-9.9.dist-info").mkdir()
+    programs("vllm", f"echo 9.9; touch {tmp_path}/started")
+    (engine,), findings = read(programs)
+    assert (engine.version, findings) == ("0.14.1+cu128", [])
+    assert not (tmp_path / "started").exists()
+
+
 def test_engine_that_hangs_is_listed_without_a_version(programs):
     programs("ollama", "sleep 60")
     programs("docker", "echo version 1.2.3")

@@ -46,6 +46,19 @@ def test_only_models_for_talk(best):
     assert not any(ranking.NOT_FOR_TALK & set(by_name[row.model.name].capabilities) for row in best)
 
 
+def test_models_without_the_context_that_is_wanted_are_left_out():
+    wanted = 1 << 20
+    by_name = {spec.name: spec for spec in models()}
+    found = rank(open_machine("8x H100 80GB, 1024 GiB RAM"), Request(quant="Q4_K_M", min_context=wanted), limit=3)
+    assert len(found) == 3
+    assert all(by_name[row.model.name].max_context_tokens >= wanted for row in found)
+
+
+def test_vllm_is_ranked_without_ceilings():
+    found = rank(open_machine("RTX 4090, 64 GiB RAM"), Request(engine="vllm", quant="AWQ"), limit=1)
+    assert [row.plan.engine for row in found if row.plan is not None] == ["vllm"]
+
+
 def test_models_of_this_machine_only(monkeypatch):
     from willitrun_catalog.readers import local  # noqa: PLC0415
 

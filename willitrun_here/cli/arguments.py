@@ -7,7 +7,9 @@ that only click knows) is left to click, so that messages have one source.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from willitrun_probe.units import parse_bytes
 
@@ -17,7 +19,7 @@ MOST_BYTES = 2**60
 MOST_DIGITS = 12
 
 
-class Choice(NamedTuple):
+class Choice(Struct, frozen=True):
     """One of some words."""
 
     words: tuple[str, ...]
@@ -29,7 +31,7 @@ class Choice(NamedTuple):
         return text
 
 
-class Whole(NamedTuple):
+class Whole(Struct, frozen=True):
     """A whole number within bounds."""
 
     least: int
@@ -43,7 +45,7 @@ class Whole(NamedTuple):
         return number
 
 
-class Seconds(NamedTuple):
+class Seconds(Struct, frozen=True):
     """A number of seconds within bounds; `nan` is none."""
 
     least: float
@@ -57,7 +59,7 @@ class Seconds(NamedTuple):
         return number
 
 
-class Path(NamedTuple):
+class Path(Struct, frozen=True):
     """A path that click looks at before the command runs."""
 
     writable: bool = False
@@ -68,7 +70,7 @@ class Path(NamedTuple):
         raise ValueError(text)
 
 
-class Reader(NamedTuple):
+class Reader(Struct, frozen=True):
     """A value in a notation of its own."""
 
     word: str
@@ -124,7 +126,7 @@ POSITIVE = Whole(1, MOST_COUNT)
 Kind = Choice | Whole | Seconds | Path | Reader
 
 
-class Option(NamedTuple):
+class Option(Struct, frozen=True):
     """`--flag VALUE`, or a bare `--flag` where `kind` is None."""
 
     flag: str
@@ -142,7 +144,7 @@ class Option(NamedTuple):
         return self.name or self.flag[2:].replace("-", "_")
 
 
-class Argument(NamedTuple):
+class Argument(Struct, frozen=True):
     """A word that stands without a flag."""
 
     parameter: str

@@ -29,7 +29,7 @@ def calibrate(*, as_json: bool, remove: bool, show: bool, model: str | None) -> 
     Takes about a minute; leave the machine alone while it runs. Later answers use it until the hardware changes. What
     `launch --exec` measures is kept in the same place.
     """
-    from willitrun_here import calibrate as store  # noqa: PLC0415 - after the options are read
+    from willitrun_here.calibrate import store  # noqa: PLC0415 - after the options are read
     from willitrun_here.cli.output import print_json, print_text  # noqa: PLC0415
     from willitrun_probe.collect import here  # noqa: PLC0415
 
@@ -52,14 +52,15 @@ def measure(machine: Machine, model: Path | None) -> Corrections | None:
     """Measure the machine, and the engine on a model file; keep all of it and return what is known then."""
     from datetime import UTC, datetime  # noqa: PLC0415 - only here
 
-    from willitrun_here import calibrate as store  # noqa: PLC0415
+    from willitrun_here.calibrate import runs, store  # noqa: PLC0415
+    from willitrun_here.calibrate.measure import measure as measured  # noqa: PLC0415
     from willitrun_here.cli.output import note  # noqa: PLC0415
 
     program = llama_bench()
     if model is not None and program is None:
         raise UnreadableError("no llama-bench was found on PATH", "Install llama.cpp, or leave --model out.")
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    known = store.measure(machine, say=note, now=now, before=store.read(machine.shape_hash), program=program)
+    known = measured(machine, say=note, now=now, before=store.read(machine.shape_hash), program=program)
     try:
         note(f"kept in {store.write(known)}")
     except OSError as error:
@@ -67,7 +68,7 @@ def measure(machine: Machine, model: Path | None) -> Corrections | None:
     if model is None or program is None:
         return known
     note(f"llama-bench on {model} …")
-    if not store.run_engine(store.with_measurements(machine, known), model, program=program, now=now):
+    if not runs.run_engine(store.with_measurements(machine, known), model, program=program, now=now):
         note("  it measured nothing")
     return store.read(machine.shape_hash)
 

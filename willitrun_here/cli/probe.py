@@ -81,7 +81,7 @@ def observe(*, timeout_s: float, root: str | None = None, machine: str | None = 
     from willitrun_probe.collect import here  # noqa: PLC0415 - after the options are read
 
     if root is None:
-        from willitrun_here.calibrate import read, with_measurements  # noqa: PLC0415 - as said there
+        from willitrun_here.calibrate.store import read, with_measurements  # noqa: PLC0415 - as said there
 
         seen = here(timeout_s=timeout_s)
         return with_measurements(seen, read(seen.shape_hash))

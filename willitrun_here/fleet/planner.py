@@ -78,4 +78,4 @@ def model_names() -> tuple[str, ...]:
 
 def catalog_version() -> str:
     """Return what stored plans depend on beside machine, model and question: this program and its catalog."""
-    return f"{__version__}-{hashlib.sha256(shipped.COMPILED.read_bytes()).hexdigest()[:16]}"
+    return f"{__version__}-{hashlib.sha256(shipped.compiled_bytes()).hexdigest()[:16]}"

@@ -19,7 +19,7 @@ MOST_TEXT = 256
 
 def keep(target: Target, comparison: Comparison, environment: Mapping[str, str] = os.environ) -> None:
     """Keep a comparison in both places; one that cannot be written loses the figures and nothing else."""
-    from willitrun_here.calibrate import keep_measured  # noqa: PLC0415 - only when something was measured
+    from willitrun_here.calibrate.runs import keep_measured  # noqa: PLC0415 - only when something was measured
     from willitrun_here.fleet.agent import record_run  # noqa: PLC0415
     from willitrun_here.fleet.identity import state_directory  # noqa: PLC0415
 

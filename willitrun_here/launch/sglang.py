@@ -11,7 +11,7 @@ from willitrun_estimator.plan import Command
 from willitrun_estimator.vllm.formats import format_of
 from willitrun_estimator.vllm.versions import LATEST
 from willitrun_here.launch.target import Target, command
-from willitrun_here.launch.vllm import checkpoint_note, made_while_loading, model, visible
+from willitrun_here.launch.vllm import checkpoint_note, environment, made_while_loading, model
 
 NOTE = "SGLang was not modelled: its memory and speed differ from this plan; the split, length and requests carry over."
 
@@ -37,4 +37,4 @@ def render(target: Target) -> Command:
     if plan.kv_type != "auto":
         argv += ["--kv-cache-dtype", "fp8_e5m2" if plan.kv_type == "fp8_e5m2" else "fp8_e4m3"]
     argv += ["--host", target.host, "--port", str(target.port)]
-    return command(argv, visible(target, LATEST), notes=(NOTE, checkpoint_note(target)))
+    return command(argv, environment(target, LATEST), notes=(NOTE, checkpoint_note(target)))

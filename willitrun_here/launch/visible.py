@@ -48,6 +48,11 @@ def cuda(target: Target) -> dict[str, str]:
         return {"CUDA_VISIBLE_DEVICES": ",".join(uuids)}
     if everything_planned(target):
         return {}
+    return cuda_by_number(target)
+
+
+def cuda_by_number(target: Target) -> dict[str, str]:
+    """Return the environment that names CUDA's GPUs by their place on the bus, for want of UUIDs."""
     indexes = target.plan.gpu_indexes
     places = ranks(target, [gpu for gpu in target.machine.gpus if gpu.vendor == "nvidia"])
     numbers = [place if index is None else index for index, place in zip(indexes, places, strict=True)]
@@ -68,6 +73,11 @@ def rocm(target: Target) -> dict[str, str]:
         return env
     if everything_planned(target):
         return {}
+    return rocm_by_number(target)
+
+
+def rocm_by_number(target: Target) -> dict[str, str]:
+    """Return the environment that names ROCm's GPUs by their place in the topology."""
     places = ranks(target, [gpu for gpu in target.machine.gpus if gpu.vendor == "amd" and gpu.usable])
     return {"HIP_VISIBLE_DEVICES": ",".join(map(str, places))}
 

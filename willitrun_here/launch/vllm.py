@@ -17,6 +17,7 @@ from willitrun_estimator.vllm.formats import format_of, is_format
 from willitrun_estimator.vllm.parallel import needs_expert_parallel
 from willitrun_estimator.vllm.repositories import ready_made
 from willitrun_estimator.vllm.versions import LATEST, Version, name_of, parse_version
+from willitrun_here.launch import visible
 from willitrun_here.launch.systemd import quoted
 from willitrun_here.launch.target import Target, command, everything_planned
 from willitrun_here.launch.vllm_installed import Installed, ask_parser, on, refusal
@@ -59,7 +60,7 @@ def checked(target: Target) -> Installed | None:
 def render(target: Target, *, installed: Installed | None = None) -> Command:
     """Give the complete `vllm serve` command, in the flags of the installed version."""
     argv = [installed.program if installed else "vllm", "serve", *arguments(target, host=target.host, port=target.port)]
-    return command(argv, visible(target, version_of(target, installed)), notes=notes(target, argv, installed))
+    return command(argv, environment(target, version_of(target, installed)), notes=notes(target, argv, installed))
 
 
 def version_of(target: Target, installed: Installed | None) -> Version:
@@ -192,19 +193,21 @@ def half_only(target: Target) -> bool:
     return target.plan.backend == "cuda" and any(level and float(level) < _HALF_ONLY_BELOW for level in levels)
 
 
-def visible(target: Target, version: Version) -> dict[str, str]:
-    """Give the environment that shows vLLM exactly the planned GPUs: by UUID where the version reads UUIDs."""
+def environment(target: Target, version: Version) -> dict[str, str]:
+    """Give the environment that shows vLLM exactly the planned GPUs: by UUID where the version reads UUIDs.
+
+    On ROCm by number, which every version reads (`device_id_to_physical_device_id` in `vllm/platforms/interface.py`).
+    """
     plan = target.plan
     if everything_planned(target):
         return {}
+    if plan.backend == "rocm":
+        return visible.rocm_by_number(target)
     uuids = [uuid for uuid in plan.gpu_uuids if uuid]
     whole = not any(uuid.startswith("MIG-") for uuid in uuids)
-    indexes = ",".join(str(index if index is not None else place) for place, index in enumerate(plan.gpu_indexes))
-    if plan.backend == "rocm":
-        return {"HIP_VISIBLE_DEVICES": indexes}
     if len(uuids) == len(plan.gpu_uuids) and (version >= UUIDS_FROM or not whole):
         return {"CUDA_VISIBLE_DEVICES": ",".join(uuids)}
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": indexes}
+    return visible.cuda_by_number(target)
 
 
 def image(target: Target, installed: Installed | None = None) -> str:
@@ -246,7 +249,7 @@ def docker(target: Target, *, installed: Installed | None = None) -> Command:
     if target.plan.backend == "rocm":
         argv += ["--device", "/dev/kfd", "--device", "/dev/dri", "--group-add", "video"]
         argv += ["--security-opt", "seccomp=unconfined"]
-        for name, value in visible(target, LATEST).items():
+        for name, value in environment(target, LATEST).items():
             argv += ["-e", f"{name}={value}"]
     else:
         argv += ["--gpus", f'"device={",".join(gpu_ids(target))}"']
@@ -291,7 +294,7 @@ def compose(target: Target, *, installed: Installed | None = None) -> str:
         service["devices"] = ["/dev/kfd:/dev/kfd", "/dev/dri:/dev/dri"]
         service["group_add"] = ["video"]
         service["security_opt"] = ["seccomp=unconfined"]
-        service["environment"] |= visible(target, LATEST)
+        service["environment"] |= environment(target, LATEST)
     else:
         device = {"driver": "nvidia", "device_ids": gpu_ids(target), "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}

@@ -34,6 +34,24 @@ MAX_PARTS = 1024
 _TOWERS = ("v.", "mm.", "a.", "mmproj.", "resampler.")
 """Vision and audio towers that ollama keeps in the model's own file (names of tools/mtmd/clip-impl.h in llama.cpp)."""
 _BLOCK = re.compile(r"^(?:(?:enc|dec)\.)?blk\.(\d{1,5})\.(.+)$")
+_INDEXER = {"indexer_top_k": "attention.indexer.top_k"}
+_SIZES = {
+    "deepseek32": _INDEXER,
+    "deepseek4": _INDEXER
+    | {
+        "q_rank": "attention.q_lora_rank",
+        "o_rank": "attention.output_lora_rank",
+        "o_groups": "attention.output_group_count",
+        "streams": "hyper_connection.count",
+        "window": "attention.sliding_window",
+        "indexer_heads": "attention.indexer.head_count",
+        "indexer_dim": "attention.indexer.key_length",
+        "hash_layers": "hash_layer_count",
+    },
+    "glm-dsa": _INDEXER,
+    "glm5-next": _INDEXER | {"streams": "hyper_connection.count", "indexer_pool": "attention.indexer.kpool"},
+}
+"""Sizes that an architecture's graph and caches need (src/models of llama.cpp), and the keys they are under."""
 _NOT_MODELS = {
     "adapter": "a LoRA adapter, which changes another model",
     "mmproj": "a vision or audio projector",
@@ -137,6 +155,7 @@ def model_from_headers(headers: list[GgufHeader], *, source: str, file_name: str
         layers=layer_list,
         mtp_layers=mtp_layers,
         traits=_traits(by_name),
+        sizes=_sizes(hyper),
         tensors=tensors,
         file_bytes=sum(header.file_bytes for header in headers),
         files=tuple(header.path for header in headers),
@@ -262,6 +281,12 @@ def _traits(tensors: dict[str, Tensor]) -> tuple[str, ...]:
     return tuple(trait for trait, part in marks if part in parts)
 
 
+def _sizes(hyper: Hyper) -> tuple[tuple[str, int], ...]:
+    """Read the further sizes that a graph follows from and no tensor's shape says."""
+    named = _SIZES.get(hyper.architecture, {})
+    return tuple((name, size) for name, key in named.items() if (size := hyper.number(key)))
+
+
 def _text(header: GgufHeader, key: str) -> str | None:
     value = header.metadata.get(key)
     return value if isinstance(value, str) and value else None
@@ -296,7 +321,5 @@ def _findings(hyper: Hyper) -> Iterable[str]:
             f"architecture {hyper.architecture!r} is not known to this version: weights are exact, the cache is "
             "planned from the tensors as if every attention layer saw the whole context"
         )
-    if hyper.architecture == "deepseek4":
-        yield "the compressed caches of DeepSeek V4 are planned as plain ones: expect the cache to be smaller"
     if hyper.architecture in patterns.CACHELESS:
         yield "an encoder or diffusion model: it keeps no cache and does not generate token by token"

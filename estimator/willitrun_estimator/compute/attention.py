@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 from willitrun_catalog.model import Attention, Mla
 from willitrun_estimator import cache
+from willitrun_estimator.compute import indexer
 from willitrun_estimator.compute.form import CELLS, WINDOW, ZERO, Dim, Form, U, form, plus
-from willitrun_estimator.compute.graph import Node
 from willitrun_estimator.compute.kernels import has_flash_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from willitrun_estimator.compute.builder import Builder, Homes
+    from willitrun_estimator.compute.graph import Node
 
 
 def attention(  # noqa: C901, PLR0912, PLR0915
@@ -215,7 +216,7 @@ def latent_attention(  # noqa: PLR0915
     query_dim = mixer.nope_dim + rope
     low = normed
     if mixer.indexer_dim:
-        sparse_keys(b, mixer, normed, homes)
+        indexer.store_keys(b, mixer, normed, homes)
     if mixer.q_rank:
         low = b.norm(b.matmul("attn_q_a", homes, mixer.q_rank, normed), "attn_q_a_norm", homes)
         q = b.matmul("attn_q_b", homes, heads * query_dim, low)
@@ -244,12 +245,20 @@ def latent_attention(  # noqa: PLR0915
         gap = cache.padding_bytes(b.settings.kv_type_k, row)
         kperm = g.view(kview, (".k", ".p"), size=key_bytes, contiguous=False, gap_bytes=gap)
         vperm = g.view(g.view(kview, (".v",), size=part_bytes), (".v", ".p"), size=part_bytes, contiguous=False)
-        mask = b.mask(CELLS) if not b.sparse else sparse_mask(b, mixer, low, normed, homes)
+        mask = b.mask(CELLS) if not b.sparse else indexer.sparse_mask(b, mixer, low, normed, homes)
         copied = b.copies_cache and b.settings.kv_type_k != "f16"
         # V is a part of K, unless both are copied from the host.
         width = row + rank if homes.cache == b.host else row
         scratch = form((CELLS, width * b.streams), 2) if copied else ZERO
-        result = g.add("flash", (rank, heads, U), q, kperm, vperm, mask, gpu_extra=scratch, picks_device=False)
+        kv_types = (b.settings.kv_type_k, b.settings.kv_type_v)
+        result = g.add(
+            "flash",
+            (rank, heads, U),
+            *(q, kperm, vperm, mask),
+            gpu_extra=scratch,
+            picks_device=False,
+            gpu_supported=has_flash_kernel(b.backend, row, rank, heads, *kv_types),
+        )
         turned = g.view(result, (rank, U, heads), contiguous=False)
         values = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b.weight", homes), turned, rows=U)
         turned = g.view(values, (mixer.value_dim, heads, U), contiguous=False)
@@ -259,8 +268,8 @@ def latent_attention(  # noqa: PLR0915
     values = g.add("v_cont", (CELLS, rank * b.streams), part, element_bytes=2, rows=1)
     kperm = g.view(kview, (".k", ".p"), size=key_bytes, contiguous=False)
     q = g.view(g.view(q, (row, heads, U)), (row, U, heads), contiguous=False)
-    mask = b.mask(CELLS) if not b.sparse else sparse_mask(b, mixer, low, normed, homes)
     scores = g.add("kq", (CELLS, U, heads), kperm, q)
+    mask = b.mask(CELLS) if not b.sparse else indexer.sparse_mask(b, mixer, low, normed, homes)
     soft = g.add("soft_max", (CELLS, U, heads), scores, mask, inplace=True, picks_device=False)
     mixed = g.add("kqv", (rank, U, heads), values, soft)
     out = g.add("v_b", (mixer.value_dim, U, heads), b.weight("attn_v_b.weight", homes), mixed, rows=U)
@@ -268,42 +277,17 @@ def latent_attention(  # noqa: PLR0915
     return g.add("cont", (heads * mixer.value_dim, U), turned)
 
 
-INDEXER_ROTATION = 128
-"""Width of the Hadamard matrix that the indexer's keys and queries are turned by."""
-TOP_K = 2048
-"""Tokens that a sparse indexer keeps (`attention.indexer.top_k` of DeepSeek V3.2 and GLM-5)."""
-
-
-def sparse_keys(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> None:
-    """Store this batch's keys for the sparse indexer (src/models/deepseek32.cpp)."""
+def latent_output(b: Builder, mixer: Mla, latent: Node, normed: Node, homes: Homes) -> Node:
+    """Gate the heads where the architecture does (Ling 3, Kimi K3), and project to the hidden size."""
     g = b.graph
-    width = mixer.indexer_dim or 0
-    key = b.norm(b.matmul("indexer.attn_k", homes, width, normed), "indexer.k_norm", homes)
-    key = b.rope(g.view(key, (width, 1, U)), homes)
-    key = g.add("turned", (width, 1, U), b.rotation("indexer", INDEXER_ROTATION), key)
-    g.store("set_k", g.cache("cache_i", homes.cache), g.view(key, (width, U)), b.key_index("indexer"))
-
-
-def sparse_mask(b: Builder, mixer: Mla, low: Node, normed: Node, homes: Homes) -> Node:
-    """Score all cells, keep the best, and mask the others; a block without an indexer keeps the last choice."""
-    g = b.graph
-    ones = g.leaf("ones", (1, TOP_K, U), homes.block if homes.block != b.host else 0)
-    fill = g.add("fill", (1, TOP_K, U), ones, inplace=True)
-    heads, width = mixer.indexer_heads or 0, mixer.indexer_dim or 0
-    if heads or b.chosen is None:
-        q = b.matmul("indexer.attn_q_b", homes, heads * width, low)
-        q = b.rope(g.view(q, (width, heads, U)), homes)
-        q = g.add("turned", (width, heads, U), b.rotation("indexer", INDEXER_ROTATION), q)
-        keys = g.view(g.cache("cache_i", homes.cache), (".i",), size=form((CELLS, 2 * width * b.streams), 1))
-        weights = g.view(b.matmul("indexer.proj", homes, heads, normed), (heads, U))
-        weights = g.add("scaled", (heads, U), weights)
-        scores = g.add("indexer", (CELLS, U), g.view(q, q.dims), keys, weights, b.mask("indexer"))
-        best = g.add("top_k", (TOP_K, U), scores)
-        b.chosen = g.add("cont", (TOP_K, U), best)
-    base = b.mask(CELLS)
-    size = 2 if b.flash else 4
-    open_mask = g.add("fill", (CELLS, U), base, inplace=True, element_bytes=size)
-    chosen = g.view(b.chosen, (TOP_K, U))
-    written = Node("set_rows", (".rows",), ZERO, [fill, chosen, g.view(open_mask, (".rows",))], view_of=open_mask)
-    g.nodes.append(written)
-    return g.add("sparse_mask", (CELLS, U), g.view(written, (CELLS, U)), base, inplace=True, element_bytes=size)
+    if "attn_gate.weight" in homes.parts:
+        width = mixer.heads * mixer.value_dim
+        gate = b.matmul("attn_gate", homes, mixer.heads if b.style.head_gate else width, normed)
+        if b.style.head_gate:
+            shape: tuple[Dim, ...] = (mixer.value_dim, mixer.heads, U)
+            gate = g.add("sigmoid", (1, mixer.heads, U), g.view(gate, (1, mixer.heads, U)), inplace=True)
+            latent = g.add("cont", (width, U), g.add("gated", shape, g.view(latent, shape), gate, inplace=True))
+        else:
+            gate = g.add("sigmoid", (width, U), gate, inplace=True)
+            latent = g.add("gated", (width, U), latent, gate, inplace=True)
+    return b.matmul("attn_output", homes, b.spec.hidden_size, latent)

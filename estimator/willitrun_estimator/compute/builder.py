@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, ModelSpec, Moe, NoMixer, Recurrent
 from willitrun_estimator import cache
-from willitrun_estimator.compute import altup, attention, feed_forward, per_layer, recurrent
+from willitrun_estimator.compute import (
+    altup,
+    attention,
+    block_sparse,
+    compressed,
+    feed_forward,
+    hyper,
+    per_layer,
+    pooled,
+    recurrent,
+    residual_mix,
+)
 from willitrun_estimator.compute.build import CURRENT, Build
-from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, U
+from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, Form, U
 from willitrun_estimator.compute.graph import Graph, Node
 from willitrun_estimator.compute.style import FOUR_POSITIONS, SCALED_EMBEDDINGS, style_of
 from willitrun_estimator.placement import Settings
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 INDEXER = "indexer"
 """The mask of a sparse indexer, f16 whatever attention reads."""
-FETCHED_AHEAD = frozenset({"mamba1", "mamba2", "shortconv"})
-"""Mixers whose convolution state is the first thing of their block that llama.cpp asks for."""
+FETCHED_AHEAD = frozenset({"lightning", "mamba1", "mamba2", "shortconv"})
+"""Mixers whose state is the first thing of their block that llama.cpp asks for."""
+RESIDUAL_SCORE = "output_res_score.weight"
+"""What scores the residual streams that an architecture banks."""
 HEAD = "output"
 """The key of the head's bytes."""
 
@@ -62,7 +78,7 @@ class Builder:
         self.style = style_of(spec.architecture)
         self.flash = settings.flash_attention
         self.slots = max(1, settings.parallel)
-        self.streams = 1 if settings.kv_unified else self.slots
+        self.streams = cache.model_cells(spec, settings)[1]
         self.host = host
         self.rules = build
         self.backend = backend
@@ -70,9 +86,13 @@ class Builder:
         """Whether flash attention's buffer has room for f16 copies of a quantized cache (Vulkan reads it in place)."""
         self._states: dict[bool, Node] = {}
         self._masks: dict[str, Node] = {}
-        self.window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
+        self.window = cache.model_window(spec)
+        self.fused_streams = True
+        """Whether one operation writes a block's result to all residual streams."""
         self.sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
         self.chosen: Node | None = None
+        self.plain_mask: Node | None = None
+        """The f32 copy of the mask that blocks' scores are added to."""
         self.outside = outside
         self.factors = next((name for name in outside if name.startswith("rope_")), None)
         self._factors: dict[int, Node] = {}
@@ -84,6 +104,8 @@ class Builder:
         self._waiting: Node | None = None
         """The residual whose rows are picked once nothing else is asked for before the sum that names it first."""
         self._picked: Node | None = None
+        self._normed: Node | None = None
+        """What the mixer of the block in hand reads."""
 
     def _input(self, name: str, dims: tuple[Dim, ...], element_bytes: int) -> Node:
         node = self._inputs.get(name)
@@ -105,6 +127,14 @@ class Builder:
     def token_input(self, name: str) -> Node:
         """Add a further input of one number per token."""
         return self._input(name, (U,), 4)
+
+    def further_input(
+        self, name: str, dims: tuple[Dim, ...], size: Form | None = None, *, element_bytes: int = 4
+    ) -> Node:
+        """Add a further input; `size` where slots share it."""
+        node = self._input(name, dims, element_bytes)
+        node.size = node.size if size is None else size
+        return node
 
     def rotation(self, which: str, size: int) -> Node:
         """Refer to a Hadamard matrix that the host fills."""
@@ -202,6 +232,10 @@ class Builder:
             return "post_attention_norm"
         return None if self.has(homes, "post_ffw_norm") else "attn_norm"
 
+    def expect(self, mixer: Mixer | None, homes: Homes) -> None:
+        """Note a mixer, or with None a sum of experts, that llama.cpp will add to the graph at once."""
+        self._events.append((mixer, homes))
+
     def fetch_next(self) -> None:
         """Fetch the next block's convolution state where nothing else is asked for before it.
 
@@ -216,8 +250,11 @@ class Builder:
 
     def _fetch(self) -> None:
         following = self._events[0] if self._events else None
-        if following is not None and isinstance(following[0], Recurrent) and following[0].kind in FETCHED_AHEAD:
-            self._fetched = recurrent.load_state(self, "cache_r", following[0].conv_elements, following[1])
+        if following is not None and isinstance(following[0], Recurrent) and self._fetches(following[0]):
+            self._fetched = recurrent.fetch_ahead(self, following[0], following[1])
+
+    def _fetches(self, mixer: Recurrent) -> bool:
+        return mixer.kind in FETCHED_AHEAD or self.style.fetched_ahead
 
     def fetched(self) -> tuple[Node, Node] | None:
         """Hand over the state that was fetched ahead."""
@@ -234,15 +271,23 @@ class Builder:
         self._normed = normed
         first = mixers[0]
         if isinstance(first, Recurrent):
-            mixed = recurrent.recurrent(self, first, normed, homes)
+            rest = recurrent.recurrent(self, first, normed, homes)
             if first.kind not in FETCHED_AHEAD:
                 self.fetch_next()
+            return rest()
+        if self.spec.architecture in cache.COMPRESSED and isinstance(first, Attention):
+            mixed = compressed.compressed_attention(self, first, normed, homes)
+            self.fetch_next()
             return mixed
         if isinstance(first, Mla):
-            latent = attention.latent_attention(self, first, normed, homes)
+            pools = self.spec.architecture in cache.POOLED_INDEXERS
+            latent = (pooled.pooled_attention if pools else attention.latent_attention)(self, first, normed, homes)
             self.fetch_next()
-            return self.matmul("attn_output", homes, hidden, latent)
-        finish = attention.attention(self, first, normed, homes)
+            return attention.latent_output(self, first, latent, normed, homes)
+        attend = (
+            block_sparse.block_sparse_attention if block_sparse.chooses_blocks(self, homes) else attention.attention
+        )
+        finish = attend(self, first, normed, homes)
         if len(mixers) == 1:
             self.fetch_next()
         if len(mixers) > 1 and isinstance(mixers[1], Recurrent):
@@ -265,20 +310,26 @@ class Builder:
             return feed_forward.dense(self, ffn, normed, homes)
         return feed_forward.experts(self, ffn, normed, homes)
 
-    def block(  # noqa: C901
+    def block(  # noqa: C901, PLR0912
         self, layer: Layer, source: Node, homes: Homes, *, last: bool
     ) -> Node:
         """Add one block; in the last one only the rows with logits go through the feed-forward network."""
         if self.style.parallel and not (self.style.parallel == "stablelm" and self.has(homes, "ffn_norm")):
             return self.parallel_block(layer, source, homes, last=last)
+        if self.style.hyper:
+            return self.hyper_block(layer, source, homes)
         picks = last and self.style.rows == "inside"
         if picks and self.style.mixer_residual_first:
             self._waiting = source
         mixed = self.mixer(layer, source, homes)
+        if self.style.normed_residual and self._normed is not None:
+            source = self._normed
         if picks:
             if mixed is not None:
                 mixed = self.out_rows(mixed)
             source = self.out_rows(source) if self._picked is None else self._picked
+        if self.style.normed_residual:
+            source = self.graph.add("scaled", source.dims, source, inplace=True)
         if mixed is not None:
             if self.has_post_norm(homes):
                 mixed = self.norm(mixed, "post_attention_norm", homes)
@@ -292,11 +343,35 @@ class Builder:
                 out = feed_forward.beside(self, ffn, source, homes)
             else:
                 name = self.ffn_norm(homes)
-                out = self.feed(ffn, source if name is None else self.norm(source, name, homes), homes)
+                normed = source if name is None else self.norm(source, name, homes)
+                out = self.feed(ffn, normed, homes)
+                if self.style.normed_residual:
+                    source = self.graph.add("scaled", normed.dims, normed, inplace=True)
             if self.has(homes, "post_ffw_norm"):
                 out = self.norm(out, "post_ffw_norm", homes)
             parts = (source, out) if self.style.residual_first else (out, source)
             source = self.graph.add("block_out", source.dims, *parts, inplace=True)
+        return source
+
+    def hyper_block(self, layer: Layer, source: Node, homes: Homes) -> Node:
+        """Add a block between residual streams."""
+
+        def written(out: Node, mixed: Node, place: str, ways: tuple[Node, Node] | None = None) -> Node:
+            if not self.fused_streams:
+                return hyper.write_one_by_one(self, out, source, mixed, place, homes)
+            return hyper.write(self, out, source, ways or hyper.ways(self, mixed, place, homes))
+
+        mixed = hyper.mixtures(self, source, "attn", homes)
+        out = self.mixer(layer, hyper.read(self, source, mixed, "attn", homes), homes)
+        if out is not None:
+            source = written(out, mixed, "attn")
+        ffn = layer.ffn
+        if isinstance(ffn, Dense | Moe):
+            mixed = hyper.mixtures(self, source, "ffn", homes)
+            early = hyper.ways(self, mixed, "ffn", homes) if self.style.hyper == "ways-first" else None
+            read = hyper.read(self, source, mixed, "ffn", homes)
+            out = self.feed(ffn, self.norm(read, "ffn_norm", homes), homes)
+            source = written(out, mixed, "ffn", early)
         return source
 
     def parallel_block(self, layer: Layer, source: Node, homes: Homes, *, last: bool) -> Node:
@@ -331,20 +406,23 @@ class Builder:
         partial = self.graph.add("sum", out.dims, *terms, inplace=True)
         return self.graph.add("sum", out.dims, partial, rows(source), inplace=True)
 
-    def _reserve(self, layers: tuple[tuple[Layer, Homes], ...], head: int) -> None:
-        """Keep room for what is not replayed of an architecture."""
-        states, cells = self.style.reserve
-        used = {homes.block for _, homes in layers} | {head}
-        for device in sorted(used - {self.host}) if states or cells else ():
-            self.graph.leaf("reserve", (states * self.spec.hidden_size, U), device, kept=True)
-            if len(used) > 1:
-                self.graph.leaf("reserve", (CELLS, U, cells), device, kept=True)
-
     def _gate_copies(self, layers: tuple[tuple[Layer, Homes], ...]) -> None:
         """Keep room for the query gate that Vulkan's reordering computes early and holds through the block."""
         gates = {m.heads * m.value_dim for layer, _ in layers for m in layer.mixers if isinstance(m, Attention)}
         for device in sorted({homes.block for _, homes in layers} - {self.host}):
             self.graph.leaf("gate", (max(gates, default=0), U), device, kept=True)
+
+    def _parted(self, x: Node, layers: tuple[tuple[Layer, Homes], ...], head: int) -> Node:
+        """Make residual streams of the embeddings, behind the inputs that llama.cpp asks for first."""
+        if self.spec.architecture in cache.POOLED_INDEXERS:
+            pooled.start(self)
+        else:
+            self.mask(WINDOW)
+        # llama.cpp gives up the one operation where another device than the block's would compute it. DeepSeek V4
+        # keeps a block's last operation on the block's device, GLM 5.3 hands it to the GPU that follows.
+        given_up = self.style.hyper == "ways-last" and head != self.host
+        self.fused_streams = not (given_up and any(homes.block == self.host for _, homes in layers))
+        return hyper.stacked(self, x)
 
     def build(  # noqa: C901, PLR0912
         self,
@@ -356,7 +434,6 @@ class Builder:
         tokens = self._input("tokens", (U,), 4)
         if self.rules.spare_embeddings:
             self._input("embeddings", (hidden, U), 4)
-        self._reserve(layers, head)
         if self.backend == "vulkan" and self.style.gated_query:
             self._gate_copies(layers)
         width = dict(self.spec.sizes).get("per_layer_dim", 0)
@@ -371,13 +448,21 @@ class Builder:
             inputs.hidden = x
         if streams:
             x = altup.stacked(self, x, streams, head)
+        if self.style.hyper:
+            x = self._parted(x, layers, head)
         for layer, homes in layers:
             if layer.mixers and not isinstance(layer.mixers[0], NoMixer):
-                self._events.append((layer.mixers[0], homes))
+                self.expect(layer.mixers[0], homes)
             if isinstance(layer.ffn, Moe):
-                self._events.append((None, homes))
+                self.expect(None, homes)
         self._fetch()
+        bank = residual_mix.Bank(self) if RESIDUAL_SCORE in self.outside else None
+        first = x
+        stream: Callable[[], Node] = lambda: first  # noqa: E731
         for index, (layer, homes) in enumerate(layers):
+            if bank is not None:
+                stream = residual_mix.block(self, bank, layer, stream, homes, index)
+                continue
             if streams and inputs is not None:
                 x = altup.block(self, layer, x, homes, inputs, index)
                 continue
@@ -392,6 +477,16 @@ class Builder:
                 )
         if streams:
             x = self.out_rows(altup.merged(self, x, streams, head))
+        if self.style.hyper:
+            x = hyper.picked(self, x)
+            x = hyper.head(self, x, head) if "output_hc_fn.weight" in self.outside else hyper.mean(self, x)
+        if bank is not None:
+            x = self.out_rows(bank.mixed(stream, self.graph.weight(RESIDUAL_SCORE, head)))
+        self._logits(x, head)
+        return self.graph
+
+    def _logits(self, x: Node, head: int) -> None:
+        """Add the last norm and the head."""
         if self.style.rows == "block-end":
             x.is_output = True
             x = self.out_rows(x)
@@ -405,4 +500,3 @@ class Builder:
         weight = self.graph.weight(HEAD, head)
         logits = self.graph.add("logits", (self.spec.vocab_size, norm.dims[-1]), weight, norm)
         logits.is_output = True
-        return self.graph

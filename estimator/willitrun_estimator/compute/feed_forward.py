@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from willitrun_estimator.compute.graph import Node
 
 
+HASHED = "ffn_gate_tid2eid.weight"
+"""A table of the experts of every token of the vocabulary."""
+LATENT = ("ffn_latent", "ffn_routed")
+"""Projections that experts stand between (Nemotron 3 Super, Kimi K3): `_down` before, `_up` and a norm after."""
 SUMMED = 3
 """Experts' results that are added one by one; further ones write over the same sum."""
 
@@ -25,7 +29,10 @@ def dense(b: Builder, ffn: Dense, normed: Node, homes: Homes, suffix: str = "") 
     """Add a gated or plain feed-forward network."""
     g = b.graph
     tokens = normed.dims[-1]
-    if ffn.gated and f"ffn_gate{suffix}.weight" not in homes.parts:
+    if b.style.situ:
+        gate = b.matmul("ffn_gate" + suffix, homes, ffn.width, normed)
+        hidden = situ(b, gate, lambda: b.matmul("ffn_up" + suffix, homes, ffn.width, normed))
+    elif ffn.gated and f"ffn_gate{suffix}.weight" not in homes.parts:
         both = b.matmul("ffn_up", homes, 2 * ffn.width, normed)
         hidden = g.add("glu", (ffn.width, tokens), both)
     elif ffn.gated:
@@ -38,7 +45,17 @@ def dense(b: Builder, ffn: Dense, normed: Node, homes: Homes, suffix: str = "") 
     return b.matmul("ffn_down" + suffix, homes, b.spec.hidden_size, hidden)
 
 
-def experts(  # noqa: C901, PLR0912, PLR0915
+def situ(b: Builder, gate: Node, projected: Callable[[], Node]) -> Node:
+    """Gate by beta x tanh(gate / beta) x sigmoid(gate), the other half by a tanh of its own (Kimi K3)."""
+    g = b.graph
+    bounded = g.add("bounded", gate.dims, gate, inplace=True)
+    open_ = g.add("sigmoid", gate.dims, gate, inplace=True)
+    gate = g.add("gate", gate.dims, bounded, open_, inplace=True)
+    up = g.add("bounded", gate.dims, projected(), inplace=True)
+    return g.add("situ", gate.dims, gate, up, inplace=True)
+
+
+def experts(
     b: Builder,
     ffn: Moe,
     normed: Node,
@@ -51,12 +68,23 @@ def experts(  # noqa: C901, PLR0912, PLR0915
     `logits` are the router's where it has them already, `read` adds what the experts read where the router reads
     something else.
     """
+    return routed(b, ffn, normed, homes, logits, read)()
+
+
+def routed(  # noqa: C901, PLR0912, PLR0915
+    b: Builder,
+    ffn: Moe,
+    normed: Node,
+    homes: Homes,
+    logits: Node | None = None,
+    read: Callable[[], Node] | None = None,
+) -> Callable[[], Node]:
+    """Add experts up to their sum; what is returned adds what llama.cpp computes only when it is read."""
     g = b.graph
     tokens = normed.dims[-1]
     used, hidden_size = ffn.experts_used, b.spec.hidden_size
-    latent = "ffn_latent_down.weight" in homes.parts
-    if latent:
-        # Experts between two projections of their own (Nemotron 3 Super).
+    latent = next((name for name in LATENT if name + "_down.weight" in homes.parts), None)
+    if latent is not None:
         hidden_size = dict(b.spec.sizes).get("latent_dim", hidden_size)
     if logits is None:
         logits = b.matmul("ffn_gate_inp", homes, ffn.experts, normed)
@@ -66,8 +94,12 @@ def experts(  # noqa: C901, PLR0912, PLR0915
     balance = next((name for name in ("exp_probs_b.bias", "exp_probs_b") if name in homes.parts), None)
     if balance is not None:
         ranked = g.add("biased", (ffn.experts, tokens), chances, b.weight(balance, homes), inplace=True)
-    order = g.add("argsort", (ffn.experts, tokens), ranked, element_bytes=4)
-    chosen = g.view(order, (used, tokens), contiguous=False)
+    if HASHED in homes.parts:
+        # The first blocks of DeepSeek V4 route by token, without looking at it.
+        chosen = g.add("chosen", (used, tokens), b.weight(HASHED, homes), b.token_input("tokens"), rows=0)
+    else:
+        order = g.add("argsort", (ffn.experts, tokens), ranked, element_bytes=4)
+        chosen = g.view(order, (used, tokens), contiguous=False)
     weights = g.view(g.add("weights", (1, used, tokens), flat, chosen), (used, tokens))
     if not b.style.plain_weights:
         total = g.add("sum_rows", (1, tokens), weights)
@@ -76,13 +108,13 @@ def experts(  # noqa: C901, PLR0912, PLR0915
     weights = g.view(weights, (1, used, tokens))
     if b.spec.architecture in SCALED_WEIGHTS:
         weights = g.add("weights_scaled", (1, used, tokens), weights)
-    seen = b.matmul("ffn_latent_down", homes, hidden_size, normed) if latent else normed
+    seen = b.matmul(latent + "_down", homes, hidden_size, normed) if latent is not None else normed
     single = g.view(seen if read is None else read(), (hidden_size, 1, tokens))
     if b.style.weights_first:
         single = g.add("repeat", (hidden_size, used, tokens), single)
         single = g.add("weighted", (hidden_size, used, tokens), single, weights, inplace=True)
 
-    def routed(name: str, width: int, source: Node) -> Node:
+    def chosen_by(name: str, width: int, source: Node) -> Node:
         dims: tuple[Dim, ...] = (width, used, tokens)
         out = g.add(name, dims, b.weight(name + ".weight", homes, routed=True), source, chosen, rows=tokens)
         if name + ".bias" in homes.parts:
@@ -96,24 +128,27 @@ def experts(  # noqa: C901, PLR0912, PLR0915
         return out
 
     if "ffn_gate_up_exps.weight" in homes.parts:
-        both = routed("ffn_gate_up_exps", 2 * ffn.width, single)
+        both = chosen_by("ffn_gate_up_exps", 2 * ffn.width, single)
         hidden = g.add(
             "glu",
             (ffn.width, used, tokens),
             g.view(both, (".gate",), contiguous=False),
             g.view(both, (".up",), contiguous=False),
         )
+    elif b.style.situ:
+        gate = chosen_by("ffn_gate_exps", ffn.width, single)
+        hidden = situ(b, gate, lambda: chosen_by("ffn_up_exps", ffn.width, single))
     elif ffn.gated:
         first, second = (
             ("ffn_up_exps", "ffn_gate_exps") if b.style.up_experts_first else ("ffn_gate_exps", "ffn_up_exps")
         )
-        gate = routed(first, ffn.width, single)
-        up = routed(second, ffn.width, single)
+        gate = chosen_by(first, ffn.width, single)
+        up = chosen_by(second, ffn.width, single)
         hidden = g.add("glu", (ffn.width, used, tokens), gate, up)
     else:
-        hidden = routed("ffn_up_exps", ffn.width, single)
+        hidden = chosen_by("ffn_up_exps", ffn.width, single)
         hidden = g.add("activation", (ffn.width, used, tokens), hidden, inplace=True)
-    down = routed("ffn_down_exps", hidden_size, hidden)
+    down = chosen_by("ffn_down_exps", hidden_size, hidden)
     weighted = down
     if not b.style.weights_first:
         weighted = g.add("weighted", (hidden_size, used, tokens), down, weights, inplace=True)
@@ -124,17 +159,24 @@ def experts(  # noqa: C901, PLR0912, PLR0915
     for part in parts[1:]:
         out = g.add("sum", (hidden_size, tokens), out, part, inplace=True)
     b.fetch_next()
-    hidden_size = b.spec.hidden_size
-    if latent:
-        out = b.matmul("ffn_latent_up", homes, hidden_size, out)
-    if ffn.shared_width and "ffn_up_shexp.weight" in homes.parts:
-        shared = dense(b, Dense(width=ffn.shared_width, gated=ffn.gated), normed, homes, "_shexp")
-        if "ffn_gate_inp_shexp.weight" in homes.parts:
-            gate = b.matmul("ffn_gate_inp_shexp", homes, 1, normed)
-            gate = g.add("sigmoid", (1, tokens), gate, inplace=True)
-            shared = g.add("gated", (hidden_size, tokens), shared, gate, inplace=True)
-        out = g.add("with_shared", (hidden_size, tokens), out, shared, inplace=True)
-    return out
+
+    def finish() -> Node:
+        whole = out
+        hidden_size = b.spec.hidden_size
+        if latent is not None:
+            if latent + "_norm.weight" in homes.parts:
+                whole = b.norm(whole, latent + "_norm", homes)
+            whole = b.matmul(latent + "_up", homes, hidden_size, whole)
+        if ffn.shared_width and "ffn_up_shexp.weight" in homes.parts:
+            shared = dense(b, Dense(width=ffn.shared_width, gated=ffn.gated), normed, homes, "_shexp")
+            if "ffn_gate_inp_shexp.weight" in homes.parts:
+                gate = b.matmul("ffn_gate_inp_shexp", homes, 1, normed)
+                gate = g.add("sigmoid", (1, tokens), gate, inplace=True)
+                shared = g.add("gated", (hidden_size, tokens), shared, gate, inplace=True)
+            whole = g.add("with_shared", (hidden_size, tokens), whole, shared, inplace=True)
+        return whole
+
+    return finish
 
 
 def beside(b: Builder, ffn: Moe, source: Node, homes: Homes) -> Node:
@@ -144,9 +186,9 @@ def beside(b: Builder, ffn: Moe, source: Node, homes: Homes) -> Node:
     router = g.add("scaled", source.dims, router, inplace=True)
     router = g.add("scaled", source.dims, router, b.weight("ffn_gate_inp.scale", homes), inplace=True)
     logits = b.matmul("ffn_gate_inp", homes, ffn.experts, router)
-    routed = experts(b, ffn, source, homes, logits, lambda: b.norm(source, "pre_ffw_norm_2", homes))
+    summed = experts(b, ffn, source, homes, logits, lambda: b.norm(source, "pre_ffw_norm_2", homes))
     normed = b.norm(source, "ffn_norm", homes)
     network = dense(b, Dense(width=ffn.shared_width, gated=ffn.gated), normed, homes)
     network = b.norm(network, "post_ffw_norm_1", homes)
-    routed = b.norm(routed, "post_ffw_norm_2", homes)
-    return g.add("sum", source.dims, network, routed, inplace=True)
+    summed = b.norm(summed, "post_ffw_norm_2", homes)
+    return g.add("sum", source.dims, network, summed, inplace=True)

@@ -18,13 +18,28 @@ WINDOW = "W"
 """Cells of one stream of the sliding-window cache."""
 ROWS = "r"
 """Rows of logits that are kept."""
+COMPRESSED = "C"
+"""Cells of one stream of a cache with one row for a few tokens; pools of a pooled indexer over all streams."""
+HEAVY = "H"
+"""Cells of one stream of a cache with one row for many tokens."""
+CHOSEN = "k"
+"""Cells or pools that an indexer keeps for a token."""
+GROUPS = "g"
+"""Rows that a micro-batch adds to the compressed caches, or pools that are made anew."""
+HEAVY_GROUPS = "h"
+LASTING = "p"
+"""Tokens of a micro-batch that a compressor holds on to."""
+HEAVY_LASTING = "q"
 
 TAG = "."
 """Starts a dimension that only says how a view's layout differs and has no length."""
 
 Dim = int | str
 
-MONOMIALS = ("", CELLS, WINDOW, U, CELLS + U, U + WINDOW, ROWS)
+MONOMIALS = (
+    *("", CELLS, WINDOW, U, CELLS + U, U + WINDOW, ROWS, U + U),
+    *(COMPRESSED, COMPRESSED + U, HEAVY, HEAVY + U, CHOSEN, CHOSEN + U, GROUPS, HEAVY_GROUPS, LASTING, HEAVY_LASTING),
+)
 _INDEX = {"".join(sorted(name)): index for index, name in enumerate(MONOMIALS)}
 ZERO = (0,) * len(MONOMIALS)
 
@@ -39,11 +54,19 @@ class Sizes(NamedTuple):
     cells: int
     window_cells: int
     rows: int
+    compressed: int = 0
+    heavy: int = 0
+    chosen: int = 0
+    groups: int = 0
+    heavy_groups: int = 0
+    lasting: int = 0
+    heavy_lasting: int = 0
 
     def values(self) -> tuple[int, ...]:
         """Each monomial's value."""
-        u, full, window, rows = self
-        return (1, full, window, u, full * u, window * u, rows)
+        u, full, window, rows, few, many, chosen, *rest = self
+        plain = (1, full, window, u, full * u, window * u, rows, u * u)
+        return (*plain, few, few * u, many, many * u, chosen, chosen * u, *rest)
 
 
 @lru_cache(maxsize=1 << 16)

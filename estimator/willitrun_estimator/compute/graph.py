@@ -49,6 +49,8 @@ class Graph:
         self.nodes: list[Node] = []
         self.inputs: list[Node] = []
         self.leaves: list[Node] = []
+        self.early: list[Node] = []
+        """Inputs and leaves in the order in which they are first asked for."""
         self.blocks: list[Node] = []
         """The first node of each block."""
 
@@ -56,12 +58,17 @@ class Graph:
         """Add a tensor that the host fills before each batch."""
         node = Node(name, dims, form(dims, element_bytes), element_bytes=element_bytes, is_input=True)
         self.inputs.append(node)
+        self.early.append(node)
         return node
 
-    def leaf(self, name: str, dims: tuple[Dim, ...], device: int, *, kept: bool = False) -> Node:
+    def leaf(
+        self, name: str, dims: tuple[Dim, ...], device: int, *, kept: bool = False, element_bytes: int = 4
+    ) -> Node:
         """Add a tensor that nothing computes: it has its place from the start of the graph."""
-        node = Node(name, dims, form(dims), computed=False, is_output=kept, device=device)
+        size = form(dims, element_bytes)
+        node = Node(name, dims, size, computed=False, is_output=kept, device=device, element_bytes=element_bytes)
         self.leaves.append(node)
+        self.early.append(node)
         return node
 
     def weight(self, key: str, device: int) -> Node:
@@ -138,5 +145,21 @@ class Graph:
     def store(self, name: str, cache: Node, *sources: Node) -> Node:
         """Add an operation that writes into a cache and returns a view of it."""
         node = Node(name, cache.dims, ZERO, [*sources, cache], view_of=cache, contiguous=False)
+        self.nodes.append(node)
+        return node
+
+    def overwrite(self, name: str, target: Node, *others: Node, before: tuple[Node, ...] = ()) -> Node:
+        """Add an operation that writes into a tensor of the graph and returns a view of it.
+
+        `before` are its sources that come first, `others` those that follow the tensor.
+        """
+        node = Node(
+            name,
+            target.dims,
+            target.size,
+            [*before, target, *others],
+            view_of=target.view_of or target,
+            element_bytes=target.element_bytes,
+        )
         self.nodes.append(node)
         return node

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from willitrun_catalog.model import Attention, Layer
 from willitrun_estimator import cache
+from willitrun_estimator.compute import block_sparse, indexer
 from willitrun_estimator.compute.build import CURRENT, Build
-from willitrun_estimator.compute.builder import Builder, Homes
+from willitrun_estimator.compute.builder import RESIDUAL_SCORE, Builder, Homes
 from willitrun_estimator.compute.copies import copy_bytes
-from willitrun_estimator.compute.form import ROWS, Dim, Sizes, U
+from willitrun_estimator.compute.extent import sizes_of
+from willitrun_estimator.compute.form import GROUPS, HEAVY_GROUPS, ROWS, Dim, U
 from willitrun_estimator.compute.periods import shortened
 from willitrun_estimator.compute.schedule import OFFLOAD_ROWS, Program, Schedule
 from willitrun_estimator.compute.style import style_of
@@ -60,8 +62,10 @@ class ComputeModel:
         self._style = style_of(spec.architecture)
         self._outside = frozenset(part.name for part in plan.outside)
         sizes = dict(spec.sizes)
-        self._may_shorten = self._style.reserve == (0, 0) and not {"per_layer_dim", "altup_inputs"} & {*sizes}
-        """Graphs whose blocks are told apart by their number are always planned whole."""
+        told_apart = {"per_layer_dim", "altup_inputs"} & {*sizes} or RESIDUAL_SCORE in self._outside
+        held = any({block_sparse.QUERY, indexer.WEIGHT} & parts for parts in self._parts)
+        self._may_shorten = not told_apart and not held
+        """Graphs whose blocks are told apart by their number, or have inputs of their own, are always planned whole."""
         shapes: dict[int, int] = {}
         distinct: dict[Layer, int] = {}
         for layer in spec.layers:
@@ -70,7 +74,7 @@ class ComputeModel:
         self._shapes = tuple(shapes[id(layer)] for layer in spec.layers)
         self._kinds = plan.order[: self.blocks]
         self._groups = grouped(plan).order[: self.blocks]
-        self._window = next((w for layer in spec.layers if (w := cache.layer_window(spec, layer))), None)
+        self._window = cache.model_window(spec)
         self.build = build
         self.backend = devices.gpus[0].backend if devices.gpus else "cpu"
         rows = max(1, settings.parallel) if build.capped_rows else settings.ubatch
@@ -105,11 +109,7 @@ class ComputeModel:
     def _numbers(self, context_tokens: int) -> tuple[int, ...]:
         known = self._values.get(context_tokens)
         if known is None:
-            settings = self.settings
-            cells, streams = cache.stream_cells(settings, context_tokens)
-            window = cells if self._window is None else cache.window_cells(self._window, settings, cells)
-            ubatch = min(settings.ubatch, cells * streams)
-            known = Sizes(ubatch, cells, window, min(self._rows, ubatch)).values()
+            known = sizes_of(self.spec, self.settings, context_tokens, self._rows).values()
             self._values[context_tokens] = known
         return known
 
@@ -123,9 +123,12 @@ class ComputeModel:
         used = {home.block for home in homes} | {head}
         overridden = bool(placement.cpu_moe_layers or placement.overrides)
         pipeline = self.host not in used and len(used) > 1 and not overridden and not placement.kv_on_host
+        extent = sizes_of(self.spec, settings, max(settings.context_tokens, settings.ubatch), self._rows)
         large: dict[Dim, bool] = {
             U: settings.ubatch >= OFFLOAD_ROWS,
-            ROWS: min(self._rows, settings.ubatch) >= OFFLOAD_ROWS,
+            ROWS: extent.rows >= OFFLOAD_ROWS,
+            GROUPS: extent.groups >= OFFLOAD_ROWS,
+            HEAVY_GROUPS: extent.heavy_groups >= OFFLOAD_ROWS,
         }
         key = (
             id(self.spec),
@@ -168,6 +171,8 @@ class ComputeModel:
                 alignments=(*([GPU_ALIGNMENT] * self.host), HOST_ALIGNMENT),
                 runs=runs,
             )
+            if not schedule.repeats:
+                return self._plan(placement, whole=True)
             held = _PLANNED[key] = (self.spec, schedule.programs)
             while len(_PLANNED) > _PLANNED_LIMIT:
                 _PLANNED.popitem(last=False)

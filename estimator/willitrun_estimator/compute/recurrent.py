@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from willitrun_estimator.compute.form import Dim, U, form, plus
+from willitrun_estimator.compute.lightning import lightning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,19 +18,24 @@ if TYPE_CHECKING:
     from willitrun_estimator.compute.graph import Node
 
 
-def recurrent(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
-    """Add a mixer with a state, its output projection included."""
+def recurrent(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Callable[[], Node]:
+    """Add a mixer with a state; what is returned adds what is left of it, the output projection included."""
     if mixer.kind == "kda":
         return kda(b, mixer, normed, homes)
-    if mixer.kind == "gated-delta-net":
-        return gated_delta_net(b, mixer, normed, homes)
-    if mixer.kind == "shortconv":
-        return short_convolution(b, mixer, normed, homes)
-    if mixer.kind == "mamba1":
-        return mamba1(b, mixer, normed, homes)
-    if mixer.kind == "lightning":
-        return lightning(b, mixer, normed, homes)
-    return mamba2(b, mixer, normed, homes)
+    add = {"gated-delta-net": gated_delta_net, "shortconv": short_convolution, "mamba1": mamba1, "lightning": linear}
+    mixed = add.get(mixer.kind, mamba2)(b, mixer, normed, homes)
+    return lambda: mixed
+
+
+def linear(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
+    """Lightning attention, whose states are fetched at once."""
+    return lightning(b, mixer, b.fetched() or fetch_ahead(b, mixer, homes), normed, homes)
+
+
+def fetch_ahead(b: Builder, mixer: Recurrent, homes: Homes) -> tuple[Node, Node]:
+    """Fetch the state that a block asks for before anything else."""
+    convolution = load_state(b, "cache_r", mixer.conv_elements, homes)
+    return load_state(b, "cache_s", mixer.state_elements, homes) if mixer.kind == "lightning" else convolution
 
 
 def load_state(b: Builder, name: str, elements: int, homes: Homes) -> tuple[Node, Node]:
@@ -52,7 +58,10 @@ def other_states(b: Builder, store: Node, rows: Node) -> None:
 def convolution_input(b: Builder, state: Node, fresh: Node, channels: int, kernel: int, store: Node) -> Node:
     """Put the last tokens of the previous batch before this one's and save the new last ones."""
     g = b.graph
-    old = g.view(state, (kernel - 1, channels, b.slots), contiguous=False)
+    window = (kernel - 1) * channels
+    whole = state.dims[0] if isinstance(state.dims[0], int) else window
+    apart = form((whole * (b.slots - 1) + window,))
+    old = g.view(state, (kernel - 1, channels, b.slots), size=apart, contiguous=False)
     turned = g.view(fresh, (".turned", channels), size=form((channels, U)), contiguous=False)
     joined = g.add(
         "conv_input",
@@ -63,9 +72,7 @@ def convolution_input(b: Builder, state: Node, fresh: Node, channels: int, kerne
         rows=channels,
     )
     # A strided look is copied with its gaps, all but what the last row has beyond it.
-    span = plus(form((channels, U)), form((kernel - 1, channels, b.slots)))
-    if b.slots == 1:
-        span = plus(span, form((U,), -4))
+    span = plus(form((channels, U)), form((kernel - 1, channels, b.slots)), form((U,), -(4 // b.slots)))
     last = g.view(joined, (".last", channels), size=span, contiguous=False)
     g.store("save_conv", store, last)
     return joined
@@ -131,13 +138,16 @@ def mamba2(
     return b.matmul("ssm_out", homes, b.spec.hidden_size, flat)
 
 
-def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
-    """Kimi delta attention: three convolutions, a fused delta rule, an output gate."""
+def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Callable[[], Node]:
+    """Kimi delta attention: three convolutions, a fused delta rule, an output gate.
+
+    What is returned adds what llama.cpp computes only when it is read: the gate and the output projection.
+    """
     g = b.graph
     heads, dim = mixer.heads, mixer.head_dim
     inner = heads * dim
     shape: tuple[Dim, ...] = (dim, heads, U)
-    conv_store, conv_state = load_state(b, "cache_r", mixer.conv_elements, homes)
+    conv_store, conv_state = b.fetched() or load_state(b, "cache_r", mixer.conv_elements, homes)
     joined = [
         convolution_input(
             b,
@@ -152,17 +162,18 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
     store, state = load_state(b, "cache_s", mixer.state_elements, homes)
     mixed = []
     for part, source in zip("qkv", joined, strict=True):
-        conv = g.add("ssm_conv", (inner, U), source, b.weight(f"ssm_conv1d_{part}.weight", homes))
+        taps = g.view(b.weight(f"ssm_conv1d_{part}.weight", homes), (mixer.conv_kernel, inner))
+        conv = g.add("ssm_conv", (inner, U), source, taps)
         silu = g.add("silu", (inner, U), g.view(conv, (inner, U)), inplace=True)
         out = g.view(silu, shape)
         if part != "v":
             out = g.add("norm", shape, out, inplace=True)
         mixed.append(out)
-    low = b.matmul("ssm_f_a", homes, dim, normed)
-    decay = b.matmul("ssm_f_b", homes, inner, low)
+    decay = low_rank(b, "ssm_f", mixer, normed, homes)
     decay = g.add("decay_bias", (inner, U), decay, b.weight("ssm_dt.bias", homes), inplace=True)
     decay = g.add("softplus", (inner, U), decay, inplace=True)
-    decay = g.add("decay", shape, g.view(decay, shape), b.weight("ssm_a", homes), inplace=True)
+    decay = g.view(decay, shape)
+    decay = g.add("decay", shape, decay, g.view(b.weight("ssm_a", homes), (1, heads)), inplace=True)
     beta = g.view(b.matmul("ssm_beta", homes, heads, normed), (1, heads, U))
     beta = g.add("sigmoid", (1, heads, U), beta, inplace=True)
     delta = g.add(
@@ -171,19 +182,30 @@ def kda(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
         *mixed,
         g.view(decay, shape),
         beta,
-        g.view(state, (dim, dim, heads)),
+        g.view(state, (dim, dim, heads, b.slots)),
         size=plus(form((inner, U)), form((mixer.state_elements, b.slots))),
         rows=1,
     )
     g.store("save_state", store, g.view(delta, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False))
-    out = g.add("cont", shape, g.view(delta, shape, contiguous=False))
-    out = g.add("normed", shape, g.view(out, shape), b.weight("ssm_norm.weight", homes), inplace=True)
-    low = b.matmul("ssm_g_a", homes, dim, g.view(normed, normed.dims))
-    gate = g.view(b.matmul("ssm_g_b", homes, inner, low), shape)
-    gate = g.add("sigmoid", shape, gate, inplace=True)
-    out = g.add("gated", shape, out, gate, inplace=True)
-    flat = g.add("cont", (inner, U), out)
-    return b.matmul("attn_output", homes, b.spec.hidden_size, flat)
+
+    def finish() -> Node:
+        out = g.add("cont", shape, g.view(delta, shape, contiguous=False))
+        out = g.add("normed", shape, g.view(out, shape), b.weight("ssm_norm.weight", homes), inplace=True)
+        gate = g.view(low_rank(b, "ssm_g", mixer, g.view(normed, normed.dims), homes), shape)
+        gate = g.add("sigmoid", shape, gate, inplace=True)
+        out = g.add("gated", shape, out, gate, inplace=True)
+        flat = g.add("cont", (inner, U), out)
+        return b.matmul("attn_output", homes, b.spec.hidden_size, flat)
+
+    return finish
+
+
+def low_rank(b: Builder, name: str, mixer: Recurrent, source: Node, homes: Homes) -> Node:
+    """Project to a gate of all heads: by two matrices (Kimi Linear), or by one (Ling 3, Kimi K3)."""
+    whole = mixer.heads * mixer.head_dim
+    if name + "_b.weight" in homes.parts:
+        return b.matmul(name + "_b", homes, whole, b.matmul(name + "_a", homes, mixer.head_dim, source))
+    return b.matmul(name if name + ".weight" in homes.parts else name + "_a", homes, whole, source)
 
 
 def mamba1(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
@@ -277,7 +299,7 @@ def gated_delta_net(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) ->
         v,
         g.view(decay, shape),
         beta,
-        g.view(state, (mixer.head_dim, mixer.state_dim, mixer.heads)),
+        g.view(state, (mixer.head_dim, mixer.state_dim, mixer.heads, b.slots)),
         size=plus(form((values, U)), form((mixer.state_elements, b.slots))),
         rows=1,
     )
@@ -309,30 +331,3 @@ def short_convolution(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) 
     out = g.add("gated", shape, right, conv, inplace=True)
     out = b.matmul("shortconv.out_proj", homes, hidden, out)
     return g.view(out, out.dims)
-
-
-def lightning(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Node:
-    """Lightning attention of MiniMax-Text-01: a linear attention with one decaying state per head."""
-    g = b.graph
-    heads, dim = mixer.heads, mixer.head_dim
-    inner = heads * dim
-    shape: tuple[Dim, ...] = (dim, heads, U)
-    fused = b.matmul("attn_qkv", homes, 3 * inner, normed)
-    fused = g.add("silu", (3 * inner, U), fused, inplace=True)
-    store, state = load_state(b, "cache_s", mixer.state_elements, homes)
-    parts = [g.add("cont", shape, g.part(fused, shape, 3 * inner)) for _ in range(3)]
-    mixed = g.add(
-        "linear_attention",
-        (".mixed",),
-        *parts,
-        state,
-        size=plus(form((inner, U)), form((mixer.state_elements, b.slots))),
-        rows=1,
-    )
-    new = g.view(mixed, (".new",), size=form((mixer.state_elements, b.slots)), contiguous=False)
-    g.store("save_state", store, new)
-    out = b.norm(g.view(mixed, (inner, U)), "attn_norm_2", homes)
-    gate = b.matmul("attn_gate", homes, inner, normed)
-    gate = g.add("sigmoid", (inner, U), gate, inplace=True)
-    out = g.add("gated", (inner, U), out, gate, inplace=True)
-    return b.matmul("attn_output", homes, b.spec.hidden_size, out)

@@ -112,8 +112,10 @@ class Schedule:
         self.copies = PIPELINE_COPIES if pipeline else 1
         self.graph = graph
         self._assign()
-        order, leaves = self._split()
         compared = [tuple(id(graph.blocks[block]) for block in run.compared) for run in runs]
+        self.repeats = True
+        """Whether the blocks of shortened runs take nothing up front, which would grow with their number."""
+        order, leaves = self._split({one: last for _, one, last in compared})
         self.programs = _trace(order, leaves, devices, alignments, compared)
 
     def _own_device(self, node: Node) -> int:
@@ -177,8 +179,12 @@ class Schedule:
             if node.gpu_extra is not ZERO and node.device != host:
                 node.size = plus(node.size, node.gpu_extra)
 
-    def _split(self) -> tuple[list[tuple[Node, int]], list[Node]]:  # noqa: C901
-        """Insert the copies; returns the nodes in order and the tensors allocated up front."""
+    def _split(self, units: dict[int, int]) -> tuple[list[tuple[Node, int]], list[Node]]:  # noqa: C901
+        """Insert the copies; returns the nodes in order and the tensors allocated up front.
+
+        `units` are the first nodes of blocks that stand for more, and of what follows them.
+        """
+        end: int | None = None
         order: list[tuple[Node, int]] = []
         copied: dict[tuple[int, int], Node] = {}
         extra: list[Node] = []
@@ -195,6 +201,7 @@ class Schedule:
             order.extend(pending)
 
         for node in self.graph.nodes:
+            end = units.get(id(node), None if id(node) == end else end)
             if node.computed:
                 fresh = node.device != current
                 if not fresh and inputs:
@@ -224,6 +231,7 @@ class Schedule:
                         inputs.append(source)
                         if self.copies > 1:
                             extra.append(copy)
+                            self.repeats = self.repeats and end is None
                     node.sources[index] = copy
             pending.append((node, node.device))
         flush()
@@ -236,9 +244,9 @@ class Schedule:
                     Node(node.name + "/twin", node.dims, node.size, weight=node.weight, device=node.device)
                     for _ in range(self.copies - 1)
                 )
+            leaves.extend(self.graph.leaves)
         else:
-            leaves.extend(self.graph.inputs)
-        leaves.extend(self.graph.leaves)
+            leaves.extend(self.graph.early)
         return order, leaves
 
 

@@ -19,7 +19,11 @@ class Style(Struct, frozen=True, kw_only=True):
     """The feed-forward network's sum names the residual first, which is then written over."""
     mixer_residual_first: bool = False
     """The same of the token mixer's sum."""
+    normed_residual: bool = False
+    """What is added to a part's result is the norm that it read, scaled, not what was normalised."""
     up_experts_first: bool = False
+    situ: bool = False
+    """Feed-forward networks are gated by situ: both halves bounded by a tanh."""
     gated_query: bool = False
     """The query projection holds an output gate of the same width."""
     plain_weights: bool = False
@@ -36,6 +40,8 @@ class Style(Struct, frozen=True, kw_only=True):
     """Queries and keys are normalised after they are rotated."""
     rotated_norm: bool = False
     """The same without a scale; queries that are not rotated are scaled by position (Llama 4)."""
+    fetched_ahead: bool = False
+    """A delta net's convolution state is the first thing of its block that is asked for, before the norm."""
     repeated_keys: bool = False
     """A gated delta net repeats its key heads to the number of value heads."""
     parallel: Literal["", "cohere", "falcon", "phi", "stablelm"] = ""
@@ -47,13 +53,8 @@ class Style(Struct, frozen=True, kw_only=True):
     """Norms subtract the mean, which is never done in place; architectures with norm biases need not say so."""
     plain_norm: bool = False
     """Norms do not subtract the mean although they have a bias."""
-    reserve: tuple[int, int] = (0, 0)
-    """Kept free on every used device where the graph is not replayed in full.
-
-    Hidden states per token of the micro-batch, and floats per such token and cell where several devices share the
-    model: what the planner's plans of one model of the architecture exceed the replay by at most, rounded up
-    (tests/truth/llamacpp_memory.csv).
-    """
+    hyper: Literal["", "ways-first", "ways-last"] = ""
+    """Blocks are between several residual streams; when a feed-forward network's ways back to them are worked out."""
     rope: Literal["all", "none", "windowed", "three-of-four"] = "all"
     """Which attention blocks rotate by position."""
 
@@ -62,29 +63,29 @@ DEFAULT = Style()
 
 STYLES: dict[str, Style] = {
     "afmoe": Style(rope="windowed"),
+    "bailingmoe3": Style(rows="norm-end", head_gate=True, fetched_ahead=True),
     "cohere2": Style(parallel="cohere", layer_norm=True, rope="windowed"),
     "command-r": Style(parallel="cohere", layer_norm=True),
-    "deepseek4": Style(reserve=(37, 0)),
+    "deepseek4": Style(hyper="ways-first"),
     "exaone4": Style(rope="windowed"),
     "falcon": Style(parallel="falcon"),
     "falcon-h1": Style(rows="residual"),
     "gemma3n": Style(rows="streams", value_norm=True),
     "gemma4": Style(rows="norm-end", value_norm=True, full_factors=True),
-    "glm5-next": Style(reserve=(44, 15)),
+    "glm5-next": Style(hyper="ways-last"),
     "gpt-oss": Style(rows="block-end"),
     "granitehybrid": Style(rope="none"),
     "hunyuan-dense": Style(norm_after_rope=True),
     "hunyuan-moe": Style(norm_after_rope=True),
     "jamba": Style(plain_weights=True, residual_first=True, mixer_residual_first=True, rope="none"),
     "hy_v3": Style(rows="norm-end"),
-    "kimi-k3": Style(reserve=(63, 0)),
+    "kimi-k3": Style(situ=True, rope="none"),
     "kimi-linear": Style(rope="none"),
     "laguna": Style(head_gate=True),
     "lfm2": Style(residual_first=True, mixer_residual_first=True),
     "lfm2moe": Style(residual_first=True, mixer_residual_first=True),
     "llama4": Style(rope="windowed", weights_first=True, plain_weights=True, rotated_norm=True),
-    "minimax-01": Style(reserve=(127, 0)),
-    "minimax-m3": Style(reserve=(0, 128)),
+    "minimax-01": Style(normed_residual=True),
     "nemotron_h": Style(rows="norm-end", rope="none"),
     "nemotron_h_moe": Style(rows="norm-end", rope="none"),
     "phi2": Style(parallel="phi"),

@@ -146,11 +146,8 @@ def _recurrent(family: Family, spec: ModelSpec, mixer: Recurrent) -> Iterator[Pa
         yield from mixers.lightning(hidden, mixer)
 
 
-def next_token_block(family: Family, spec: ModelSpec, index: int) -> Iterator[Part]:
-    """List the tensors of a next-token block: a block like the last one with softmax attention, and its projections.
-
-    With the trait `next-token-head` the checkpoint stores copies of the token table and the head beside it.
-    """
+def next_token_layer(spec: ModelSpec) -> Layer:
+    """Describe a next-token block: a block like the last one with softmax attention."""
     candidates = [found for found in reversed(spec.layers) if isinstance(found.mixers[0], (Attention, Mla))]
     # Where blocks share an indexer, the next-token block has its own.
     indexed = [found for found in candidates if isinstance(found.mixers[0], Mla) and found.mixers[0].indexer_heads]
@@ -158,6 +155,15 @@ def next_token_block(family: Family, spec: ModelSpec, index: int) -> Iterator[Pa
     if "next-token-dense" in spec.traits:
         widths = [found.ffn.width for found in spec.layers if isinstance(found.ffn, Dense)]
         layer = Layer(mixers=layer.mixers, ffn=Dense(width=widths[0])) if widths else layer
+    return layer
+
+
+def next_token_block(family: Family, spec: ModelSpec, index: int) -> Iterator[Part]:
+    """List the tensors of a next-token block and of its projections.
+
+    With the trait `next-token-head` the checkpoint stores copies of the token table and the head beside it.
+    """
+    layer = next_token_layer(spec)
     if family.next_token is not None:
         yield from family.next_token(spec, layer, index)
         return

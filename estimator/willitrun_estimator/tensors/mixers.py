@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from willitrun_catalog.model import Attention, Mla, Recurrent
+from willitrun_catalog.model import Attention, Layer, Mla, Recurrent
+from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.tensors.part import Part, bare, bias, matrix, norm
+
+
+def only_attention(layer: Layer) -> Attention:
+    """Return the mixer of a layer that has attention alone. Raises EstimatorError for a layer with anything else."""
+    mixer = layer.mixers[0]
+    if not isinstance(mixer, Attention):
+        raise EstimatorError(f"a layer with {type(mixer).__name__} where the architecture has attention alone")
+    return mixer
 
 
 def attention(  # noqa: C901

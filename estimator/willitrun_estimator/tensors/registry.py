@@ -25,13 +25,15 @@ class UnknownArchitecture(EstimatorError):  # noqa: N818
 def families() -> dict[str, Family]:
     """All entries, by GGUF architecture."""
     from importlib import import_module  # noqa: PLC0415
-    from pkgutil import iter_modules  # noqa: PLC0415
+    from os import listdir  # noqa: PLC0415 - pkgutil does the same and imports inspect for it
 
     from willitrun_estimator.tensors import families as package  # noqa: PLC0415
 
     found: dict[str, Family] = {}
-    for module in iter_modules(package.__path__):
-        found.update(import_module(f"{package.__name__}.{module.name}").FAMILIES)
+    files = [name for folder in package.__path__ for name in listdir(folder)]  # noqa: PTH208 - nor is pathlib worth it
+    names = {name.removesuffix(".py") for name in files if name.endswith(".py")}
+    for name in sorted(names - {"__init__"}):
+        found.update(import_module(f"{package.__name__}.{name}").FAMILIES)
     return found
 
 

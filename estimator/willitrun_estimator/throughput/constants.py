@@ -6,8 +6,8 @@ data sheet's bandwidth, operations relative to its rate, seconds per block. Ther
 
 from __future__ import annotations
 
+import os
 from functools import cache
-from pathlib import Path
 
 import msgspec
 from msgspec import Struct
@@ -174,5 +174,6 @@ class Constants(Struct, frozen=True, kw_only=True):
 @cache
 def shipped() -> Constants:
     """Return the constants that came with the product."""
-    data = (Path(__file__).parents[1] / "data" / "speed_constants.json").read_bytes()
-    return msgspec.json.decode(data, type=Constants)
+    folder = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120
+    with open(os.path.join(folder, "data", "speed_constants.json"), "rb") as file:  # noqa: PTH118,PTH123
+        return msgspec.json.decode(file.read(), type=Constants)

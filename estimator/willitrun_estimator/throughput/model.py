@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from willitrun_estimator.device import Devices
+from willitrun_estimator.device import Device, Devices
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.throughput.constants import Constants, shipped
 from willitrun_estimator.throughput.gpu import GpuCost
@@ -61,6 +61,14 @@ class Spans:
             first = last
 
 
+def rate_facts(device: Device) -> tuple[object, ...]:
+    """Return what `GpuCost` looks at: GPUs with equal facts cost the same."""
+    return (
+        device.family, device.backend, device.bandwidth_bytes_per_s, device.fp32_flops_per_s, device.power_watts,
+        device.inline_ecc, device.link_bytes_per_s,
+    )  # fmt: skip
+
+
 class SpeedModel:
     """Speed of one model in one quantization on given devices with fixed settings, for any placement.
 
@@ -83,17 +91,35 @@ class SpeedModel:
         self.constants = shipped() if constants is None else constants
         self.weights, self.devices, self.settings, self.engine = weights, devices, settings, engine
         self.work = Work(weights, settings) if work is None else work
-        self.gpus = [GpuCost.of(device, self.work, self.constants, before_2025=before_2025) for device in devices.gpus]
+        alike: dict[tuple[object, ...], GpuCost | None] = {}
+        for device in devices.gpus:
+            if rate_facts(device) not in alike:
+                cost = GpuCost.of(device, self.work, self.constants, before_2025=before_2025)
+                alike[rate_facts(device)] = cost
+        self.gpus = [alike[rate_facts(device)] for device in devices.gpus]
         self.host = HostCost.of(devices.host, self.work, self.constants)
         self.token_s = self.constants.shared.token_s
         self.device_s = self.constants.shared.device_s
+
+        self._latest: tuple[Placement, Spans, tuple[list[Stage], HostCost | None] | None] | None = None
 
     def spans(self, placement: Placement) -> Spans:
         """Return who computes which blocks."""
         return Spans(placement, self.work.blocks, len(self.gpus))
 
+    def _shares(self, placement: Placement) -> tuple[Spans, tuple[list[Stage], HostCost | None] | None]:
+        """Return who computes which blocks at what costs; kept for the latest placement, which is asked several times.
+
+        The costs are None when the rate of a device that takes part is unknown.
+        """
+        latest = self._latest
+        if latest is None or latest[0] is not placement:
+            spans = self.spans(placement)
+            latest = self._latest = (placement, spans, self._costs(placement, spans))
+        return latest[1], latest[2]
+
     def _costs(self, placement: Placement, spans: Spans) -> tuple[list[Stage], HostCost | None] | None:
-        """Return the stages on GPUs and the host's costs; None when the rate of a device that takes part is unknown."""
+        """Return the stages on GPUs and the host's costs."""
         stages: list[Stage] = []
         moved_any = False
         for gpu, first, last, head in spans.gpus:
@@ -109,8 +135,7 @@ class SpeedModel:
 
     def decode_s(self, placement: Placement, depth_tokens: float = 0) -> float | None:
         """Return the seconds of one token of one stream at a depth."""
-        spans = self.spans(placement)
-        found = self._costs(placement, spans)
+        spans, found = self._shares(placement)
         if found is None:
             return None
         stages, host = found
@@ -154,8 +179,7 @@ class SpeedModel:
 
     def prefill_s(self, placement: Placement, *, prompt_tokens: int = 512, depth_tokens: float = 0) -> float | None:
         """Return the seconds a prompt takes: whole micro-batches and a rest, each reading its weights once."""
-        spans = self.spans(placement)
-        found = self._costs(placement, spans)
+        spans, found = self._shares(placement)
         if found is None:
             return None
         stages, host = found
@@ -233,8 +257,7 @@ class SpeedModel:
         The file is read from disk, or is in memory still where it is `cached`.
         """
         disk = self.devices.host.disk_read_bytes_per_s
-        spans = self.spans(placement)
-        found = self._costs(placement, spans)
+        spans, found = self._shares(placement)
         if not disk or found is None:
             return None
         costs = self.constants.host
@@ -255,8 +278,7 @@ class SpeedModel:
     def step_s(self, placement: Placement, concurrency: int, depth_tokens: float = 0) -> float | None:
         """Return the seconds of one step that gives every one of so many slots a token."""
         single, bare = self.decode_s(placement, depth_tokens), self.decode_s(placement, 0)
-        spans = self.spans(placement)
-        found = self._costs(placement, spans)
+        spans, found = self._shares(placement)
         if single is None or bare is None or found is None:
             return None
         stages, host = found

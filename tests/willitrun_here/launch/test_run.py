@@ -18,7 +18,7 @@ from msgspec import structs
 from tests.willitrun_here.launch.targets import on_words
 from willitrun_estimator.request import Request
 from willitrun_here.ask import ask
-from willitrun_here.calibrate import read
+from willitrun_here.calibrate.store import read
 from willitrun_here.errors import LaunchError, UsageError
 from willitrun_here.fleet import agent
 from willitrun_here.fleet.document import MeasuredRun

@@ -142,6 +142,16 @@ def test_only_the_planned_gpus_are_visible():
     assert vllm.render(target(card=MI300X, spare=1)).env == {"HIP_VISIBLE_DEVICES": "0"}
 
 
+def test_gpus_of_rocm_are_counted_by_bus_among_those_the_kernel_has():
+    built = target(card=MI300X, count=1, spare=1)
+    first, second = built.machine.gpus
+    lower = structs.replace(first, uuid="GPU-x", index=1, pci_address="0000:01:00.0", vendor="amd")
+    planned = structs.replace(first, pci_address="0000:41:00.0")
+    other = structs.replace(second, vendor="nvidia", pci_address="0000:00:01.0", uuid="GPU-y", index=2)
+    moved = structs.replace(built, machine=structs.replace(built.machine, gpus=(planned, lower, other)))
+    assert vllm.render(moved).env == {"HIP_VISIBLE_DEVICES": "1"}
+
+
 def test_docker_hands_over_uuids_shared_memory_and_the_cache():
     made = vllm.docker(target("llama-3.3-70b", count=2, quant="fp8", tensor_parallel=2))
     assert option(made.argv, "--gpus") == '"device=GPU-0,GPU-1"'

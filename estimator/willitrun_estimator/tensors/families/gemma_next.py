@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from willitrun_catalog.model import Attention, Dense, Layer, ModelSpec, Moe
+from willitrun_catalog.model import Dense, Layer, ModelSpec, Moe
 from willitrun_estimator.tensors import feed_forward
 from willitrun_estimator.tensors.family import SANDWICH_NORMS, Family
+from willitrun_estimator.tensors.mixers import only_attention
 from willitrun_estimator.tensors.part import Part, bare, matrix, norm
 
 
@@ -54,9 +55,7 @@ def _gemma3n_outside(spec: ModelSpec) -> Iterator[Part]:
 
 
 def _gemma4_block(spec: ModelSpec, layer: Layer, _index: int) -> Iterator[Part]:
-    hidden, mixer, ffn = spec.hidden_size, layer.mixers[0], layer.ffn
-    if not isinstance(mixer, Attention):
-        return
+    hidden, mixer, ffn = spec.hidden_size, only_attention(layer), layer.ffn
     for name in SANDWICH_NORMS:
         yield norm(name, hidden)
     yield matrix("attn_q", hidden, mixer.heads * mixer.key_dim)

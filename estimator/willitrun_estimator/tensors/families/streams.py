@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from willitrun_catalog.model import Attention, Layer, Mla, ModelSpec, Moe, Recurrent
+from willitrun_catalog.model import Layer, Mla, ModelSpec, Moe, Recurrent
 from willitrun_estimator.tensors import mixers
 from willitrun_estimator.tensors.family import Family, expert_type, projections
 from willitrun_estimator.tensors.feed_forward import feed_forward
@@ -31,9 +31,7 @@ def _compressor(prefix: str, hidden: int, width: int, ratio: int, *, normed: int
 
 
 def _deepseek4(spec: ModelSpec, layer: Layer, index: int) -> Iterator[Part]:
-    hidden, sizes, mixer = spec.hidden_size, dict(spec.sizes), layer.mixers[0]
-    if not isinstance(mixer, Attention):
-        return
+    hidden, sizes, mixer = spec.hidden_size, dict(spec.sizes), mixers.only_attention(layer)
     yield norm("attn_norm", hidden)
     yield norm("ffn_norm", hidden)
     yield Part("attn_sinks.weight", (mixer.heads,), "norm")

@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from willitrun_here import calibrate_engine as engine
-from willitrun_here.calibrate_engine import Kernels, Timing
+from willitrun_here.calibrate import kernels as engine
+from willitrun_here.calibrate.kernels import Kernels, Timing
 from willitrun_here.cli.calibrate import llama_bench
 
 

@@ -161,7 +161,7 @@ def timed(
 ) -> Timing | None:
     """Write a model, let llama-bench run it, and remove it; None when time is up or the engine fails."""
     from willitrun_estimator.tensors import tensors  # noqa: PLC0415 - only here
-    from willitrun_here.made_up import metadata_of, write  # noqa: PLC0415
+    from willitrun_here.calibrate.made_up import metadata_of, write  # noqa: PLC0415
 
     if limit_s <= 0:
         return None

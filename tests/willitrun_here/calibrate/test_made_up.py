@@ -9,8 +9,8 @@ from willitrun_catalog.quant import tensor_types
 from willitrun_catalog.readers import open_model
 from willitrun_estimator.tensors import tensors
 from willitrun_estimator.weights import weight_profile
-from willitrun_here import made_up
-from willitrun_here.calibrate_engine import NARROW
+from willitrun_here.calibrate import made_up
+from willitrun_here.calibrate.kernels import NARROW
 
 
 @pytest.mark.parametrize("kind", [*made_up.SCALES, "MXFP4", "F16", "BF16"])
