@@ -12,6 +12,7 @@ from willitrun_estimator import ceilings, explain, hardware
 from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.device import Devices
 from willitrun_estimator.errors import EstimatorError
+from willitrun_estimator.found import Found, by_merit
 from willitrun_estimator.improve import improvements
 from willitrun_estimator.placement import Placement
 from willitrun_estimator.plan import (
@@ -23,7 +24,6 @@ from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.question import Question
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import grade
-from willitrun_estimator.found import Found, by_merit
 from willitrun_estimator.search import layouts_of
 from willitrun_estimator.sections import (
     context_of,

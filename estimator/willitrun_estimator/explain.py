@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from willitrun_estimator.device import Devices
+from willitrun_estimator.found import Found
 from willitrun_estimator.plan import Alternative, DeviceUse, Fit, Limit, Plan, Speed, Status, Tag, Tags
 from willitrun_estimator.score import Purpose
-from willitrun_estimator.found import Found
 from willitrun_probe.units import format_bytes, format_rate, format_seconds, format_tokens
 
 COMFORTABLE_FRACTION = 0.10

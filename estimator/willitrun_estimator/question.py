@@ -14,13 +14,13 @@ from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.compute.kernels import chooses_flash
 from willitrun_estimator.device import Device, Devices
 from willitrun_estimator.errors import EstimatorError
+from willitrun_estimator.found import Bar, Found
 from willitrun_estimator.ollama import KV_TYPES as OLLAMA_KV_TYPES
-from willitrun_estimator.placement import Placement, Settings
+from willitrun_estimator.placement import Settings
 from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
-from willitrun_estimator.score import LENSES, PURPOSES, Purpose
-from willitrun_estimator.found import Bar, Found
-from willitrun_estimator.search import NO_BAR, Combination, Objective, Space, bounded, search_paging, search_quant
+from willitrun_estimator.score import LENSES, PURPOSES, Objective, Purpose
+from willitrun_estimator.search import NO_BAR, Combination, Space, bounded, search_paging, search_quant
 from willitrun_estimator.setup import LlamaSetup, logical_batch, speed_facts
 from willitrun_estimator.weights import WeightProfile
 

@@ -95,9 +95,7 @@ class QuickMemory:
             )
         return known
 
-    def buffers(
-        self, context_tokens: int, units: int, moved: int, *, many: bool, scattered: bool = False
-    ) -> Buffers:
+    def buffers(self, context_tokens: int, units: int, moved: int, *, many: bool, scattered: bool = False) -> Buffers:
         """Return the compute buffers when so many units are on GPUs, several of which have some where `many`.
 
         A `lenient` look takes the least that the closed forms leave open, until a layout of the kind was looked at
@@ -107,7 +105,7 @@ class QuickMemory:
         known = self._buffers.get(key)
         if known is None:
             known = self._buffers[key] = self._work_out(*key)
-            self._least[key] = Buffers(*[round(LEAST_SHARE * size) for size in known[:-1]], known.host)
+            self._least[key] = Buffers._make([*(round(LEAST_SHARE * size) for size in known[:-1]), known.host])
         kind: Kind = "scattered" if scattered else "front" if moved or units <= self.blocks else "whole"
         return self._least[key] if self.lenient and kind not in self._learned else known
 

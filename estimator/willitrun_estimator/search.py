@@ -17,23 +17,13 @@ from willitrun_estimator.cuts import cut_layouts
 from willitrun_estimator.found import Bar, Found, by_merit
 from willitrun_estimator.layout import Layouts, Needs
 from willitrun_estimator.placement import Placement
-from willitrun_estimator.score import (
-    Lens,
-    Purpose,
-    context_factor,
-    decode_factor,
-    quality_factor,
-    score,
-    ttft_factor,
-)
+from willitrun_estimator.score import Objective, quality_factor
 
 HOST_ALONE = -1
 MOST_SAVED = 0.8
 """Of the blocks with experts on the host, what is left at least when the heaviest go first: mixes give half of the
 blocks a sixth more bits."""
 NO_BAR = Bar()
-UNKNOWN_FACTOR = 0.5
-"""What an unknown speed counts for: neither praise nor blame, so that quality and context decide."""
 
 
 class Setup(Protocol):
@@ -120,44 +110,6 @@ class Combination(Struct, frozen=True):
     """Whatever leaves a GPU costs time, so that only what does not fit is left to the host."""
     may_be_whole: bool
     """Nothing has to be on the host as far as sums tell."""
-
-
-class Objective(Struct, frozen=True, kw_only=True):
-    """What is being maximised, and what must hold."""
-
-    purpose: Purpose
-    lens: Lens
-    min_rate: float | None = None
-    max_ttft_s: float | None = None
-
-    def factors(
-        self, *, quality: float, rate: float | None, ttft_s: float | None, context_tokens: int
-    ) -> tuple[float, float, float, float]:
-        """Return quality, decode, first token and context as 0..1; an unknown speed counts as half its benefit."""
-        half = self.purpose.half_decode_per_s * self.lens.concurrency
-        return (
-            quality,
-            UNKNOWN_FACTOR if rate is None else decode_factor(rate, half),
-            UNKNOWN_FACTOR if ttft_s is None else ttft_factor(ttft_s, self.purpose.half_ttft_s),
-            context_factor(context_tokens, self.purpose.context_tokens),
-        )
-
-    def at_most(self, quality: float, context_tokens: int) -> float:
-        """Return a score that no speed exceeds."""
-        context = context_factor(context_tokens, self.purpose.context_tokens)
-        return score(quality=quality, decode=1.0, ttft=1.0, context=context, lens=self.lens)
-
-    def judge(self, *, quality: float, rate: float | None, ttft_s: float | None, context_tokens: int) -> float:
-        """Return the score of a plan; one that misses a demanded rate or wait is scaled down by how far it misses."""
-        kept, decode, ttft, context = self.factors(
-            quality=quality, rate=rate, ttft_s=ttft_s, context_tokens=context_tokens
-        )
-        points = score(quality=kept, decode=decode, ttft=ttft, context=context, lens=self.lens)
-        if self.min_rate is not None and rate is not None and rate < self.min_rate:
-            points *= 0.1 * rate / self.min_rate
-        if self.max_ttft_s is not None and ttft_s is not None and ttft_s > self.max_ttft_s:
-            points *= 0.1 * self.max_ttft_s / ttft_s
-        return points
 
 
 def search_quant(

@@ -10,6 +10,7 @@ from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quant import label_note
 from willitrun_estimator import evidence, explain, pace
 from willitrun_estimator.device import Devices
+from willitrun_estimator.found import Found
 from willitrun_estimator.plan import (
     Context,
     CurvePoint,
@@ -29,7 +30,6 @@ from willitrun_estimator.plan import (
 from willitrun_estimator.question import Question
 from willitrun_estimator.request import Mode, Request, Workload
 from willitrun_estimator.score import LENSES, PURPOSES, grade, score_parts
-from willitrun_estimator.found import Found
 from willitrun_estimator.setup import LlamaSetup
 
 LEAST_CURVE_TOKENS = 1024

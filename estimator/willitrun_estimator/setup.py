@@ -15,12 +15,12 @@ from willitrun_estimator.compute.build import Build, build_of
 from willitrun_estimator.device import Device, Devices, Host
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.footprint import MemoryModel
+from willitrun_estimator.found import Found
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.quick import QuickMemory
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import Lens, Purpose
-from willitrun_estimator.found import Found
 from willitrun_estimator.throughput.constants import shipped
 
 MIB = 1024**2

@@ -93,7 +93,13 @@ def no_replan(*_: object) -> tuple[Plan | None, object]:
 
 
 def one_more(plan: Plan) -> list[Plan]:
-    """Return the plans with one layer more than planned: on each of the devices, or one layer's experts."""
+    """Return the plans with one layer more than planned: on each of the devices, or one matrix of a layer's experts."""
+    cut = next((one for one in plan.experts_apart if one.device is None), None)
+    if cut is not None:
+        less = structs.replace(cut, tensors=cut.tensors[1:], whole=False)
+        others = tuple(one for one in plan.experts_apart if one is not cut)
+        moved = plan.cpu_moe_layers - cut.whole
+        return [structs.replace(plan, experts_apart=(*others, *([less] if less.tensors else [])), cpu_moe_layers=moved)]
     if plan.cpu_moe_layers:
         return [structs.replace(plan, cpu_moe_layers=plan.cpu_moe_layers - 1)]
     split = plan.tensor_split or (float(plan.gpu_layers),)
@@ -125,6 +131,8 @@ def test_the_planned_share_loads_and_answers_and_one_layer_more_does_not(
     plan, limits = target.plan, [memory_of(target, number) for number in range(len(shares))]
     assert 0 < plan.offloaded_fraction < 1
     assert bool(plan.cpu_moe_layers) == (model is random_model.MOE)
+    if model is random_model.MOE and len(shares) > 1:
+        assert any(one.device is not None for one in plan.experts_apart), "a layer is cut in two between the devices"
     assert len(plan.tensor_split) == (len(shares) if len(shares) > 1 else 0)
 
     devices = [rpc_device(limit) for limit in limits]

@@ -19,17 +19,8 @@ from willitrun_estimator.placement import Override, Placement
 from willitrun_estimator.question import Question
 from willitrun_estimator.quick import Buffers
 from willitrun_estimator.request import Request
-from willitrun_estimator.score import LENSES, PURPOSES, quality_factor
-from willitrun_estimator.search import (
-    NO_BAR,
-    Objective,
-    Space,
-    bounded,
-    layouts_of,
-    search_paging,
-    search_quant,
-    worked_out,
-)
+from willitrun_estimator.score import LENSES, PURPOSES, Objective, quality_factor
+from willitrun_estimator.search import NO_BAR, Space, bounded, layouts_of, search_paging, search_quant, worked_out
 from willitrun_estimator.setup import least_overlap
 from willitrun_estimator.stack import Stack
 from willitrun_here.ask import sheet_of
@@ -45,7 +36,6 @@ class Needs:
 
     def own(self, kind: str) -> tuple[int, ...]:
         return (0,) * (self.gpus + 1)
-
 
     def cache_bytes(self, context_tokens: int) -> int:
         return context_tokens // 1024 * self.kv_bytes

@@ -50,7 +50,7 @@ def layout(result: Answer) -> tuple[object, ...]:
     return plan.quant, plan.kv_type, plan.context_tokens, plan.ubatch, plan.gpu_layers, plan.experts_apart
 
 
-@pytest.mark.parametrize(("name", "gpus", "quant"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("name", "gpus", "quant"), CASES, ids=str)
 def test_exactly_a_plan_s_bytes_give_that_plan_again_and_a_byte_less_does_not(
     name: str, gpus: list[list[int]], quant: str | None
 ) -> None:

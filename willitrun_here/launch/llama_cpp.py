@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from willitrun_estimator.plan import Command
-from willitrun_here.launch import visible
+from willitrun_here.launch import numa, visible
 from willitrun_here.launch.target import PROMPT_CACHE_DEFAULT_MIB, Target, artifact, command, prompt_cache_mib
 
-NUMACTL_NOTE = "numactl keeps the server on the GPUs' memory node; it is a package of its own and may be left out."
 TEXT_NOTE = "The plan is for text: images or sound (end the command with --mmproj-auto) take memory of their own."
 
 
 def render(target: Target) -> Command:
     """Return the complete llama-server command."""
-    prefix = numa_prefix(target)
+    prefix = numa.prefix(target)
     argv = [*prefix, target.program, *model_arguments(target), *server_arguments(target), *target.extra]
     if visible.remote_addresses(target):
         argv += override(apart(target))
@@ -21,14 +20,14 @@ def render(target: Target) -> Command:
         flags_note(target),
         TEXT_NOTE if brings_projector(target) else None,
         visible.note(target),
-        NUMACTL_NOTE if prefix else None,
+        numa.NOTE if prefix else None,
     )
     return command(argv, visible.environment(target), notes=notes)
 
 
 def server_arguments(target: Target) -> list[str]:
     """Return what llama-server is given on this machine beside the weights: plan, memory nodes, devices, address."""
-    argv = [*plan_arguments(target), *numa_arguments(target), *visible.device_arguments(target)]
+    argv = [*plan_arguments(target), *numa.arguments(target), *visible.device_arguments(target)]
     return [*argv, "--host", target.host, "--port", str(target.port)]
 
 
@@ -66,7 +65,7 @@ def plan_arguments(target: Target) -> list[str]:
     if len(plan.tensor_split) > 1:
         argv += ["-ts", ",".join(f"{share:g}" for share in plan.tensor_split)]
     argv += experts(target)
-    argv += ["-ub", str(plan.ubatch), "-b", str(max(plan.batch, plan.ubatch)), "-t", str(plan.threads)]
+    argv += ["-ub", str(plan.ubatch), "-b", str(max(plan.batch, plan.ubatch)), "-t", str(numa.threads(target))]
     argv += ["-np", str(plan.parallel)]
     if plan.kv_unified and "-kvu" in flags:
         argv += ["-kvu"]
@@ -103,7 +102,9 @@ def experts(target: Target) -> list[str]:
     only once `--rpc` was read: with one, they come after the user's own arguments.
     """
     switch, patterns = cpu_experts(target), [] if visible.remote_addresses(target) else apart(target)
-    return [*switch[:1], ",".join([*switch[1:], *patterns])] if switch[:1] == ["-ot"] else [*switch, *override(patterns)]
+    return (
+        [*switch[:1], ",".join([*switch[1:], *patterns])] if switch[:1] == ["-ot"] else [*switch, *override(patterns)]
+    )
 
 
 def override(patterns: list[str]) -> list[str]:
@@ -147,29 +148,3 @@ def load_mode(target: Target) -> list[str]:
     if "-lm" in target.flags or "--load-mode" in target.flags:
         return ["--load-mode", "none"]
     return ["--no-mmap"] if "--no-mmap" in target.flags else []
-
-
-def numa_prefix(target: Target) -> list[str]:
-    """Bind to the GPU's memory node when the host has several and the planned GPUs share one."""
-    node = numa_node(target)
-    return [] if node is None else ["numactl", f"--cpunodebind={node}", f"--preferred={node}"]
-
-
-def numa_node(target: Target) -> int | None:
-    """Return the memory node that the planned GPUs share; None on a host with one node, or where it is not known."""
-    nodes = {None if gpu is None else gpu.numa_node for gpu in visible.planned_gpus(target)}
-    if memory_nodes(target) < 2 or len(nodes) != 1:  # noqa: PLR2004 - one node needs no binding
-        return None
-    (node,) = nodes
-    return node if node is not None and node >= 0 else None
-
-
-def memory_nodes(target: Target) -> int:
-    """Return the number of memory nodes with CPUs."""
-    return len([node for node in target.machine.cpu.numa_nodes if node.cpus])
-
-
-def numa_arguments(target: Target) -> list[str]:
-    """Spread a plan that computes on the host alone over all memory nodes (llama.cpp, `--numa`)."""
-    spread = target.plan.gpu_layers == 0 and memory_nodes(target) > 1 and "--numa" in target.flags
-    return ["--numa", "distribute"] if spread else []

@@ -16,7 +16,7 @@ from msgspec import Struct, structs
 from willitrun_estimator.plan import Answer, Plan
 from willitrun_estimator.request import Request
 from willitrun_here.errors import LaunchError, UsageError
-from willitrun_here.launch import llama_cpp, log, visible
+from willitrun_here.launch import llama_cpp, log, numa, visible
 from willitrun_here.launch.log import Compared
 from willitrun_here.launch.process import Probe, Server
 from willitrun_here.launch.target import MIB, Target
@@ -190,8 +190,8 @@ def launch(target: Target, say: Callable[[str], object]) -> Server:
     built = llama_cpp.render(target)
     argv = list(built.argv)
     if argv[0] == "numactl" and program(argv[0]) is None:
-        say("numactl is not installed: the server is not kept on the GPUs' memory node\n")
-        argv = argv[len(llama_cpp.numa_prefix(target)) :]
+        say("numactl is not installed: the server is not placed on memory nodes\n")
+        argv = argv[len(numa.prefix(target)) :]
     argv += ["-lv", "4"] if "-lv" in target.flags and "-lv" not in target.extra else []
     say(f"starting {target.spec.title} {target.plan.quant}\n")
     shown = threading.Event()

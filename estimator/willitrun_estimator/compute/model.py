@@ -199,7 +199,11 @@ class ComputeModel:
             device = units[index]
             experts = self.host if index < placement.cpu_moe_layers else device
             override = apart.get(index)
-            elsewhere = ((), device) if override is None else (override.tensors, self.host if override.device is None else override.device)
+            elsewhere = (
+                ((), device)
+                if override is None
+                else (override.tensors, self.host if override.device is None else override.device)
+            )
             homes.append(
                 Homes(
                     device,

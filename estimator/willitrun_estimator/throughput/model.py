@@ -194,9 +194,7 @@ class SpeedModel:
                 total += count * self._apart_batch_s(placement, stages, host, tokens)
         return total
 
-    def _apart_batch_s(
-        self, placement: Placement, stages: list[Stage], host: HostCost | None, tokens: int
-    ) -> float:
+    def _apart_batch_s(self, placement: Placement, stages: list[Stage], host: HostCost | None, tokens: int) -> float:
         """Return what a micro-batch takes longer because experts of single blocks are on the host."""
         total, expert_bytes = 0.0, self.work.expert_bytes
         for one in placement.overrides:

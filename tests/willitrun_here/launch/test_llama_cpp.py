@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tests.willitrun_here.launch.targets import from_source, on_recorded, on_words
-from willitrun_here.launch import llama_cpp
+from willitrun_here.launch import llama_cpp, numa
 from willitrun_here.launch.flags import Flags
 from willitrun_here.launch.target import Target, artifact, command, prompt_cache_mib
 
@@ -147,6 +147,25 @@ def test_a_plan_for_the_host_is_spread_over_the_memory_nodes():
     assert argument(structs.replace(target, flags=OLD), "--numa") is None
     assert argument(on_recorded("desktop-cpu-only", "llama-3.2-3b"), "--numa") is None
     assert argument(on_recorded("h100x8-nvlink", "llama-3.1-8b"), "--numa") is None
+    assert numa.prefix(target) == []
+
+
+def test_experts_on_the_host_are_read_from_all_memory_nodes():
+    target = on_recorded("h100x8-nvlink", "deepseek-v3", quant="Q8_0", context=4096)
+    assert target.plan.offloaded_fraction > 0
+    assert numa.prefix(target) == ["numactl", "--interleave=0,1"]
+    assert argument(target, "--numa") == "distribute"
+    assert argument(target, "-t") == str(target.plan.threads)
+
+
+def test_a_bound_server_runs_on_the_cores_of_its_node():
+    target = with_plan(on_recorded("h100x8-nvlink", "llama-3.1-8b", quant="Q4_K_M"), threads=112)
+    assert argument(target, "-t") == "56", "112 logical CPUs in a node, two to a core"
+    nodes = tuple(structs.replace(node, cpus=0) for node in target.machine.cpu.numa_nodes[:1])
+    cpu = structs.replace(target.machine.cpu, numa_nodes=(*nodes, *target.machine.cpu.numa_nodes[1:]))
+    lone = structs.replace(target, machine=structs.replace(target.machine, cpu=cpu))
+    assert numa.prefix(lone) == []
+    assert argument(lone, "-t") == "112"
 
 
 def test_the_batch_is_never_below_the_micro_batch():
@@ -162,11 +181,11 @@ def test_the_server_is_bound_to_the_gpu_s_memory_node():
     gpus = target.machine.gpus
     both = with_plan(target, gpu_uuids=(gpus[0].uuid, gpus[4].uuid), gpu_indexes=(0, 4))
     both = with_plan(both, devices=(target.plan.devices[0], *target.plan.devices))
-    assert llama_cpp.numa_prefix(both) == [], "the GPUs are on two nodes"
+    assert numa.prefix(both) == [], "the GPUs are on two nodes"
     lost = tuple(structs.replace(gpu, numa_node=-1) for gpu in gpus)
     unknown = structs.replace(target, machine=structs.replace(target.machine, gpus=lost))
-    assert llama_cpp.numa_prefix(unknown) == []
-    assert llama_cpp.numa_prefix(on_words()) == []
+    assert numa.prefix(unknown) == []
+    assert numa.prefix(on_words()) == []
 
 
 def test_where_the_weights_come_from():

@@ -23,7 +23,7 @@ from willitrun_here.errors import LaunchError, UsageError
 from willitrun_here.fleet import agent
 from willitrun_here.fleet.document import MeasuredRun
 from willitrun_here.fleet.spool import Spool
-from willitrun_here.launch import llama_cpp, process, run, visible
+from willitrun_here.launch import numa, process, run, visible
 from willitrun_here.launch.flags import parse_help
 from willitrun_here.machines import open_machine
 
@@ -278,7 +278,7 @@ def test_numactl_is_left_out_where_it_is_not_installed(program, monkeypatch, sta
     monkeypatch.setenv("FAKE_ENGINE", "")
     target, result = target_and_answer(program)
     bound = ["numactl", "--cpunodebind=0", "--preferred=0"]
-    monkeypatch.setattr(llama_cpp, "numa_prefix", lambda _: bound)
+    monkeypatch.setattr(numa, "prefix", lambda _: bound)
     monkeypatch.setenv("PATH", str(tmp_path))
     said: list[str] = []
     server, comparison, _ = run.start(target, result, ASKED, replan=run.replan_here, say=said.append)
