@@ -113,6 +113,7 @@ def _model(path: Path, entry: dict[str, Any]) -> ModelSpec:
             max_context_tokens=entry["context"],
             layers=tuple(made[key] for key in keys),
             mtp_layers=entry.get("next_token_layers", 0),
+            checkpoint_mtp_layers=entry.get("checkpoint_next_token_layers", 0),
             traits=tuple(entry.get("traits", ())),
             sizes=tuple(entry.get("sizes", {}).items()),
             tensors=_tensors(entry["tensors"], keys) if "tensors" in entry else None,

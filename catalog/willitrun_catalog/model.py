@@ -146,6 +146,8 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     layers: tuple[Layer, ...]
     mtp_layers: int = 0
     """Next-token-prediction layers: in the file and in the block count, not loaded by default."""
+    checkpoint_mtp_layers: int = 0
+    """Those of the published checkpoint that its GGUF files leave out (`skip_mtp` in conversion/deepseek.py)."""
     traits: tuple[str, ...] = ()
     """What changes the tensor list beyond the shape: `qk-norm`, `qkv-bias`, `post-norm`, `fused-qkv` …"""
     sizes: tuple[tuple[str, int], ...] = ()

@@ -119,6 +119,9 @@ class MemoryModel:
         weights = self.weights_bytes(placement)
         caches = self.cache_bytes(placement, context_tokens)
         compute = self.compute.bytes(placement, context_tokens)
+        if self.compute.grows:
+            more = self.compute.growth(placement, context_tokens)
+            compute = tuple([now + later for now, later in zip(compute, more, strict=True)])
         gpus = [
             w + kv + state + c + runtime
             for w, (kv, state), c, runtime in zip(weights, caches, compute, self._runtime, strict=False)
@@ -151,10 +154,11 @@ class MemoryModel:
         weights = self.weights_bytes(placement)
         caches = self.cache_bytes(placement, context_tokens)
         compute = self.compute.bytes(placement, context_tokens)
+        growth = self.compute.growth(placement, context_tokens)
         uses = []
         for index, gpu in enumerate(self.devices.gpus):
             kv, state = caches[index]
-            runtime = self._runtime[index]
+            runtime = self._runtime[index] + growth[index]
             uses.append(
                 DeviceUse(
                     name=gpu.name,
@@ -167,7 +171,7 @@ class MemoryModel:
                     runtime_bytes=runtime,
                     total_bytes=weights[index] + kv + state + compute[index] + runtime,
                     free_bytes=gpu.memory_free_bytes,
-                    notes=overhead.runtime_notes(gpu, self.weights, self.settings),
+                    notes=(*overhead.runtime_notes(gpu, self.weights, self.settings), *grown(growth[index])),
                 )
             )
         kv, state = caches[-1]
@@ -180,17 +184,26 @@ class MemoryModel:
                 recurrent_bytes=state,
                 compute_bytes=compute[-1],
                 output_bytes=self._output,
-                runtime_bytes=0,
-                total_bytes=weights[-1] + kv + state + compute[-1] + self._output,
+                runtime_bytes=growth[-1],
+                total_bytes=weights[-1] + kv + state + compute[-1] + self._output + growth[-1],
                 free_bytes=self.devices.host.ram_available_bytes,
-                notes=overhead.host_notes(
-                    self.weights,
-                    self.settings,
-                    repacked_bytes=overhead.repacked_bytes(self.weights, len(self.devices.gpus), self.settings),
+                notes=(
+                    *overhead.host_notes(
+                        self.weights,
+                        self.settings,
+                        repacked_bytes=overhead.repacked_bytes(self.weights, len(self.devices.gpus), self.settings),
+                    ),
+                    *grown(growth[-1]),
                 ),
             )
         )
         return tuple(uses)
+
+
+def grown(amount: int) -> tuple[overhead.Line, ...]:
+    """Name what a compute buffer grows by while a conversation fills the context."""
+    basis = "scores of blocks of positions: planned for an empty cache, allocated for those in use"
+    return (("compute buffer, once the context is full", amount, basis),) if amount else ()
 
 
 def footprint(

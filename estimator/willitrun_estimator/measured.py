@@ -7,8 +7,7 @@ reason in `skip` are not shown: their conditions were not those of a plan. An ac
 from __future__ import annotations
 
 import math
-from functools import cache
-from pathlib import Path
+from functools import cache, lru_cache
 from typing import Literal
 
 from msgspec import Struct
@@ -40,16 +39,31 @@ class Row(Struct, frozen=True):
 
 
 @cache
-def rows() -> dict[tuple[str, str], tuple[Row, ...]]:
-    """Return the shipped rows by GPU and model: one stream, all on GPUs, little context."""
-    import csv  # noqa: PLC0415 - not needed before an answer is shown
+def shipped_lines() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the lines of the table, its head first, and the sources that they number."""
+    from pathlib import Path  # noqa: PLC0415 - only where a GPU is planned for
 
     folder = Path(__file__).parent / "data"
+    lines = folder.joinpath("measured_speeds.csv").read_text(encoding="utf-8").splitlines()
     sources = folder.joinpath("measured_speeds_sources.txt").read_text(encoding="utf-8").splitlines()
-    found: dict[tuple[str, str], list[Row]] = {}
-    for line in csv.DictReader(folder.joinpath("measured_speeds.csv").read_text(encoding="utf-8").splitlines()):
+    return tuple(lines), tuple(sources)
+
+
+@lru_cache(maxsize=512)
+def rows(gpu: str) -> dict[str, tuple[Row, ...]]:
+    """Return the shipped rows of a GPU by model: one stream, all on GPUs, little context.
+
+    The whole table takes longer to read than a plan to make, so only lines with the GPU's name are.
+    """
+    import csv  # noqa: PLC0415 - not needed before an answer is shown
+
+    (head, *lines), sources = shipped_lines()
+    if not gpu:
+        return {}  # rows of processors
+    found: dict[str, list[Row]] = {}
+    for line in csv.DictReader([head, *(one for one in lines if gpu in one)]):
         near = float(line["depth"] or 0) <= NEAR_TOKENS and line["slots"] == "1"
-        if line["skip"] or line["gpu_layers"] != "all" or line["cpu_moe"] != "0" or not line["gpu"] or not near:
+        if line["skip"] or line["gpu_layers"] != "all" or line["cpu_moe"] != "0" or line["gpu"] != gpu or not near:
             continue
         row = Row(
             line["gpu"],
@@ -64,8 +78,8 @@ def rows() -> dict[tuple[str, str], tuple[Row, ...]]:
             line["date"],
             sources[int(line["source"])],
         )
-        found.setdefault((row.gpu, row.model), []).append(row)
-    return {key: tuple(value) for key, value in found.items()}
+        found.setdefault(row.model, []).append(row)
+    return {model: tuple(value) for model, value in found.items()}
 
 
 def measured_alike(
@@ -85,7 +99,7 @@ def measured_alike(
     engines = {"llama.cpp", "ollama"} if engine in {"llama.cpp", "ollama"} else {engine}
     found = [
         row
-        for row in rows().get((gpu, model), ())
+        for row in rows(gpu).get(model, ())
         if (row.gpus, row.quant, row.test) == (gpus, quant, test)
         and row.engine in engines
         and row.backend in {backend, ""}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -151,6 +150,8 @@ def _finish(pid: int) -> None:
 
 def _read(path: str) -> Any:
     with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib takes longer to import than this to run
+        import json  # noqa: PLC0415 - most machines have no such file
+
         return json.load(file)
 
 
@@ -167,7 +168,8 @@ def _load(cache: str | None) -> dict[str, str]:
 def _store(cache: str | None, versions: dict[str, str]) -> None:
     if cache is None:
         return
-    from pathlib import Path  # noqa: PLC0415 - only after an engine was asked
+    import json  # noqa: PLC0415 - only after an engine was asked
+    from pathlib import Path  # noqa: PLC0415
 
     path = Path(cache)
     try:

@@ -93,13 +93,7 @@ def no_replan(*_: object) -> tuple[Plan | None, object]:
 
 
 def one_more(plan: Plan) -> list[Plan]:
-    """Return the plans with one layer more than planned: on each of the devices, or one matrix of a layer's experts."""
-    cut = next((one for one in plan.experts_apart if one.device is None), None)
-    if cut is not None:
-        less = structs.replace(cut, tensors=cut.tensors[1:], whole=False)
-        others = tuple(one for one in plan.experts_apart if one is not cut)
-        moved = plan.cpu_moe_layers - cut.whole
-        return [structs.replace(plan, experts_apart=(*others, *([less] if less.tensors else [])), cpu_moe_layers=moved)]
+    """Return the plans with one layer more than planned: on each of the devices, or one layer's experts."""
     if plan.cpu_moe_layers:
         return [structs.replace(plan, cpu_moe_layers=plan.cpu_moe_layers - 1)]
     split = plan.tensor_split or (float(plan.gpu_layers),)

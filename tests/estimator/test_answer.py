@@ -253,7 +253,7 @@ def test_a_named_build_is_planned_for_by_its_rules() -> None:
 
 
 def test_what_does_not_start_is_counted_to_the_byte_too() -> None:
-    machine = "NVIDIA GeForce GTX 1060 6 GB, 64 GiB RAM"
+    machine = "2x NVIDIA GeForce GTX 1060 3 GB, 64 GiB RAM"
     result = asked("glm-5.3-flash", machine, quant="Q3_K_L", context=512, gpu_layers="all")
     assert result.fit.status == "too-large"
     assert result.plan is not None

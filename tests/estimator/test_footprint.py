@@ -14,6 +14,7 @@ from willitrun_estimator.footprint import MemoryModel, footprint
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.weights import weight_profile
 
+MIB = 1 << 20
 GIB = 1 << 30
 LLAMA = weight_profile(model("llama-3.1-8b-instruct"), "Q4_K_M")
 GEMMA = weight_profile(model("gemma-3-270m-it"), "Q4_K_M")
@@ -148,3 +149,43 @@ def test_thousands_of_placements_are_looked_up() -> None:
         for placement in placements:
             memory.per_device_bytes(placement, 8192)
     assert 2400 / (time.perf_counter() - start) > 4000
+
+
+@pytest.mark.parametrize(
+    ("context", "slots", "split", "planned", "filled"),
+    [
+        # llama.cpp's planner with `llama_kv_cache_msa_context::get_n_pos` answering as many positions as there are.
+        (32768, 1, (61,), (711.92, 56.65), (4290.76, 120.77)),
+        (131072, 1, (61,), (2545.29, 153.02), (16995.01, 411.02)),
+        (32768, 1, (31, 30), (894.60, 8189.87, 190.58), (8076.05, 15627.81, 447.06)),
+        (32768, 4, (61,), (181.08, 32.65), (1065.39, 48.39)),
+    ],
+)
+def test_buffers_of_chosen_blocks_grow_while_the_context_fills(
+    context: int, slots: int, split: tuple[int, ...], planned: tuple[float, ...], filled: tuple[float, ...]
+) -> None:
+    devices = machine(*("cuda" for _ in split))
+    wanted = Settings(context_tokens=context, parallel=slots)
+    placement = Placement(gpu_layers=sum(split), split=split)
+    uses = footprint(weight_profile(model("minimax-m3"), "Q4_K_M"), devices, placement, wanted)
+    named = "compute buffer, once the context is full"
+    later = [next(amount for name, amount, _ in use.notes if name == named) for use in uses]
+    assert [use.compute_bytes / MIB for use in uses] == pytest.approx(planned, abs=0.01)
+    assert [(use.compute_bytes + more) / MIB for use, more in zip(uses, later, strict=True)] == pytest.approx(
+        filled, abs=0.01
+    )
+    for use, more in zip(uses, later, strict=True):
+        assert use.runtime_bytes >= more
+
+
+def test_other_buffers_do_not_grow() -> None:
+    for name, flash in (("minimax-m3", False), ("qwen3-8b", True)):
+        wanted = Settings(context_tokens=4096, flash_attention=flash)
+        layers = len(model(name).layers) + 1
+        use = footprint(
+            weight_profile(model(name), "Q4_K_M"),
+            machine("cuda"),
+            Placement(gpu_layers=layers, split=(layers,)),
+            wanted,
+        )[0]
+        assert not [name for name, _, _ in use.notes if "full" in name]

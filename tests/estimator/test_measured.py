@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from willitrun_catalog import shipped
-from willitrun_estimator.measured import MOST_ROWS, measured_alike, rows, towards
+from willitrun_estimator.measured import MOST_ROWS, measured_alike, rows, shipped_lines, towards
 from willitrun_estimator.plan import Interval, MeasuredRow
 
 ASKED = {
@@ -47,9 +48,15 @@ def test_ollama_counts_as_llama_cpp_and_prefill_apart():
 
 def test_all_rows_name_catalog_gpus_and_no_row_to_skip_is_among_them():
     names = {sheet.name for sheet in shipped.datasheets()}
-    assert {gpu for gpu, _ in rows()} <= names
-    assert all(one.engine in {"llama.cpp", "ollama"} for group in rows().values() for one in group)
-    assert max(len(measured_alike(**(ASKED | {"gpu": gpu, "model": model}))) for gpu, model in rows()) <= MOST_ROWS
+    (head, *lines), _ = shipped_lines()
+    listed = {line["gpu"] for line in csv.DictReader([head, *lines])} - {""}
+    assert rows("") == {}
+    every = {(gpu, model): group for gpu in listed for model, group in rows(gpu).items()}
+    assert {gpu for gpu, _ in every} <= names
+    assert len({gpu for gpu, _ in every}) > 50
+    assert all(one.gpu == gpu for (gpu, _), group in every.items() for one in group)
+    assert all(one.engine in {"llama.cpp", "ollama"} for group in every.values() for one in group)
+    assert max(len(measured_alike(**(ASKED | {"gpu": gpu, "model": model}))) for gpu, model in every) <= MOST_ROWS
 
 
 def test_an_estimate_moves_towards_rows_and_becomes_narrower():

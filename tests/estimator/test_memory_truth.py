@@ -33,11 +33,7 @@ def check(accuracy: ModuleType, step: int) -> None:
     errors = sorted(abs(one.relative) for one in compute)
     assert statistics.median(errors) <= 0.001
     assert errors[int(0.9 * len(errors))] <= 0.03
-    short = [
-        one
-        for one in compute
-        if one.measured - one.predicted > max(64 << 20, 0.05 * one.measured)
-    ]
+    short = [one for one in compute if one.measured - one.predicted > max(64 << 20, 0.05 * one.measured)]
     assert len(short) <= 0.005 * len(compute), [one.case.label for one in short]
     totals = [one for one in found if one.term == "total" and one.device == "GPU"]
     errors = sorted(abs(one.relative) for one in totals)

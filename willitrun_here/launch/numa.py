@@ -1,10 +1,10 @@
 """Where a server runs on a host with several memory nodes.
 
 A plan that computes on GPUs alone stays on the node they hang on. One that computes on the host reads weights with the
-bandwidth of all nodes, which is what it was planned with and what `calibrate` measures: its threads are spread over them,
-and weights that are loaded into plain memory are interleaved, where they would fill one node first. (Files that are
-mapped need no help: with `--numa` llama.cpp leaves their pages to the threads that read them, llama-mmap.cpp.) Binding
-it to one node would halve cores and bandwidth, and what exceeds the node's free memory would land on the others anyway.
+bandwidth of all nodes, which is what it was planned with and what `calibrate` measures: its threads are spread, and
+weights that are loaded into plain memory are interleaved, where they would fill one node first. (Mapped files need no
+help: with `--numa` llama.cpp leaves their pages to the threads that read them, llama-mmap.cpp.) Binding it to one node
+would halve cores and bandwidth, and what exceeds the node's free memory would land on the others anyway.
 """
 
 from __future__ import annotations

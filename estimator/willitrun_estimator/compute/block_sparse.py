@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from willitrun_estimator.cache import is_quantized, kv_row_bytes, padding_bytes
-from willitrun_estimator.compute.form import CELLS, ZERO, Dim, Form, U, form, plus
+from willitrun_estimator.compute.form import CELLS, CHOSEN, COMPRESSED, ZERO, Dim, Form, U, form, plus
 from willitrun_estimator.compute.kernels import gathers_rows, has_flash_kernel
 
 if TYPE_CHECKING:
@@ -23,10 +23,13 @@ QUERY = "indexer.q_proj.weight"
 """What a block has that chooses blocks of positions."""
 BLOCK = 128
 """Positions that are chosen together (`attention.indexer.block_size` of MiniMax-M3)."""
-POSITIONS = 256
-"""Positions that a plan counts with: those of an empty cache, padded (`llama_kv_cache_msa_context::get_n_pos`)."""
-BLOCKS = POSITIONS // BLOCK
-"""Blocks of these; as many are chosen, because the model would choose more."""
+MOST_CHOSEN = 16
+"""Blocks that are chosen (`attention.indexer.top_k`)."""
+BLOCKS_PLANNED = 256 // BLOCK
+"""Blocks that a plan counts with: positions of an empty cache, padded (`llama_kv_cache_msa_context::get_n_pos`).
+
+They are those in use, so that the buffers grow while a conversation does.
+"""
 
 
 def chooses_blocks(b: Builder, homes: Homes) -> bool:
@@ -117,32 +120,33 @@ def block_sparse_attention(b: Builder, mixer: Attention, normed: Node, homes: Ho
 def block_mask(b: Builder, groups: int, width: int, index_keys: Node, index_query: Callable[[], Node]) -> Node:
     """Score the blocks of one slot, keep the best of each group of heads and mask the cells of the others."""
     g = b.graph
-    scored: tuple[Dim, ...] = (POSITIONS, groups, U)
-    ranked: tuple[Dim, ...] = (BLOCKS, groups, U)
-    blocks: tuple[Dim, ...] = (BLOCKS, 1, U)
+    scored: tuple[Dim, ...] = (BLOCK, COMPRESSED, groups, U)
+    ranked: tuple[Dim, ...] = (COMPRESSED, groups, U)
+    picked: tuple[Dim, ...] = (CHOSEN, groups, U)
+    blocks: tuple[Dim, ...] = (COMPRESSED, 1, U)
     spread: tuple[Dim, ...] = (CELLS, U, groups)
-    bias = b.further_input("block_bias", (BLOCKS, U))
-    visible = b.further_input("position_mask", (POSITIONS, U))
-    places = b.further_input("position_cells", (POSITIONS, b.slots))
+    bias = b.further_input("block_bias", (COMPRESSED, U))
+    visible = b.further_input("position_mask", (BLOCK, COMPRESSED, U))
+    places = b.further_input("position_cells", (BLOCK, COMPRESSED, b.slots))
     numbers = b.further_input("cell_blocks", (CELLS, b.slots))
 
     def part(of: tuple[Dim, ...], element_bytes: int = 4) -> Form:
         return share(b, of, element_bytes)
 
-    found = g.view(places, (POSITIONS,))
+    found = g.view(places, (BLOCK, COMPRESSED))
     supported = gathers_rows(b.settings.kv_type_k)
-    gathered = g.add("index_keys", (width, POSITIONS), index_keys, found, rows=0, gpu_supported=supported)
+    gathered = g.add("index_keys", (width, BLOCK, COMPRESSED), index_keys, found, rows=0, gpu_supported=supported)
     query = index_query()
     asked = g.view(query, query.dims, size=part(query.dims))
     scores = g.add("block_scores", scored, gathered, asked, size=part(scored))
-    seen = g.view(visible, (POSITIONS, 1, U), size=part((POSITIONS, U)))
+    seen = g.view(visible, (BLOCK, COMPRESSED, 1, U), size=part((BLOCK, COMPRESSED, U)))
     scores = g.overwrite("masked_scores", g.view(scores, scored, size=part(scored)), seen)
     offset = g.view(bias, blocks, size=part(blocks))
     best = g.add("pooled", ranked, scores, size=part(ranked))
     best = g.add("biased", ranked, best, offset, inplace=True, size=part(ranked))
-    best = g.add("top_k", ranked, best, size=part(ranked))
-    zero = g.add("cast", ranked, best, size=part(ranked))
-    zero = g.add("scaled", ranked, zero, inplace=True, size=part(ranked))
+    best = g.add("top_k", picked, best, size=part(picked))
+    zero = g.add("cast", picked, best, size=part(picked))
+    zero = g.add("scaled", picked, zero, inplace=True, size=part(picked))
     low = g.add("scaled", blocks, offset, inplace=True, size=part(blocks))
     low = g.add("cast", blocks, low, element_bytes=2, size=part(blocks, 2))
     low = g.add("repeat", ranked, low, element_bytes=2, size=part(ranked, 2))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from willitrun_estimator import cache
+from willitrun_estimator.compute import block_sparse
 from willitrun_estimator.compute.form import Sizes
 
 if TYPE_CHECKING:
     from willitrun_catalog.model import ModelSpec
     from willitrun_estimator.placement import Settings
 
+BLOCK_CHOOSING = frozenset({"minimax-m3"})
+"""Architectures that choose blocks among the positions in use."""
 TOP_K = 2048
 """Cells that a sparse indexer keeps where a model does not say (`attention.indexer.top_k` of DeepSeek V3.2, GLM-5)."""
 COMPRESSED_TOP_K = 512
@@ -32,8 +35,11 @@ def top_k_of(spec: ModelSpec) -> int:
     return dict(spec.sizes).get("indexer_top_k", default)
 
 
-def sizes_of(spec: ModelSpec, settings: Settings, context_tokens: int, rows: int) -> Sizes:
-    """Give the numbers of a prompt batch; `rows` of logits are kept where the batch has as many."""
+def sizes_of(spec: ModelSpec, settings: Settings, context_tokens: int, rows: int, *, filled: bool = False) -> Sizes:
+    """Give the numbers of a prompt batch; `rows` of logits are kept where the batch has as many.
+
+    Plans are made with an empty cache: `filled` gives the numbers of the last batch that fits, where they differ.
+    """
     tokens, parts = cache.stream_cells(settings, context_tokens)
     cells, streams = cache.model_cells(spec, settings, context_tokens)
     ubatch = min(settings.ubatch, tokens * parts)
@@ -44,6 +50,9 @@ def sizes_of(spec: ModelSpec, settings: Settings, context_tokens: int, rows: int
     ubatch = cache.pad(ubatch, max(1, settings.parallel))
     plain = Sizes(ubatch, cells, held, kept)
     top = top_k_of(spec)
+    if spec.architecture in BLOCK_CHOOSING:
+        blocks = -(-cells // block_sparse.BLOCK) if filled else block_sparse.BLOCKS_PLANNED
+        return plain._replace(compressed=blocks, chosen=min(blocks, block_sparse.MOST_CHOSEN))
     if spec.architecture in cache.COMPRESSED:
         few, many = (
             cache.span_cells(spec, cache.Span(ratio=ratio), settings, cells)

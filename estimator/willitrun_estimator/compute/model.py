@@ -64,6 +64,7 @@ class ComputeModel:
         sizes = dict(spec.sizes)
         told_apart = {"per_layer_dim", "altup_inputs"} & {*sizes} or RESIDUAL_SCORE in self._outside
         held = any({block_sparse.QUERY, indexer.WEIGHT} & parts for parts in self._parts)
+        self.grows = settings.flash_attention and any(block_sparse.QUERY in parts for parts in self._parts)
         self._may_shorten = not told_apart and not held
         """Graphs whose blocks are told apart by their number, or have inputs of their own, are always planned whole."""
         shapes: dict[int, int] = {}
@@ -105,6 +106,19 @@ class ComputeModel:
                 peaks = tuple(program.peak(values, copies) for program, copies in whole)
             known = self._known[key] = tuple(peak or 0 for peak in peaks)
         return known
+
+    def growth(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
+        """Bytes by which each buffer grows until the context is full: none but with blocks that are chosen.
+
+        llama.cpp plans these with an empty cache and allocates anew when a batch needs more (MiniMax-M3).
+        """
+        planned = self.bytes(placement, context_tokens)
+        if not self.grows:
+            return (0,) * len(planned)
+        filled = sizes_of(self.spec, self.settings, context_tokens, self._rows, filled=True).values()
+        programs = self._programs[placement]
+        peaks = (program.peak(filled, copies) or 0 for program, copies in programs)
+        return tuple(max(0, peak - now) for peak, now in zip(peaks, planned, strict=True))
 
     def _numbers(self, context_tokens: int) -> tuple[int, ...]:
         known = self._values.get(context_tokens)

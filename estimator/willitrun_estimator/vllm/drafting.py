@@ -33,7 +33,8 @@ def drafting(spec: ModelSpec, checkpoint: Format, *, tensor_parallel: int, kv_ty
     attending = [
         at for at, layer in enumerate(spec.layers) if any(isinstance(m, Attention | Mla) for m in layer.mixers)
     ]
-    if not spec.mtp_layers or not attending:
+    layers = spec.mtp_layers or spec.checkpoint_mtp_layers
+    if not layers or not attending:
         return None
     last = attending[-1]
     kept = layer_bytes(spec, last, checkpoint, tensor_parallel=tensor_parallel)
@@ -50,9 +51,9 @@ def drafting(spec: ModelSpec, checkpoint: Format, *, tensor_parallel: int, kv_ty
             heads = kv_heads_per_rank(mixer.kv_heads, tensor_parallel)
             cached += heads * (mixer.key_dim + mixer.value_dim) * width
     return Drafting(
-        layers=spec.mtp_layers,
-        weights_bytes=spec.mtp_layers * kept,
-        cache_bytes_per_token=spec.mtp_layers * cached,
+        layers=layers,
+        weights_bytes=layers * kept,
+        cache_bytes_per_token=layers * cached,
     )
 
 

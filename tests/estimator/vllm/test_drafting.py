@@ -34,8 +34,7 @@ def test_the_weights_are_those_of_the_checkpoint(model, name, stored):
 def test_the_cache_is_that_of_one_more_attention_layer(model):
     split = drafting(model("qwen3.6-35b-a3b"), FORMATS["fp8"], tensor_parallel=2, kv_type="fp8")
     assert split.cache_bytes_per_token == 1 * (256 + 256)
-    deepseek = structs.replace(model("deepseek-v3.1"), mtp_layers=1)
-    latent = drafting(deepseek, FORMATS["fp8"], tensor_parallel=8, kv_type="auto")
+    latent = drafting(model("deepseek-v3.1"), FORMATS["fp8"], tensor_parallel=8, kv_type="auto")
     assert latent.cache_bytes_per_token == (512 + 64) * 2
 
 
@@ -49,6 +48,12 @@ def test_a_layer_that_also_keeps_a_state_caches_its_keys_and_values(model):
     spec = structs.replace(model("falcon-h1-34b"), mtp_layers=1)
     found = drafting(spec, FORMATS["bf16"], tensor_parallel=1, kv_type="auto")
     assert found.cache_bytes_per_token == 4 * 2 * 128 * 2
+
+
+def test_layers_that_gguf_files_leave_out_are_the_checkpoints(model):
+    spec = model("deepseek-v3.1")
+    assert (spec.mtp_layers, spec.checkpoint_mtp_layers) == (0, 1)
+    assert "names a next-token layer" in drafting_said(spec, FORMATS["fp8"], tensor_parallel=8, kv_type="auto")
 
 
 def test_models_without_such_layers_say_nothing(model, machine):
