@@ -292,7 +292,8 @@ class SpeedModel:
         for one in placement.overrides:
             if one.device is None and host is not None:
                 share = one.bytes / (self.work.expert_bytes[one.block + 1] - self.work.expert_bytes[one.block])
-                extra += share * host.more_experts_s(one.block, one.block + 1, concurrency)
+                home = self._experts_s(placement.home(one.block, self.work.blocks), one.block)
+                extra += share * (host.more_experts_s(one.block, one.block + 1, concurrency) - home * again)
         if spans.head_on_host:
             extra += SAMPLE_S * self.weights.spec.vocab_size * concurrency
         return single + extra
