@@ -1,7 +1,7 @@
 """Blocks cut in two against llama.cpp's own planner, on one to three simulated GPUs.
 
-The rows were printed by `llama-fit-params -fitp on -fit off -fa on --no-repack` of llama.cpp 0c1e57098 in whole MiB: weights,
-cache, compute buffer of every GPU and of the host. It keeps logits of the whole micro-batch.
+The rows were printed by `llama-fit-params -fitp on -fit off -fa on --no-repack` of llama.cpp 0c1e57098 in whole MiB:
+weights, cache, compute buffer of every GPU and of the host. It keeps logits of the whole micro-batch.
 """
 
 from __future__ import annotations
