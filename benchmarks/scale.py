@@ -43,6 +43,7 @@ COUNTS = {
     "machines": (4, 8, 16, 32, 64),
 }
 FLEET = (1_000, 2_000, 4_000, 8_000)
+FLEET_MODEL = "llama-3.1-8b"
 SHAPES = 60
 
 
@@ -163,7 +164,7 @@ def fleet_question(agents: int) -> tuple[float, float, int]:
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/fleet.db"
         fleet.prepare(url, agents, SHAPES, random.Random(1))
-        found: tuple[float, float, int] = fleet.question_times(url)
+        found: tuple[float, float, int] = fleet.question_times(url, FLEET_MODEL)
     return found
 
 

@@ -11,6 +11,7 @@ from willitrun_catalog.datasheet import Datasheet
 from willitrun_catalog.model import ModelSpec
 from willitrun_estimator.answer import SECTIONS, Section, answer
 from willitrun_estimator.plan import Answer, Command
+from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
 from willitrun_probe.machine import Gpu, Machine
 
@@ -64,7 +65,7 @@ def vllm_commands(target: Target, request: Request) -> dict[str, Command]:
     return {"vllm": vllm.render(structs.replace(target, plan=planned.plan))}
 
 
-def ollama_commands(target: Target, request: Request) -> dict[str, Command]:
+def ollama_commands(target: Target, request: Request, prepared: Prepared) -> dict[str, Command]:
     """Return ollama's own command beside a llama.cpp plan: it places whole layers, so it gets a plan of its own.
 
     The weights, the context and the slots are those of the llama.cpp plan.
@@ -79,7 +80,7 @@ def ollama_commands(target: Target, request: Request) -> dict[str, Command]:
         request, engine="ollama", quant=plan.quant, context=plan.context_tokens, parallel=plan.parallel, ubatch=None
     )
     try:
-        own = answer(target.machine, target.spec, asked, sheet_of, sections=frozenset({"plan"}))
+        own = answer(target.machine, target.spec, asked, sheet_of, sections=frozenset({"plan"}), prepared=prepared)
     except EstimatorError:
         return {}
     if own.plan is None or own.fit.status == "too-large":
@@ -105,17 +106,30 @@ def ask(
     commands: bool = True,
 ) -> Answer:
     """Answer one question; the machine's own doubts join the answer's."""
-    result = answer(machine, spec, request, sheet_of, sections=sections, corrections=corrections_of(machine))
-    return completed(result, machine, spec, request, commands=commands)
+    known = prepared_of(spec)
+    result = answer(
+        machine, spec, request, sheet_of, sections=sections, corrections=corrections_of(machine), prepared=known
+    )
+    return completed(result, machine, known, request, commands=commands)
 
 
-def completed(result: Answer, machine: Machine, spec: ModelSpec, request: Request, *, commands: bool = True) -> Answer:
+def prepared_of(spec: ModelSpec) -> Prepared:
+    """Return a model's sums, for questions about it to share: the catalog's were made when it was compiled."""
+    from willitrun_catalog.shipped import sums_of  # noqa: PLC0415 - models of a file need no catalog
+
+    return Prepared(spec, sums_of(spec) if spec.source == "catalog" else None)
+
+
+def completed(
+    result: Answer, machine: Machine, prepared: Prepared, request: Request, *, commands: bool = True
+) -> Answer:
     """Add the machine's own doubts to an answer, and the commands of its plan."""
+    spec = prepared.spec
     notes = tuple(f"{one.subject}: {one.reason}" for one in machine.findings)
     result = structs.replace(result, findings=(*result.findings, *notes))
     if commands and result.plan is not None and result.fit.status != "too-large":
         target = target_of(result, spec, machine)
-        built = dict(all_commands(target)) | ollama_commands(target, request) | vllm_commands(target, request)
+        built = dict(all_commands(target)) | ollama_commands(target, request, prepared) | vllm_commands(target, request)
         result = structs.replace(result, commands=built)
     return result
 

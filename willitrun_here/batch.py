@@ -17,7 +17,7 @@ from willitrun_estimator.device import Devices
 from willitrun_estimator.hardware import devices
 from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
-from willitrun_here.ask import completed, corrections_of, open_model, sheet_of
+from willitrun_here.ask import completed, corrections_of, open_model, prepared_of, sheet_of
 from willitrun_here.errors import AgentError, UsageError, known_errors
 from willitrun_probe.machine import Machine
 
@@ -149,7 +149,7 @@ def answered(asked: dict[str, Any]) -> Any:
         advice="improvements" in wanted,
     )
     if sections is None or "commands" in sections:
-        result = completed(result, machine_of(key), made_ready.spec, request)
+        result = completed(result, machine_of(key), made_ready, request)
     result = structs.replace(result, id=None)
     if sections is None:
         return result
@@ -224,7 +224,7 @@ def machine_of(key: str) -> Machine:
 @lru_cache(maxsize=64)
 def prepared(model: str) -> Prepared:
     """Open a model once and keep its sums."""
-    return Prepared(open_model(model))
+    return prepared_of(open_model(model))
 
 
 __all__ = ["AgentError", "answer_line", "answers"]

@@ -8,15 +8,13 @@ from collections.abc import Iterable
 from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
-from willitrun_catalog.shipped import sums_of
 from willitrun_estimator.answer import Prospect, prospect, ranked_answer
 from willitrun_estimator.device import Devices
 from willitrun_estimator.hardware import devices
 from willitrun_estimator.plan import Answer
-from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import strength
-from willitrun_here.ask import sheet_of
+from willitrun_here.ask import prepared_of, sheet_of
 from willitrun_probe.machine import Machine
 
 ROUNDED = 0.51
@@ -67,7 +65,7 @@ def best_of(specs: Iterable[ModelSpec], plan_on: Devices, request: Request, limi
         if full and -least < kept[0][0]:
             break
         if known is None:
-            known = prospect(plan_on, spec, request, Prepared(spec, sums_of(spec)))
+            known = prospect(plan_on, spec, request, prepared_of(spec))
             if known.most > 0:
                 reach = overall(min(100.0, known.most + ROUNDED), known_ability)
                 heapq.heappush(waiting, (-reach, order, known_ability, spec, known))

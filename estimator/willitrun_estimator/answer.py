@@ -61,14 +61,16 @@ def answer(
     *,
     sections: frozenset[Section] = SECTIONS,
     corrections: Corrections | None = None,
+    prepared: Prepared | None = None,
 ) -> Answer:
     """Answer one question about one model on one machine. Raises EstimatorError for questions without an answer.
 
     `find` looks a GPU's data sheet up. `sections` leaves out what is not wanted: "plan" and "speed" alone cost a
-    small part of the whole. `corrections` is what was measured on this very machine.
+    small part of the whole. `corrections` is what was measured on this very machine, `prepared` are the model's sums
+    where they are at hand.
     """
     plan_on = hardware.devices(machine, request, find)
-    return answer_on(plan_on, spec, request, sections=sections, corrections=corrections)
+    return answer_on(plan_on, spec, request, sections=sections, corrections=corrections, prepared=prepared)
 
 
 def answer_on(

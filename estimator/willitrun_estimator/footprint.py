@@ -201,9 +201,9 @@ class MemoryModel:
 
 
 def grown(amount: int) -> tuple[overhead.Line, ...]:
-    """Name what a compute buffer grows by while a conversation fills the context."""
-    basis = "scores of blocks of positions: planned for an empty cache, allocated for those in use"
-    return (("compute buffer, once the context is full", amount, basis),) if amount else ()
+    """Name what a compute buffer holds beyond what llama.cpp's planner says."""
+    basis = "llama.cpp plans for an empty cache and full slots; it allocates anew when a batch needs more"
+    return (("compute buffer, beyond its plan", amount, basis),) if amount else ()
 
 
 def footprint(

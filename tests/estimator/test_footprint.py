@@ -168,7 +168,7 @@ def test_buffers_of_chosen_blocks_grow_while_the_context_fills(
     wanted = Settings(context_tokens=context, parallel=slots)
     placement = Placement(gpu_layers=sum(split), split=split)
     uses = footprint(weight_profile(model("minimax-m3"), "Q4_K_M"), devices, placement, wanted)
-    named = "compute buffer, once the context is full"
+    named = "compute buffer, beyond its plan"
     later = [next(amount for name, amount, _ in use.notes if name == named) for use in uses]
     assert [use.compute_bytes / MIB for use in uses] == pytest.approx(planned, abs=0.01)
     assert [(use.compute_bytes + more) / MIB for use, more in zip(uses, later, strict=True)] == pytest.approx(
@@ -188,4 +188,20 @@ def test_other_buffers_do_not_grow() -> None:
             Placement(gpu_layers=layers, split=(layers,)),
             wanted,
         )[0]
-        assert not [name for name, _, _ in use.notes if "full" in name]
+        assert not [name for name, _, _ in use.notes if "beyond" in name]
+
+
+@pytest.mark.parametrize(
+    ("unified", "ubatch", "loaded"),
+    # What llama.cpp really allocates (`compute buffer size`) on a simulated device, not what its planner says.
+    [(True, 512, (336.39, 120.26)), (False, 512, (312.39, 96.26)), (False, 2048, (3553.54, 1153.05))],
+)
+def test_a_buffer_with_the_square_of_a_slots_tokens_is_allocated_for_one_slot(
+    unified: bool, ubatch: int, loaded: tuple[float, ...]
+) -> None:
+    wanted = Settings(context_tokens=32768, parallel=4, kv_unified=unified, ubatch=ubatch)
+    needs = MemoryModel(weight_profile(model("minimax-text-01"), "Q4_K_M"), machine("cuda"), wanted)
+    placement = Placement(gpu_layers=81, split=(81,))
+    planned, more = needs.compute.bytes(placement, 32768), needs.compute.growth(placement, 32768)
+    assert [(now + later) / MIB for now, later in zip(planned, more, strict=True)] == pytest.approx(loaded, abs=0.01)
+    assert sum(use.total_bytes for use in needs.uses(placement, 32768)) == sum(needs.per_device_bytes(placement, 32768))

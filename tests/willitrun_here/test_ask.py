@@ -5,7 +5,7 @@ import re
 import pytest
 
 from willitrun_estimator.request import Request
-from willitrun_here.ask import ask, ollama_commands, open_model, target_of
+from willitrun_here.ask import ask, ollama_commands, open_model, prepared_of, target_of
 from willitrun_here.machines import open_machine
 
 PLAN = frozenset({"plan"})
@@ -27,7 +27,7 @@ def test_ollama_gets_a_plan_of_its_own_where_experts_stay_in_ram():
 @pytest.mark.parametrize("fixed", [{"cpu_moe_layers": 12}, {"engine": "ollama"}])
 def test_no_second_ollama_command_where_it_could_not_follow_or_is_the_plan(fixed):
     result, machine, spec, asked = answered("RTX 4060 8GB, 32 GiB RAM", "gpt-oss-20b", **fixed)
-    assert ollama_commands(target_of(result, spec, machine), asked) == {}
+    assert ollama_commands(target_of(result, spec, machine), asked, prepared_of(spec)) == {}
     assert ("ollama" in result.commands) == ("engine" in fixed)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from willitrun_here.calibrate.busy import MOST_BUSY, Processor, others_share, processor
 from willitrun_here.calibrate.store import store_folder
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ BLOCK_BYTES = 64 * MIB
 WINDOW_S = 1.5
 DISK_BYTES = 1024 * MIB
 DISK_S = 6.0
-MOST_BUSY = 0.1
-"""Share of the processor that others may take: threads wait for each other, so a tenth taken costs more than that."""
 
 
 def measure(
@@ -48,7 +47,7 @@ def measure(
     threads = machine.cpu.usable_threads or 1
     known = before or Corrections()
     say(f"memory bandwidth, {threads} threads …")
-    since = cpu_seconds()
+    since = processor()
     rate = memory_bandwidth(threads)
     say(f"  {rate / 1e9:.1f} GB/s" if rate else "  not measurable here")
     busy = told_busy(since, say)
@@ -65,7 +64,7 @@ def measure(
     if busy:
         rate = known.ram_bandwidth_bytes_per_s
     else:
-        since = cpu_seconds()
+        since = processor()
         found = measured_products(machine, program, threads, say=say, folder=folder)
         if not told_busy(since, say):
             kernels = found
@@ -180,25 +179,10 @@ def measured_products(
     return kernels
 
 
-def cpu_seconds() -> tuple[float, float, float] | None:
-    """Return the processor's seconds since boot that were busy, all of them, and this process's; None without /proc."""
-    try:
-        first = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
-    except OSError:
-        return None
-    user, nice, system, idle, waiting, *rest = (int(one) / os.sysconf("SC_CLK_TCK") for one in first)
-    busy = user + nice + system + sum(rest)
-    own = os.times()
-    return busy, busy + idle + waiting, own.user + own.system + own.children_user + own.children_system
-
-
-def told_busy(since: tuple[float, float, float] | None, say: Callable[[str], object]) -> bool:
+def told_busy(since: Processor | None, say: Callable[[str], object]) -> bool:
     """Tell whether other programs took so much of the processor that figures are too low, and say so."""
-    now = cpu_seconds()
-    if since is None or now is None or now[1] <= since[1]:
-        return False
-    share = (now[0] - since[0] - (now[2] - since[2])) / (now[1] - since[1])
-    if share <= MOST_BUSY:
+    share = others_share(since, processor())
+    if share is None or share <= MOST_BUSY:
         return False
     say(f"  other programs took {share:.0%} of the processor: not kept. Run it again when the machine is idle.")
     return True

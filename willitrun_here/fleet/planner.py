@@ -18,6 +18,7 @@ from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
 from willitrun_here import __version__
 from willitrun_here.ask import all_commands, sheet_of
+from willitrun_here.ask import prepared_of as made_ready
 from willitrun_probe.machine import Machine
 
 MOST_PREPARED = 8
@@ -49,7 +50,7 @@ def prepared_of(spec: ModelSpec) -> Prepared:
     """Return the sums of a model: one question asks about it on many shapes of machines."""
     known = _PREPARED.get(id(spec))
     if known is None or known.spec is not spec:
-        known = _PREPARED[id(spec)] = Prepared(spec)
+        known = _PREPARED[id(spec)] = made_ready(spec)
         while len(_PREPARED) > MOST_PREPARED:
             _PREPARED.popitem(last=False)
     return known

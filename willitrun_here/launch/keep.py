@@ -22,10 +22,12 @@ def keep(target: Target, comparison: Comparison, environment: Mapping[str, str] 
     from willitrun_here.calibrate.runs import keep_measured  # noqa: PLC0415 - only when something was measured
     from willitrun_here.fleet.agent import record_run  # noqa: PLC0415
     from willitrun_here.fleet.identity import state_directory  # noqa: PLC0415
+    from willitrun_here.launch.run import crowded  # noqa: PLC0415
 
     if comparison.probe is None:
         return
-    keep_measured(target, comparison)
+    if not crowded(comparison, target.plan):
+        keep_measured(target, comparison)
     try:
         record_run(state_directory(environment), measured_run(target, comparison))
     except OSError:
@@ -33,10 +35,15 @@ def keep(target: Target, comparison: Comparison, environment: Mapping[str, str] 
 
 
 def measured_run(target: Target, comparison: Comparison) -> MeasuredRun:
-    """Return a comparison as a fleet's report carries it; memory is that of the buffers both sides name."""
-    from willitrun_here.fleet.document import MeasuredRun  # noqa: PLC0415 - only when something was measured
+    """Return a comparison as a fleet's report carries it; memory is that of the buffers both sides name.
 
-    plan, probe, rows = target.plan, comparison.probe, comparison.buffers
+    Speeds of a machine that others kept busy are left out.
+    """
+    from willitrun_here.fleet.document import MeasuredRun  # noqa: PLC0415 - only when something was measured
+    from willitrun_here.launch.run import crowded  # noqa: PLC0415
+
+    plan, rows = target.plan, comparison.buffers
+    probe = None if crowded(comparison, plan) else comparison.probe
     return MeasuredRun(
         run_id=uuid4(),
         model=target.spec.name[:MOST_TEXT],

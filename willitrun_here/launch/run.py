@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 
 from willitrun_estimator.plan import Answer, Plan
 from willitrun_estimator.request import Request
+from willitrun_here.calibrate.busy import MOST_BUSY, others_share, processor
 from willitrun_here.errors import LaunchError, UsageError
 from willitrun_here.launch import llama_cpp, log, numa, visible
 from willitrun_here.launch.log import Compared
@@ -42,6 +43,8 @@ class Comparison(Struct, frozen=True, kw_only=True):
     gpu_free_bytes: tuple[int | None, ...] = ()
     """Free memory left on each planned GPU, None where the driver does not say."""
     tries: int = 1
+    others_share: float | None = None
+    """Share of the processor that other programs took during the request, None where it is unknown."""
 
 
 def execute(target: Target, result: Answer, asked: Request, *, check_only: bool, as_json: bool) -> int:
@@ -227,10 +230,12 @@ def shrunk(target: Target, step_bytes: int) -> Machine:
 
 def measured(server: Server, target: Target, result: Answer, ready_s: float, attempt: int) -> Comparison:
     """Hold the plan against the log and a short request."""
+    since = processor(server.process.pid)
     try:
         probe = server.probe()
     except (OSError, ValueError, HTTPException):
         probe = None
+    taken = others_share(since, processor(server.process.pid))
     speed = result.speed
     decode = speed.decode_tokens_per_s.expected if speed and speed.decode_tokens_per_s else None
     prefill = speed.prefill_tokens_per_s.expected if speed and speed.prefill_tokens_per_s else None
@@ -242,7 +247,14 @@ def measured(server: Server, target: Target, result: Answer, ready_s: float, att
         probe=probe,
         gpu_free_bytes=free_now(target),
         tries=attempt,
+        others_share=taken,
     )
+
+
+def crowded(comparison: Comparison, plan: Plan) -> bool:
+    """Tell whether others took so much of a processor that takes part in the plan that its speeds are too low."""
+    takes_part = plan.backend == "cpu" or plan.offloaded_fraction > 0
+    return takes_part and comparison.others_share is not None and comparison.others_share > MOST_BUSY
 
 
 def free_now(target: Target) -> tuple[int | None, ...]:
@@ -275,6 +287,8 @@ def show(comparison: Comparison, plan: Plan, *, as_json: bool) -> None:
         ):
             shown = "-" if planned is None else format_rate(planned, "tok/s")
             rows.append(f"{'speed':<22} {name:<11}{shown:>12}{format_rate(actual, 'tok/s'):>12}")
+        if crowded(comparison, plan):
+            rows.append(f"Other programs took {comparison.others_share:.0%} of the processor: the speeds are not kept.")
     for number, free in enumerate(comparison.gpu_free_bytes):
         rows.append(f"{'GPU ' + str(number):<22} {'free now':<11}{'':>12}{format_bytes(free):>12}")
     print_text("\n".join(rows))

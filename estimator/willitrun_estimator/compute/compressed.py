@@ -76,7 +76,7 @@ def compressed_attention(b: Builder, mixer: Attention, normed: Node, homes: Home
     quantized = cache.is_quantized(b.settings.kv_type_k)
     if quantized:
         b.rotation("raw", width)
-    low = b.norm(b.matmul("attn_q_a", homes, sizes["q_rank"], normed), "attn_q_a_norm", homes)
+    low = b.norm(b.matmul("attn_q_a", homes, sizes.get("q_rank", 0), normed), "attn_q_a_norm", homes)
     shape: tuple[Dim, ...] = (width, heads, U)
     q = g.view(b.matmul("attn_q_b", homes, heads * width, low), shape)
     q = b.rope(g.add("norm", shape, q, inplace=True), homes)
@@ -114,7 +114,7 @@ def compressed_attention(b: Builder, mixer: Attention, normed: Node, homes: Home
     if quantized:
         out = b.rotated(out, (heads * width, U), "raw", width)
     out = b.rope(g.view(out, shape), homes)
-    groups, rank = sizes["o_groups"], sizes["o_rank"]
+    groups, rank = sizes.get("o_groups", 1), sizes.get("o_rank", 0)
     parts = g.view(g.view(out, (heads * width // groups, groups, U)), (".p", U, groups), contiguous=False)
     low = g.add("wo_a", (rank, U, groups), b.weight("attn_output_a.weight", homes), parts, rows=U)
     low = g.add("cont", (rank * groups, U), g.view(low, (rank, groups, U), contiguous=False))

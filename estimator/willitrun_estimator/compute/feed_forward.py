@@ -99,7 +99,7 @@ def routed(  # noqa: C901, PLR0912, PLR0915
         chosen = g.add("chosen", (used, tokens), b.weight(HASHED, homes), b.token_input("tokens"), rows=0)
     else:
         order = g.add("argsort", (ffn.experts, tokens), ranked, element_bytes=4)
-        chosen = g.view(order, (used, tokens), contiguous=False)
+        chosen = g.part(order, (used, tokens), ffn.experts)
     weights = g.view(g.add("weights", (1, used, tokens), flat, chosen), (used, tokens))
     if not b.style.plain_weights:
         total = g.add("sum_rows", (1, tokens), weights)

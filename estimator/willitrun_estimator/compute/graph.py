@@ -139,7 +139,8 @@ class Graph:
         width = 1
         for dim in dims:
             width *= dim if isinstance(dim, int) else 1
-        size = plus(form((row, U), source.element_bytes), form((width - row,), source.element_bytes))
+        tokens = next((dim for dim in reversed(dims) if isinstance(dim, str)), U)
+        size = plus(form((row, tokens), source.element_bytes), form((width - row,), source.element_bytes))
         return self.view(source, dims, contiguous=False, size=size)
 
     def store(self, name: str, cache: Node, *sources: Node) -> Node:

@@ -62,7 +62,7 @@ def sparse_mask(b: Builder, mixer: Mla, low: Node, normed: Node, homes: Homes) -
 def chosen_mask(b: Builder, width: int, reads: tuple[Node, Node], plain: Callable[[], Node], homes: Homes) -> Node:
     """Do the same with compressed rows; `plain` adds their plain mask (`build_lid_top_k`, `build_top_k_mask`)."""
     g, low, normed = b.graph, *reads
-    heads = dict(b.spec.sizes)["indexer_heads"]
+    heads = dict(b.spec.sizes).get("indexer_heads", 0)
     fill = _opened(b, homes, 2 if b.flash else 4)
     turned = b.rotation("lid", width)
     q = b.matmul("indexer.attn_q_b", homes, heads * width, low)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from willitrun_catalog.model import Attention, Layer
 from willitrun_estimator import cache
 from willitrun_estimator.compute import block_sparse, indexer
@@ -33,6 +35,11 @@ HOST_ALIGNMENT = 32
 _PLANNED: OrderedDict[tuple[object, ...], tuple[ModelSpec, tuple[Program, ...]]] = OrderedDict()
 _PLANNED_LIMIT = 512
 """Layouts whose programs are kept, some 35 KB each, those used last."""
+RESERVED_FOR_ONE_SLOT = frozenset({"minimax-01"})
+"""Architectures whose buffers are reserved once more for a batch of one slot (`llama_context::sched_reserve`).
+
+While llama.cpp plans without allocating it does not count that. Kimi Linear is treated so too, to no effect.
+"""
 MOST_PROGRAMS = 32
 """Layouts of which one model keeps the programs itself."""
 MOST_KNOWN = 4096
@@ -64,7 +71,7 @@ class ComputeModel:
         sizes = dict(spec.sizes)
         told_apart = {"per_layer_dim", "altup_inputs"} & {*sizes} or RESIDUAL_SCORE in self._outside
         held = any({block_sparse.QUERY, indexer.WEIGHT} & parts for parts in self._parts)
-        self.grows = settings.flash_attention and any(block_sparse.QUERY in parts for parts in self._parts)
+        self._fills = settings.flash_attention and any(block_sparse.QUERY in parts for parts in self._parts)
         self._may_shorten = not told_apart and not held
         """Graphs whose blocks are told apart by their number, or have inputs of their own, are always planned whole."""
         shapes: dict[int, int] = {}
@@ -80,6 +87,9 @@ class ComputeModel:
         self.backend = devices.gpus[0].backend if devices.gpus else "cpu"
         rows = max(1, settings.parallel) if build.capped_rows else settings.ubatch
         self._rows = rows if settings.logit_rows is None else settings.logit_rows
+        alone = settings.parallel > 1 and spec.architecture in RESERVED_FOR_ONE_SLOT
+        single = structs.replace(settings, parallel=1, kv_unified=False, logit_rows=self._rows)
+        self._alone = ComputeModel(weights, devices, single, build) if alone else None
         self._copies: dict[str, int] | None = None
         self._programs: dict[Placement, tuple[tuple[Program, tuple[int, ...]], ...]] = {}
         self._values: dict[int, tuple[int, ...]] = {}
@@ -107,17 +117,24 @@ class ComputeModel:
             known = self._known[key] = tuple(peak or 0 for peak in peaks)
         return known
 
-    def growth(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
-        """Bytes by which each buffer grows until the context is full: none but with blocks that are chosen.
+    @property
+    def grows(self) -> bool:
+        """Whether a buffer can become larger than planned."""
+        return self._fills or self._alone is not None
 
-        llama.cpp plans these with an empty cache and allocates anew when a batch needs more (MiniMax-M3).
+    def growth(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
+        """Bytes by which each buffer becomes larger than planned.
+
+        Blocks that are chosen are planned with an empty cache and allocated anew when a batch needs more (MiniMax-M3);
+        a buffer whose inputs grow with the square of a slot's tokens is allocated for one slot too (MiniMax-Text-01).
         """
         planned = self.bytes(placement, context_tokens)
-        if not self.grows:
-            return (0,) * len(planned)
-        filled = sizes_of(self.spec, self.settings, context_tokens, self._rows, filled=True).values()
-        programs = self._programs[placement]
-        peaks = (program.peak(filled, copies) or 0 for program, copies in programs)
+        peaks = planned
+        if self._fills:
+            filled = sizes_of(self.spec, self.settings, context_tokens, self._rows, filled=True).values()
+            peaks = tuple(program.peak(filled, copies) or 0 for program, copies in self._programs[placement])
+        elif self._alone is not None:
+            peaks = self._alone.bytes(placement, cache.stream_cells(self.settings, context_tokens)[0])
         return tuple(max(0, peak - now) for peak, now in zip(peaks, planned, strict=True))
 
     def _numbers(self, context_tokens: int) -> tuple[int, ...]:

@@ -218,6 +218,15 @@ def test_chunked_shared_and_next_token_layers(tmp_path):
     assert {tensor.role for tensor in spec.tensors if tensor.layer == 2} == {"extra"}
 
 
+def test_sizes_that_no_tensor_says_are_read(tmp_path):
+    keys = {"hyper_connection.count": 4, "attention.indexer.kpool": 8, "attention.indexer.top_k": 512}
+    head, listed = small("glm5-next", DENSE, {**HEADS, **keys})
+    spec = model_from_file(w.write(tmp_path / "a.gguf", head, listed))
+    assert dict(spec.sizes) == {"streams": 4, "indexer_pool": 8, "indexer_top_k": 512}
+    head, listed = small("llama", DENSE, {**HEADS, **keys})
+    assert model_from_file(w.write(tmp_path / "b.gguf", head, listed)).sizes == ()
+
+
 def test_experts_shared_experts_and_counts_per_layer(tmp_path):
     block = {
         "attn_q.weight": (256, 256), "ffn_gate_inp.weight": (256, 8), "ffn_gate_exps.weight": (256, 96, 8),

@@ -25,7 +25,7 @@ def test_what_is_known_is_said():
 def test_the_command_measures_shows_and_forgets(monkeypatch, tmp_path):
     monkeypatch.setenv("WILLITRUN_STATE", str(tmp_path))
     monkeypatch.setattr(measure, "WINDOW_S", 0.1)
-    monkeypatch.setattr(measure, "cpu_seconds", lambda: None)
+    monkeypatch.setattr(measure, "processor", lambda: None)
     monkeypatch.setattr("willitrun_here.cli.calibrate.llama_bench", lambda: None)
     monkeypatch.setattr("willitrun_probe.collect.here", lambda timeout_s: MACHINE)
     run = CliRunner().invoke
@@ -40,7 +40,7 @@ def test_the_command_runs_a_model_of_ones_own(engine, monkeypatch, tmp_path):
     machine = structs.replace(MACHINE, memory=Memory(total_bytes=2**34, available_bytes=2**33), disks=())
     monkeypatch.setenv("WILLITRUN_STATE", str(tmp_path / "state"))
     monkeypatch.setattr(measure, "WINDOW_S", 0.1)
-    monkeypatch.setattr(measure, "cpu_seconds", lambda: None)
+    monkeypatch.setattr(measure, "processor", lambda: None)
     monkeypatch.setattr(measure, "measured_products", lambda *_, **__: Kernels())
     monkeypatch.setattr("willitrun_probe.collect.here", lambda timeout_s: machine)
     monkeypatch.setattr("willitrun_here.cli.calibrate.llama_bench", lambda: program)

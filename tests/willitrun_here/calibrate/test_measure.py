@@ -6,6 +6,7 @@ from msgspec import structs
 
 from tests.willitrun_here.calibrate.known import KNOWN, MACHINE, RUN
 from willitrun_here.calibrate import measure
+from willitrun_here.calibrate.busy import Processor
 from willitrun_here.calibrate.kernels import Kernels
 from willitrun_probe.machine import Disk, Memory
 
@@ -27,7 +28,7 @@ def test_measuring_tells_its_progress_and_keeps_earlier_runs(monkeypatch, tmp_pa
     machine = structs.replace(MACHINE, disks=(Disk(path=str(tmp_path), purpose="llama.cpp"), MACHINE.disks[1]))
     (tmp_path / "large.gguf").write_bytes(bytes(measure.BLOCK_BYTES))
     said = []
-    monkeypatch.setattr(measure, "cpu_seconds", lambda: None)  # whoever runs the tests may be busy
+    monkeypatch.setattr(measure, "processor", lambda: None)  # whoever runs the tests may be busy
     found = measure.measure(machine, say=said.append, now="2026-11-22T01:00:00Z", before=KNOWN)
     assert found.runs == (RUN,)
     assert found.ram_bandwidth_bytes_per_s > 1e9
@@ -36,8 +37,8 @@ def test_measuring_tells_its_progress_and_keeps_earlier_runs(monkeypatch, tmp_pa
 
 
 def test_a_busy_machine_is_not_measured(monkeypatch):
-    taken = iter([(0.0, 0.0, 0.0), (10.0, 10.0, 2.0)])
-    monkeypatch.setattr(measure, "cpu_seconds", lambda: next(taken))
+    taken = iter([Processor(0.0, 0.0, 0.0), Processor(10.0, 10.0, 2.0)])
+    monkeypatch.setattr(measure, "processor", lambda: next(taken))
     said = []
     machine = structs.replace(MACHINE, disks=())
     found = measure.measure(machine, say=said.append, now="later", before=KNOWN, program="/absent/llama-bench")
@@ -46,20 +47,12 @@ def test_a_busy_machine_is_not_measured(monkeypatch):
 
 
 def test_figures_of_a_machine_that_became_busy_are_not_kept(monkeypatch):
-    taken = iter([(0.0, 0.0, 0.0), (1.0, 10.0, 1.0), (1.0, 10.0, 1.0), (9.0, 20.0, 1.0)])
-    monkeypatch.setattr(measure, "cpu_seconds", lambda: next(taken))
+    taken = (Processor(*one) for one in [(0.0, 0.0, 0.0), (1.0, 10.0, 1.0), (1.0, 10.0, 1.0), (9.0, 20.0, 1.0)])
+    monkeypatch.setattr(measure, "processor", lambda: next(taken))
     monkeypatch.setattr(measure, "measured_products", lambda *_, **__: Kernels(block_s=1.0))
     found = measure.measure(structs.replace(MACHINE, disks=()), say=lambda _: None, now="later", before=KNOWN)
     assert found.ram_bandwidth_bytes_per_s > 1e9
     assert found.product_rates == KNOWN.product_rates
-
-
-def test_the_processor_tells_how_busy_it_is():
-    busy, total, own = measure.cpu_seconds()
-    assert 0 < busy <= total
-    assert 0 < own < total
-    assert not measure.told_busy(None, print)
-    assert not measure.told_busy((busy, total + 1e9, own), print)
 
 
 def test_kernels_need_an_engine_and_room(tmp_path):

@@ -18,6 +18,7 @@ from msgspec import structs
 from tests.willitrun_here.launch.targets import on_words
 from willitrun_estimator.request import Request
 from willitrun_here.ask import ask
+from willitrun_here.calibrate.busy import Processor
 from willitrun_here.calibrate.store import read
 from willitrun_here.errors import LaunchError, UsageError
 from willitrun_here.fleet import agent
@@ -243,6 +244,44 @@ def test_a_launch_teaches_this_machine_and_waits_for_the_fleet(program, monkeypa
     (entry,) = Spool(setup.directory / "spool").entries()
     assert [one["run_id"] for one in json.loads(entry.body())["measured"]] == [str(measured.run_id)]
     assert len(started()) == 1
+
+
+def test_speeds_of_a_machine_that_others_keep_busy_are_shown_and_not_kept(program, monkeypatch, started, capfd, state):
+    monkeypatch.setenv("FAKE_ENGINE", "")
+    taken = iter([Processor(0.0, 0.0, 0.0), Processor(9.0, 10.0, 2.0)])
+    monkeypatch.setattr(run, "processor", lambda _engine: next(taken))
+    target, result = target_and_answer(program)
+    on_host = structs.replace(target.plan, offloaded_fraction=0.5)
+    shape = structs.replace(target.machine, shape_hash="abc")
+    target = structs.replace(target, plan=on_host, machine=shape)
+    assert run.execute(target, result, ASKED, check_only=True, as_json=False) == 0
+    assert "Other programs took 70% of the processor" in capfd.readouterr().out
+    assert read("abc", state / "state") is None
+    (kept,) = (state / "agent" / "runs").iterdir()
+    measured = msgspec.json.decode(kept.read_bytes(), type=MeasuredRun)
+    assert (measured.decode_tokens_per_s, measured.prefill_tokens_per_s) == (None, None)
+    assert measured.memory_bytes is not None
+    assert len(started()) == 1
+
+
+@pytest.mark.parametrize(
+    ("backend", "offloaded", "share", "crowded"),
+    [
+        ("cpu", 0.0, 0.5, True),
+        ("cuda", 0.0, 0.5, False),
+        ("cuda", 0.1, 0.5, True),
+        ("cpu", 0.0, 0.05, False),
+        ("cpu", 0.0, None, False),
+    ],
+)
+def test_the_processor_counts_where_it_takes_part(program, backend, offloaded, share, crowded):
+    target, _ = target_and_answer(program)
+    comparison = run.Comparison(
+        load_s=1.0, buffers=(), planned_decode_tokens_per_s=None, planned_prefill_tokens_per_s=None, probe=None,
+        others_share=share,
+    )  # fmt: skip
+    plan = structs.replace(target.plan, backend=backend, offloaded_fraction=offloaded)
+    assert run.crowded(comparison, plan) is crowded
 
 
 def test_what_cannot_be_kept_is_lost_and_nothing_else(program, monkeypatch, started, state):

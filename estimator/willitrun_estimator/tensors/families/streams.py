@@ -79,7 +79,8 @@ def _glm5_next_core(spec: ModelSpec, layer: Layer) -> Iterator[Part]:
     for mixer in layer.mixers:
         if isinstance(mixer, Mla):
             yield from mixers.latent(hidden, mixer)
-            yield from _pooled_indexer(spec, mixer)
+            if mixer.indexer_dim:
+                yield from _pooled_indexer(spec, mixer)
         elif isinstance(mixer, Recurrent):
             yield from (part for part in mixers.kimi_delta(hidden, mixer) if part.name != "ssm_a")
             yield bare("ssm_a", mixer.heads)
