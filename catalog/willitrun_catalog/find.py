@@ -160,11 +160,12 @@ def _sized(wanted: frozenset[str]) -> list[_Name]:
     """Order the names that have all words but a size that their maker leaves out: `phi-4-14b` is phi-4, of 14.7B."""
     sizes = {word for word in wanted if is_size(word)}
     totals = [_params(word) for word in sizes if word[0].isdigit()]
-    if not totals:
+    total = max(totals, default=0.0)
+    if not total:
         return []
     listings = shipped.listings()
     left = _ranked(wanted - sizes)
-    return [name for name in left if abs(listings[name.position].params / max(totals) - 1) < _SAME_SIZE]
+    return [name for name in left if abs(listings[name.position].params / total - 1) < _SAME_SIZE]
 
 
 def _params(word: str) -> float:

@@ -197,7 +197,7 @@ def test_a_size_that_the_maker_leaves_out_may_be_said(typed, meant):
     assert find_model(typed).spec.name == meant
 
 
-@pytest.mark.parametrize("typed", ["phi-4-27b", "deepseek-r1-400b"])
+@pytest.mark.parametrize("typed", ["phi-4-27b", "deepseek-r1-400b", "0K1"])
 def test_a_size_that_is_not_the_models_is_another_model(typed):
     with pytest.raises(UnknownModel):
         find_model(typed)
