@@ -12,6 +12,7 @@ from willitrun_estimator import ceilings, explain, hardware
 from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.device import Devices
 from willitrun_estimator.errors import EstimatorError
+from willitrun_estimator.found import Found, by_merit
 from willitrun_estimator.improve import improvements
 from willitrun_estimator.placement import Placement
 from willitrun_estimator.plan import (
@@ -23,7 +24,7 @@ from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.question import Question
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import grade
-from willitrun_estimator.search import Found, layouts_of
+from willitrun_estimator.search import layouts_of
 from willitrun_estimator.sections import (
     context_of,
     curve,
@@ -39,6 +40,7 @@ from willitrun_estimator.sections import (
     speed_of,
     workload_rows,
 )
+from willitrun_estimator.surpass import surpassing
 from willitrun_estimator.sweep import best_of, sweep
 from willitrun_probe.machine import Machine
 
@@ -246,7 +248,12 @@ def winner(
         per_quant[quant] = question.verified(per_quant[quant])
         sure += per_quant[quant][:1]
         ranked = rank(per_quant)
-    if not ranked:
+    if ranked:
+        better = surpassing(question, ranked[0], quants)
+        if better is not ranked[0]:
+            per_quant[better.quant] = [better, *per_quant[better.quant]]
+            ranked = [better, *ranked]
+    else:
         ranked = question.last_resorts(quants)
         for one in ranked:
             per_quant[one.quant].append(one)
@@ -254,8 +261,10 @@ def winner(
 
 
 def rank(per_quant: dict[str, list[Found]]) -> list[Found]:
-    """Return all plans, best first."""
-    return sorted((one for found in per_quant.values() for one in found), key=lambda one: -one.score)
+    """Return the plans of all quantizations, best first; what comes first in one of them is its candidate."""
+    firsts = by_merit(found[0] for found in per_quant.values() if found)
+    others = [one for found in per_quant.values() for one in found[1:]]
+    return [*firsts[:1], *sorted([*firsts[1:], *others], key=lambda one: -one.score)]
 
 
 def assembled(

@@ -97,6 +97,12 @@ def sharp(question: Question, quant: str) -> float:
     )
 
 
+def may_be_whole(question: Question, quant: str) -> bool:
+    """Tell whether everything that GPUs hold could fit on them."""
+    gpus = question.devices.gpus
+    return bool(gpus) and held_bytes(question.weights(quant)) <= sum(gpu.memory_free_bytes for gpu in gpus)
+
+
 def held_bytes(weights: WeightProfile) -> int:
     """Return the bytes of what can be on GPUs: blocks and head."""
     return weights.cumulative_resident_bytes[-1] + weights.cumulative_expert_bytes[-1] + weights.output_bytes

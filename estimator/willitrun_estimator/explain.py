@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from willitrun_estimator.device import Devices
+from willitrun_estimator.found import Found
 from willitrun_estimator.plan import Alternative, DeviceUse, Fit, Limit, Plan, Speed, Status, Tag, Tags
 from willitrun_estimator.score import Purpose
-from willitrun_estimator.search import Found
 from willitrun_probe.units import format_bytes, format_rate, format_seconds, format_tokens
 
 COMFORTABLE_FRACTION = 0.10
@@ -275,6 +275,8 @@ def runner_up(best: Found, others: list[Found]) -> Alternative | None:
 
 def why_lost(best: Found, other: Found) -> str:
     """Name the factor in which the runner-up is weakest against the winner, with both numbers."""
+    if other.score > best.score and best.whole and not other.whole:
+        return "scores less than a point more and leaves weights in host memory"
     reasons: list[tuple[float, str, str, str]] = []
     if best.rate and other.rate and other.rate < best.rate:
         reasons.append(

@@ -7,6 +7,7 @@ powers of two of the context. `footprint` is the same answer as named parts for 
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 from willitrun_estimator import cache, overhead
@@ -88,6 +89,8 @@ class MemoryModel:
             once = spec.tied_embeddings and spec.architecture not in LOADED_TWICE
             shared = self.weights.embedding_bytes if once else 0
             host += self.weights.output_bytes - shared
+        if placement.overrides:
+            return tuple(map(operator.add, (*out, host), placement.shifts(blocks, len(out))))
         return (*out, host)
 
     def cache_bytes(self, placement: Placement, context_tokens: int) -> tuple[tuple[int, int], ...]:

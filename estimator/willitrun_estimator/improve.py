@@ -8,9 +8,9 @@ from msgspec import structs
 
 from willitrun_estimator import hardware
 from willitrun_estimator.device import Devices
+from willitrun_estimator.found import Found
 from willitrun_estimator.plan import Improvement
 from willitrun_estimator.question import Question
-from willitrun_estimator.search import Found
 from willitrun_estimator.sweep import best_of
 from willitrun_probe.units import format_bytes, format_seconds, format_tokens
 

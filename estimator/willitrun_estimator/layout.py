@@ -11,11 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from willitrun_estimator.placement import Placement
+from willitrun_estimator.monotone import largest, smallest
+from willitrun_estimator.placement import Kind, Placement
 from willitrun_estimator.stack import Stack
 
 BORDER_STEPS = 2
 """Points of the border tried beside a corner: time is linear along it, so only rounding can make one of them better."""
+
+
+ROOM_STEP = 1 << 24
+"""Bytes of room by which splits are told apart."""
 
 
 class Parts(Protocol):
@@ -35,49 +40,25 @@ class Needs(Protocol):
     """What a layout needs, as the search sees it."""
 
     @property
-    def own(self) -> Sequence[int]:
-        """What each GPU that takes part needs beside its span and its buffer; the host last."""
+    def expert_parts(self) -> Sequence[Sequence[tuple[str, int]]]:
+        """The matrices of each block's routed experts by name and bytes, those that leave a GPU first at the front."""
+        ...
+
+    def own(self, kind: Kind, /) -> Sequence[int]:
+        """Return what each GPU that takes part needs beside its span and its buffer; the host last."""
         ...
 
     def stack(self, context_tokens: int, /) -> Stack:
         """Return the bytes of the blocks."""
         ...
 
-    def buffers(self, context_tokens: int, units: int, moved: int, /, *, many: bool) -> Parts:
+    def buffers(self, context_tokens: int, units: int, moved: int, /, *, many: bool, scattered: bool = False) -> Parts:
         """Return the compute buffers when so many units are on GPUs."""
         ...
 
     def per_device_bytes(self, placement: Placement, context_tokens: int, /) -> Sequence[int]:
         """Return bytes per GPU and, last, of the host."""
         ...
-
-
-def largest(low: int, high: int, holds: Callable[[int], bool], guess: int | None = None) -> int | None:
-    """Return the largest n in low..high for which the monotone test holds (true first), None if it never does.
-
-    By bisection, or from a guess in steps that double: a good one costs two tests.
-    """
-    holding, failing = low - 1, high + 1
-    probe, step = (low, max(1, high - low)) if guess is None else (min(max(guess, low), high), 1)
-    while failing - holding > 1:
-        if holds(probe):
-            holding = probe
-        else:
-            failing = probe
-        if holding < low:
-            probe = max(failing - step, low)
-        elif failing > high:
-            probe = min(holding + step, high)
-        else:
-            probe = (holding + failing) // 2
-        step *= 2
-    return None if holding < low else holding
-
-
-def smallest(low: int, high: int, holds: Callable[[int], bool], guess: int | None = None) -> int | None:
-    """Return the smallest n in low..high for which the monotone test holds (false first), None if it never does."""
-    found = largest(-high, -low, lambda n: holds(-n), None if guess is None else -guess)
-    return None if found is None else -found
 
 
 class Layouts:
@@ -104,32 +85,46 @@ class Layouts:
         self.units = self.blocks + 1
         self.experts_end = experts_end
         """One past the last block with routed experts; 0 for a dense model."""
-        self.rooms = [budget - own for budget, own in zip(self.budgets, needs.own, strict=False)]
-        """What each GPU has for a span and a compute buffer."""
-        self.total_room = sum(self.rooms)
+        self._rooms: dict[Kind, list[int]] = {}
         self._feasible: dict[tuple[int, int], bool] = {}
         self._even: dict[tuple[int, int], tuple[int, ...] | None] = {}
 
+    def rooms(self, kind: Kind) -> list[int]:
+        """Return what each GPU has for a span and a compute buffer."""
+        known = self._rooms.get(kind)
+        if known is None:
+            own = self.needs.own(kind)
+            known = self._rooms[kind] = [budget - held for budget, held in zip(self.budgets, own, strict=False)]
+        return known
+
+    def kind(self, units: int, moved: int) -> Kind:
+        """Return the kind of layouts with so many units on GPUs and so many blocks' experts on the host."""
+        return "whole" if units == self.units and not moved else "front"
+
     def fits(self, units: int, moved: int, split: Sequence[int]) -> bool:
         """Tell whether every GPU stays within its budget (the host is judged apart)."""
+        return self.spare_bytes(units, moved, split) >= 0
+
+    def spare_bytes(self, units: int, moved: int, split: Sequence[int]) -> int:
+        """Return what stays free on the fullest GPU of those that take part; below 0 what it lacks."""
         taking = [device for device, count in enumerate(split) if count]
         if not taking:
-            return True
+            return 0
         last = taking[-1]
         buffers = self.needs.buffers(self.context_tokens, units, moved, many=len(taking) > 1)
-        stack, rooms, first = self.stack, self.rooms, self.units - units
+        stack, rooms, first = self.stack, self.rooms(self.kind(units, moved)), self.units - units
         if len(taking) == 1:
-            return stack.gpu_bytes(first, units, moved) + buffers.only <= rooms[last]
+            return rooms[last] - stack.gpu_bytes(first, units, moved) - buffers.only
         buffer = buffers.first
+        least = sum(rooms)
         for device in taking:
             if device == last:
                 buffer = buffers.last
             count = split[device]
-            if stack.gpu_bytes(first, count, moved) + buffer > rooms[device]:
-                return False
+            least = min(least, rooms[device] - stack.gpu_bytes(first, count, moved) - buffer)
             first += count
             buffer = buffers.between
-        return True
+        return least
 
     def host_holds(self, units: int, moved: int) -> bool:
         """Tell whether the host has room for what these numbers leave to it; the split does not change that."""
@@ -151,25 +146,51 @@ class Layouts:
         split.append(units - cut)
         return tuple(split)
 
-    def filled(self, units: int, moved: int, *, from_back: bool) -> tuple[int, ...] | None:
-        """Fill GPU after GPU to its budget, from the first or from the last; None when the units do not fit."""
-        count = len(self.budgets)
+    def level(self, units: int, moved: int) -> tuple[int, ...] | None:
+        """Return the split that leaves most room on its fullest GPU, None where the units do not fit.
+
+        Filling up to a line below every budget finds it: the line is bisected.
+        """
+        best = self.even(units, moved) or self.filled(units, moved, from_back=False)
+        if best is None:
+            return None
+        low = self.spare_bytes(units, moved, best)
+        high = 1 + max(low, self._spans_room(moved) - self.stack.gpu_bytes(self.units - units, units, moved))
+        while high - low > ROOM_STEP:
+            middle = (low + high) // 2
+            split = self.filled(units, moved, from_back=False, above_bytes=middle)
+            spare = -1 if split is None else self.spare_bytes(units, moved, split)
+            if split is None or spare < middle:
+                high = middle
+            else:
+                best, low = split, spare
+        return best
+
+    def filled(self, units: int, moved: int, *, from_back: bool, above_bytes: int = 0) -> tuple[int, ...] | None:
+        """Fill GPU after GPU to its budget, from the first or from the last; None when the units do not fit.
+
+        `above_bytes` of every budget stay free where the last one to be filled allows it.
+        """
+        count, rooms = len(self.budgets), self.rooms(self.kind(units, moved))
         split = [0] * count
         left = units
         *others, final = range(count - 1, -1, -1) if from_back else range(count)
         for device in others:
-            take = self._take(device, units, left, moved, started=left < units, from_back=from_back)
+            room = rooms[device] - above_bytes
+            take = self._take(room, units, left, moved, started=left < units, from_back=from_back)
             split[device] = take
             left -= take
         split[final] = left
         return tuple(split) if self.fits(units, moved, split) else None
 
-    def _take(self, device: int, units: int, left: int, moved: int, *, started: bool, from_back: bool) -> int:
-        """Return how many of the units left a GPU takes when the others get the rest; `started` where some have theirs.
+    def _take(self, room: int, units: int, left: int, moved: int, *, started: bool, from_back: bool) -> int:
+        """Return how many units of those left a GPU with `room` takes when others get the rest.
+
+        `started` where some have theirs already.
 
         From the front the units begin after those that were given out, from the back they end before them.
         """
-        stack, room = self.stack, self.rooms[device]
+        stack = self.stack
         begin = self.units - units
         several = self.needs.buffers(self.context_tokens, units, moved, many=True)
         alone = self.needs.buffers(self.context_tokens, units, moved, many=False)
@@ -282,10 +303,11 @@ class Layouts:
     def _spans_room(self, moved: int) -> int:
         """Return about what all GPUs together have for spans when something stays in host memory."""
         buffers = self.needs.buffers(self.context_tokens, 1, moved, many=len(self.budgets) > 1)
+        room = sum(self.rooms("front"))
         if len(self.budgets) == 1:
-            return self.total_room - buffers.only
+            return room - buffers.only
         between = (len(self.budgets) - 2) * buffers.between
-        return self.total_room - buffers.first - between - buffers.last
+        return room - buffers.first - between - buffers.last
 
     def fewest_units(self, cpu_moe: int, most: int) -> int:
         """Return the fewest units that must leave the host for its memory to suffice, at most `most`."""

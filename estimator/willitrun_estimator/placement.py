@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
 
@@ -24,6 +26,22 @@ class Settings(Struct, frozen=True, kw_only=True):
     repack: bool = True
 
 
+class Override(Struct, frozen=True, kw_only=True):
+    """Routed experts of one block that live apart from it (`--override-tensor`)."""
+
+    block: int
+    tensors: tuple[str, ...]
+    """Their names without a suffix, as `ffn_down_exps`."""
+    device: int | None
+    """The GPU, counted as in the split; None is the host."""
+    bytes: int
+    """What they take."""
+
+
+Kind = Literal["whole", "front", "scattered"]
+"""What is on the host: nothing that a GPU could hold, the front of the model, or experts of blocks here and there."""
+
+
 class Placement(Struct, frozen=True, kw_only=True):
     """Which blocks live where.
 
@@ -38,3 +56,30 @@ class Placement(Struct, frozen=True, kw_only=True):
     """The first N blocks keep their routed experts in host memory (`--n-cpu-moe N`)."""
     kv_on_host: bool = False
     """`--no-kv-offload`."""
+    overrides: tuple[Override, ...] = ()
+    """Experts of single blocks, from `cpu_moe_layers` on, that are elsewhere: a block cut in two fills a GPU up."""
+
+    def kind(self, blocks: int) -> Kind:
+        """Return what is on the host; compute buffers of one kind follow one rule."""
+        if any(one.device is None and one.block > self.cpu_moe_layers for one in self.overrides):
+            return "scattered"
+        whole = self.gpu_layers > blocks and not self.cpu_moe_layers
+        return "whole" if whole and all(one.device is not None for one in self.overrides) else "front"
+
+    def home(self, block: int, blocks: int) -> int | None:
+        """Return the GPU of a block, counted as in the split; None is the host."""
+        unit = block - (blocks + 1 - self.gpu_layers)
+        for gpu, count in enumerate(self.split or (self.gpu_layers,)):
+            if 0 <= unit < count:
+                return gpu
+            unit -= count
+        return None
+
+    def shifts(self, blocks: int, gpus: int) -> list[int]:
+        """Return the bytes that overrides bring to each GPU and, last, to the host; what they take away is below 0."""
+        out = [0] * (gpus + 1)
+        for one in self.overrides:
+            home = self.home(one.block, blocks)
+            out[gpus if home is None else home] -= one.bytes
+            out[gpus if one.device is None else one.device] += one.bytes
+        return out

@@ -74,6 +74,18 @@ class DeviceUse(Struct, frozen=True, kw_only=True):
     """Named parts of `runtime_bytes` (or of host memory) with their basis: (name, bytes, basis)."""
 
 
+class ExpertsApart(Struct, frozen=True, kw_only=True):
+    """Routed experts of one block that are not with the block: `--override-tensor` of llama.cpp."""
+
+    block: int
+    tensors: tuple[str, ...]
+    """Names without a suffix, as `ffn_down_exps`."""
+    device: int | None
+    """Index among the plan's GPUs; None is the host."""
+    whole: bool = False
+    """All of the block's routed experts."""
+
+
 class Plan(Struct, frozen=True, kw_only=True):
     """One way to run the model. `gpu_layers` is what `-ngl` takes: the output head counts as one layer."""
 
@@ -87,6 +99,9 @@ class Plan(Struct, frozen=True, kw_only=True):
     cpu_moe_layers: int
     tensor_split: tuple[float, ...]
     """Units (blocks and head) per GPU as given to `-ts`; empty on one device."""
+    experts_apart: tuple[ExpertsApart, ...] = ()
+    """Blocks whose experts are on the host though they are not among the first `cpu_moe_layers`, and blocks cut in two
+    at the border of a GPU."""
     ubatch: int
     batch: int
     threads: int

@@ -18,6 +18,7 @@ from willitrun_estimator.cache_sums import CacheSums
 from willitrun_estimator.compute import ComputeModel
 from willitrun_estimator.compute.build import Build
 from willitrun_estimator.device import Backend, Devices
+from willitrun_estimator.expert_parts import Parts, expert_parts
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.stack import Stack
 from willitrun_estimator.throughput.work import BlockWork, Work, multiplied_elements
@@ -75,6 +76,7 @@ class Prepared:
         self._speeds: dict[Hashable, Speeds] = {}
         self._elements: Elements | None = None
         self._largest: dict[str, tuple[int, int]] = {}
+        self._parts: dict[str, tuple[Parts, ...]] = {}
 
     @cached_property
     def widths(self) -> Widths:
@@ -124,6 +126,10 @@ class Prepared:
             return quality(quant, self.params(quant), native_type=self.spec.native_type)
 
         return kept(self._qualities, quant, look_up)
+
+    def expert_parts(self, quant: str) -> tuple[Parts, ...]:
+        """Return the matrices of the routed experts of every block."""
+        return kept(self._parts, quant, lambda: expert_parts(self.spec, quant))
 
     def sums(self, settings: Settings) -> CacheSums:
         """Return the sums of caches and states."""

@@ -14,12 +14,13 @@ from willitrun_estimator.calibration import Corrections
 from willitrun_estimator.compute.kernels import chooses_flash
 from willitrun_estimator.device import Device, Devices
 from willitrun_estimator.errors import EstimatorError
+from willitrun_estimator.found import Bar, Found
 from willitrun_estimator.ollama import KV_TYPES as OLLAMA_KV_TYPES
-from willitrun_estimator.placement import Placement, Settings
+from willitrun_estimator.placement import Settings
 from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
-from willitrun_estimator.score import LENSES, PURPOSES, Purpose
-from willitrun_estimator.search import Found, Objective, Space, search_paging, search_quant
+from willitrun_estimator.score import LENSES, PURPOSES, Objective, Purpose
+from willitrun_estimator.search import NO_BAR, Combination, Space, bounded, search_paging, search_quant
 from willitrun_estimator.setup import LlamaSetup, logical_batch, speed_facts
 from willitrun_estimator.weights import WeightProfile
 
@@ -58,7 +59,10 @@ class Question:
         self.lens = LENSES[request.mode]
         self.tried: dict[str, WeightProfile] = {}
         """The quantizations this question has looked at, in order."""
+        self.lenient = False
+        """Whether the quick look passes over nothing that may fit."""
         self._setups: dict[tuple[str, str, int, tuple[int, ...]], LlamaSetup] = {}
+        self._bounded: dict[tuple[str, bool], list[Combination]] = {}
         self._settings: dict[tuple[str, int], Settings] = {}
         self._subsets: dict[tuple[int, ...], Devices] = {}
         self.objective = Objective(
@@ -125,6 +129,7 @@ class Question:
                 lens=self.lens,
                 purpose=self.purpose,
             )
+        known.needs.lenient = self.lenient
         return known
 
     @cached_property
@@ -165,7 +170,7 @@ class Question:
             cpu_moe_layers=0 if ollama else fixed_moved(request.cpu_moe_layers, blocks),
         )
 
-    def search(self, quant: str, *, floor: float = 0.0, narrow: bool = False) -> list[Found]:
+    def search(self, quant: str, *, bar: Bar = NO_BAR, narrow: bool = False) -> list[Found]:
         """Return the plans of one quantization, best first, by the quick look at memory.
 
         A `narrow` search leaves out what changes a ranking least: micro-batches.
@@ -173,31 +178,29 @@ class Question:
         space = self.space
         if narrow:
             space = structs.replace(space, ubatches=space.ubatches[:1])
-        return search_quant(quant, space, self.objective, self.kl_divergence, self.setup, floor=floor)
+        common = quant, space, self.objective, self.kl_divergence, self.setup
+        key = quant, narrow
+        if key not in self._bounded:
+            self._bounded[key] = bounded(*common)
+        return search_quant(*common, bar=bar, combinations=self._bounded[key])
+
+    def holds(self, one: Found) -> bool:
+        """Tell whether a plan holds by the exact memory model; what is off is corrected in further looks."""
+        return self.setup(one.quant, one.kv_type, one.ubatch, one.gpus).holds(one)
 
     def verified(self, found: list[Found]) -> list[Found]:
         """Return the plans with a best one that also holds by the exact memory model.
 
-        Searched again with what was learned where it does not hold, and where more might fit than the quick look
-        allowed.
+        Searched again with what was learned where it does not hold.
         """
-        tried: set[tuple[str, int, int, tuple[int, ...], Placement]] = set()
         failed: list[Found] = []
         for _ in range(MOST_REPEATS):
             found = [one for one in found if one not in failed]
-            if not found:
+            if not found or self.holds(found[0]):
                 return found
-            best = found[0]
-            key = best.kv_type, best.context_tokens, best.ubatch, best.gpus, best.placement
-            holds, roomy = self.setup(best.quant, best.kv_type, best.ubatch, best.gpus).verified(best)
-            if holds and (not roomy or key in tried):
-                return found
-            if not holds:
-                failed.append(best)
-            tried.add(key)
-            found = self.search(best.quant)
-        sound = (one for one in found if one not in failed)
-        return [one for one in sound if self.setup(one.quant, one.kv_type, one.ubatch, one.gpus).verified(one)[0]]
+            failed.append(found[0])
+            found = self.search(found[0].quant)
+        return [one for one in found if one not in failed and self.holds(one)]
 
     def last_resorts(self, quants: Iterable[str]) -> list[Found]:
         """Return plans for when no layout starts in memory, best first, the best one by the exact memory model.
@@ -215,7 +218,7 @@ class Question:
         ]
         found.sort(key=lambda one: -one.score)
         for index, one in enumerate(found):
-            if self.setup(one.quant, one.kv_type, one.ubatch, one.gpus).verified(one)[0]:
+            if self.holds(one):
                 return found[index:]
         return []
 

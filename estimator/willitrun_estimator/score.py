@@ -22,6 +22,9 @@ from msgspec import Struct
 from willitrun_estimator.plan import Grade, ScorePart
 from willitrun_estimator.request import Mode, Workload
 
+UNKNOWN_FACTOR = 0.5
+"""What an unknown speed counts for: neither praise nor blame, so that quality and context decide."""
+
 KL_WEIGHT = 4.0
 """Q4_K_M (KL about 0.03 on an 8B model) keeps 0.89, Q2_K (about 0.4) 0.2: the drop people report below 3 bits."""
 
@@ -107,6 +110,44 @@ def score(*, quality: float, decode: float, ttft: float, context: float, lens: L
         + lens.context * math.log(context)
     )
     return 100.0 * math.exp(logarithm)
+
+
+class Objective(Struct, frozen=True, kw_only=True):
+    """What is being maximised, and what must hold."""
+
+    purpose: Purpose
+    lens: Lens
+    min_rate: float | None = None
+    max_ttft_s: float | None = None
+
+    def factors(
+        self, *, quality: float, rate: float | None, ttft_s: float | None, context_tokens: int
+    ) -> tuple[float, float, float, float]:
+        """Return quality, decode, first token and context as 0..1; an unknown speed counts as half its benefit."""
+        half = self.purpose.half_decode_per_s * self.lens.concurrency
+        return (
+            quality,
+            UNKNOWN_FACTOR if rate is None else decode_factor(rate, half),
+            UNKNOWN_FACTOR if ttft_s is None else ttft_factor(ttft_s, self.purpose.half_ttft_s),
+            context_factor(context_tokens, self.purpose.context_tokens),
+        )
+
+    def at_most(self, quality: float, context_tokens: int) -> float:
+        """Return a score that no speed exceeds."""
+        context = context_factor(context_tokens, self.purpose.context_tokens)
+        return score(quality=quality, decode=1.0, ttft=1.0, context=context, lens=self.lens)
+
+    def judge(self, *, quality: float, rate: float | None, ttft_s: float | None, context_tokens: int) -> float:
+        """Return the score of a plan; one that misses a demanded rate or wait is scaled down by how far it misses."""
+        kept, decode, ttft, context = self.factors(
+            quality=quality, rate=rate, ttft_s=ttft_s, context_tokens=context_tokens
+        )
+        points = score(quality=kept, decode=decode, ttft=ttft, context=context, lens=self.lens)
+        if self.min_rate is not None and rate is not None and rate < self.min_rate:
+            points *= 0.1 * rate / self.min_rate
+        if self.max_ttft_s is not None and ttft_s is not None and ttft_s > self.max_ttft_s:
+            points *= 0.1 * self.max_ttft_s / ttft_s
+        return points
 
 
 def score_parts(

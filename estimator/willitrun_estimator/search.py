@@ -7,27 +7,23 @@ combinations are worked out in falling order of that bound until it drops below 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from msgspec import Struct, structs
 
 from willitrun_estimator.bounds import BOUND_SLACK, Extremes, extremes, together
+from willitrun_estimator.cuts import cut_layouts
+from willitrun_estimator.found import Bar, Found, by_merit
 from willitrun_estimator.layout import Layouts, Needs
 from willitrun_estimator.placement import Placement
-from willitrun_estimator.score import (
-    Lens,
-    Purpose,
-    context_factor,
-    decode_factor,
-    quality_factor,
-    score,
-    ttft_factor,
-)
+from willitrun_estimator.score import Objective, quality_factor
 
 HOST_ALONE = -1
-UNKNOWN_FACTOR = 0.5
-"""What an unknown speed counts for: neither praise nor blame, so that quality and context decide."""
+MOST_SAVED = 0.8
+"""Of the blocks with experts on the host, what is left at least when the heaviest go first: mixes give half of the
+blocks a sixth more bits."""
+NO_BAR = Bar()
 
 
 class Setup(Protocol):
@@ -101,25 +97,6 @@ class Space(Struct, frozen=True, kw_only=True):
     cpu_moe_layers: int | None = None
 
 
-class Found(Struct, frozen=True, kw_only=True):
-    """One plan that can start, with what it needs and the factors of its score."""
-
-    quant: str
-    kv_type: str
-    context_tokens: int
-    ubatch: int
-    gpus: tuple[int, ...]
-    placement: Placement
-    used_bytes: tuple[int, ...]
-    """Per GPU of the set, then the host."""
-    rate: float | None
-    ttft_s: float | None
-    quality: float
-    short_bytes: int
-    """What the host lacks: weights that have to be read from disk as the engine goes; 0 when all fit."""
-    score: float
-
-
 class Combination(Struct, frozen=True):
     """One point of the space before its layout is chosen, with the score it cannot exceed."""
 
@@ -131,44 +108,8 @@ class Combination(Struct, frozen=True):
     quality: float
     gpu_first: bool
     """Whatever leaves a GPU costs time, so that only what does not fit is left to the host."""
-
-
-class Objective(Struct, frozen=True, kw_only=True):
-    """What is being maximised, and what must hold."""
-
-    purpose: Purpose
-    lens: Lens
-    min_rate: float | None = None
-    max_ttft_s: float | None = None
-
-    def factors(
-        self, *, quality: float, rate: float | None, ttft_s: float | None, context_tokens: int
-    ) -> tuple[float, float, float, float]:
-        """Return quality, decode, first token and context as 0..1; an unknown speed counts as half its benefit."""
-        half = self.purpose.half_decode_per_s * self.lens.concurrency
-        return (
-            quality,
-            UNKNOWN_FACTOR if rate is None else decode_factor(rate, half),
-            UNKNOWN_FACTOR if ttft_s is None else ttft_factor(ttft_s, self.purpose.half_ttft_s),
-            context_factor(context_tokens, self.purpose.context_tokens),
-        )
-
-    def at_most(self, quality: float, context_tokens: int) -> float:
-        """Return a score that no speed exceeds."""
-        context = context_factor(context_tokens, self.purpose.context_tokens)
-        return score(quality=quality, decode=1.0, ttft=1.0, context=context, lens=self.lens)
-
-    def judge(self, *, quality: float, rate: float | None, ttft_s: float | None, context_tokens: int) -> float:
-        """Return the score of a plan; one that misses a demanded rate or wait is scaled down by how far it misses."""
-        kept, decode, ttft, context = self.factors(
-            quality=quality, rate=rate, ttft_s=ttft_s, context_tokens=context_tokens
-        )
-        points = score(quality=kept, decode=decode, ttft=ttft, context=context, lens=self.lens)
-        if self.min_rate is not None and rate is not None and rate < self.min_rate:
-            points *= 0.1 * rate / self.min_rate
-        if self.max_ttft_s is not None and ttft_s is not None and ttft_s > self.max_ttft_s:
-            points *= 0.1 * self.max_ttft_s / ttft_s
-        return points
+    may_be_whole: bool
+    """Nothing has to be on the host as far as sums tell."""
 
 
 def search_quant(
@@ -178,24 +119,46 @@ def search_quant(
     kl_divergence: Callable[[str, str], float],
     setup: Callable[[str, str, int, tuple[int, ...]], Setup],
     *,
-    floor: float = 0.0,
+    bar: Bar = NO_BAR,
+    combinations: list[Combination] | None = None,
 ) -> list[Found]:
     """Return the plans worked out for one quantization, best first; empty when nothing starts without paging.
 
     `kl_divergence(quant, kv_type)` is the quality lost; `setup(quant, kv_type, ubatch, gpus)` builds a setup.
-    Combinations that cannot exceed a `floor` above 0 are not worked out, so that nothing may be found.
+    Combinations that cannot pass a `bar` are not worked out, so that nothing may be found; `combinations` are those of
+    `bounded` where they are known.
     """
-    combinations = bounded(quant, space, objective, kl_divergence, setup)
+    if combinations is None:
+        combinations = bounded(quant, space, objective, kl_divergence, setup)
     found: list[Found] = []
-    best = floor
     for combination in combinations:
-        if combination.bound <= best and (found or floor > 0):
-            break
-        for plan in worked_out(quant, combination, space, objective, setup):
+        if found or bar is not NO_BAR:
+            if combination.bound <= bar.whole:
+                break
+            if not bar.passes(combination.bound, may_be_whole=combination.may_be_whole):
+                continue
+        for plan in worked_out(quant, combination, space, objective, setup, bar=bar):
             found.append(plan)
-            best = max(best, plan.score)
-    found.sort(key=lambda plan: -plan.score)
-    return found
+            bar = bar.raised(plan)
+    return levelled(by_merit(found), objective, setup)
+
+
+def levelled(
+    found: list[Found],
+    objective: Objective,
+    setup: Callable[[str, str, int, tuple[int, ...]], Setup],
+) -> list[Found]:
+    """Return the plans with the units of the best one split so that the fullest GPU has most room left."""
+    if not found or len(found[0].gpus) == 1 or found[0].placement.overrides:
+        return found
+    best, placement = found[0], found[0].placement
+    one = setup(best.quant, best.kv_type, best.ubatch, best.gpus)
+    split = layouts_of(one, best.context_tokens).level(placement.gpu_layers, placement.cpu_moe_layers)
+    if split is None or split == placement.split:
+        return found
+    placement = structs.replace(placement, split=split)
+    used = tuple(one.needs.per_device_bytes(placement, best.context_tokens))
+    return by_merit([*found, judged(one, best.quant, best, objective, placement, used, best.short_bytes)])
 
 
 def bounded(
@@ -240,7 +203,8 @@ def bounded(
                         context_tokens=context_tokens,
                     )
                     gpu_first = steps.gpu_first and waits[ubatch].gpu_first
-                    combinations.append(Combination(bound, gpus, kv_type, context_tokens, ubatch, quality, gpu_first))
+                    point = gpus, kv_type, context_tokens, ubatch, quality, gpu_first
+                    combinations.append(Combination(bound, *point, bool(gpus) and overflow[0] <= 0))
     combinations.sort(key=lambda combination: (-combination.bound, combination.ubatch))
     return combinations
 
@@ -253,36 +217,75 @@ def worked_out(
     setup: Callable[[str, str, int, tuple[int, ...]], Setup],
     *,
     paging: bool = False,
+    bar: Bar = NO_BAR,
 ) -> list[Found]:
-    """Return the layouts of one combination that start, each with its score."""
+    """Return the layouts of one combination that start, each with its score; cuts only where they can pass a bar."""
     one = setup(quant, combination.kv_type, combination.ubatch, combination.gpus)
     context_tokens = combination.context_tokens
-    found = []
-    for placement in layouts(one, combination, space):
-        used = tuple(one.needs.per_device_bytes(placement, context_tokens))
-        short = max(0, one.host_short(used))
-        if short and not paging:
-            continue
-        rate = one.paged_rate(placement, short) if short else one.rate(placement)
-        ttft_s = one.paged_ttft(placement, short) if short else one.ttft(placement)
-        points = objective.judge(quality=combination.quality, rate=rate, ttft_s=ttft_s, context_tokens=context_tokens)
-        found.append(
-            Found(
-                quant=quant,
-                kv_type=combination.kv_type,
-                context_tokens=context_tokens,
-                ubatch=combination.ubatch,
-                gpus=combination.gpus,
-                placement=placement,
-                used_bytes=used,
-                rate=rate,
-                ttft_s=ttft_s,
-                quality=combination.quality,
-                short_bytes=short,
-                score=points,
-            )
+    found: list[Found] = []
+
+    def judge(placements: Iterable[Placement]) -> None:
+        for placement in placements:
+            used = tuple(one.needs.per_device_bytes(placement, context_tokens))
+            short = max(0, one.host_short(used))
+            if paging or not short:
+                found.append(judged(one, quant, combination, objective, placement, used, short))
+
+    if not combination.gpus:
+        judge([Placement(gpu_layers=0)])
+        return found
+    whole = layouts_of(one, context_tokens)
+    judge(whole.candidates(units=space.gpu_layers, cpu_moe=space.cpu_moe_layers, gpu_first=combination.gpu_first))
+    if one.experts_end and space.cpu_moe_layers is None:
+        least = min((plan.parted for plan in found if plan.placement.gpu_layers > one.blocks), default=one.experts_end)
+        # Cutting saves less than a block on each GPU, and putting the heaviest on the host less than a fifth of them.
+        moved = max(0, int(MOST_SAVED * least) - len(combination.gpus))
+        ideal = Placement(gpu_layers=one.blocks + 1, split=whole.proportional(one.blocks + 1), cpu_moe_layers=moved)
+        bound = objective.judge(
+            quality=combination.quality,
+            rate=one.rate(ideal),
+            ttft_s=one.ttft(ideal),
+            context_tokens=context_tokens,
         )
+        if bar.passes(bound, may_be_whole=combination.may_be_whole):
+            judge(cut_layouts(whole, space.gpu_layers))
     return found
+
+
+def judged(
+    one: Setup,
+    quant: str,
+    point: Combination | Found,
+    objective: Objective,
+    placement: Placement,
+    used: tuple[int, ...],
+    short: int,
+) -> Found:
+    """Return a layout of one point of the space, its bytes and what the host lacks, as a plan with speeds and score."""
+    context_tokens = point.context_tokens
+    rate = one.paged_rate(placement, short) if short else one.rate(placement)
+    ttft_s = one.paged_ttft(placement, short) if short else one.ttft(placement)
+    front = max(one.blocks + 1 - placement.gpu_layers, placement.cpu_moe_layers)
+    parted = sum(map(bool, one.needs.expert_parts[:front])) if one.experts_end else 0
+    parted += sum(apart.device is None for apart in placement.overrides)
+    spare = [budget - use for budget, use, count in zip(one.budgets, used, placement.split, strict=False) if count]
+    return Found(
+        quant=quant,
+        kv_type=point.kv_type,
+        context_tokens=context_tokens,
+        ubatch=point.ubatch,
+        gpus=point.gpus,
+        placement=placement,
+        used_bytes=used,
+        rate=rate,
+        ttft_s=ttft_s,
+        quality=point.quality,
+        short_bytes=short,
+        score=objective.judge(quality=point.quality, rate=rate, ttft_s=ttft_s, context_tokens=context_tokens),
+        whole=placement.gpu_layers > one.blocks and not parted,
+        parted=parted,
+        spare_bytes=min(spare, default=0),
+    )
 
 
 def layouts_of(one: Setup, context_tokens: int) -> Layouts:
@@ -294,15 +297,6 @@ def layouts_of(one: Setup, context_tokens: int) -> Layouts:
         experts_end=one.experts_end,
         host_short=one.host_short,
         alike=one.alike,
-    )
-
-
-def layouts(one: Setup, combination: Combination, space: Space) -> list[Placement]:
-    """Return the layouts worth trying of one combination."""
-    if not combination.gpus:
-        return [Placement(gpu_layers=0)]
-    return layouts_of(one, combination.context_tokens).candidates(
-        units=space.gpu_layers, cpu_moe=space.cpu_moe_layers, gpu_first=combination.gpu_first
     )
 
 
@@ -320,5 +314,4 @@ def search_paging(
         for combination in bounded(quant, smallest, objective, kl_divergence, setup)
         for plan in worked_out(quant, combination, smallest, objective, setup, paging=True)
     ]
-    found.sort(key=lambda plan: -plan.score)
-    return found
+    return by_merit(found)

@@ -10,9 +10,11 @@ from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quant import label_note
 from willitrun_estimator import evidence, explain, pace
 from willitrun_estimator.device import Devices
+from willitrun_estimator.found import Found
 from willitrun_estimator.plan import (
     Context,
     CurvePoint,
+    ExpertsApart,
     GpuFacts,
     MachineFacts,
     ModelFacts,
@@ -28,7 +30,6 @@ from willitrun_estimator.plan import (
 from willitrun_estimator.question import Question
 from willitrun_estimator.request import Mode, Request, Workload
 from willitrun_estimator.score import LENSES, PURPOSES, grade, score_parts
-from willitrun_estimator.search import Found
 from willitrun_estimator.setup import LlamaSetup
 
 LEAST_CURVE_TOKENS = 1024
@@ -49,6 +50,15 @@ def plan_of(question: Question, found: Found, *, exact: bool = False) -> Plan:
     movable = max(1, sum(use.weights_bytes for use in uses) - weights.embedding_bytes - weights.host_extra_bytes)
     placement, mtp = found.placement, question.spec.mtp_layers
     layers = question.spec.block_count + mtp
+    apart = tuple(
+        ExpertsApart(
+            block=one.block,
+            tensors=one.tensors,
+            device=one.device,
+            whole=one.bytes == weights.layers[one.block].expert_bytes,
+        )
+        for one in placement.overrides
+    )
     extra = mtp if placement.gpu_layers > 1 else 0
     asked = question.request.gpu_layers
     split = tuple(float(units) for units in placement.split) if len(gpus) > 1 else ()
@@ -63,8 +73,9 @@ def plan_of(question: Question, found: Found, *, exact: bool = False) -> Plan:
         flash_attention=setup.settings.flash_attention,
         gpu_layers=min(asked, layers + 1) if isinstance(asked, int) and gpus else placement.gpu_layers + extra,
         layers=layers,
-        cpu_moe_layers=placement.cpu_moe_layers,
+        cpu_moe_layers=placement.cpu_moe_layers + sum(one.whole and one.device is None for one in apart),
         tensor_split=split,
+        experts_apart=apart,
         ubatch=found.ubatch,
         batch=setup.settings.batch,
         threads=question.devices.host.threads,

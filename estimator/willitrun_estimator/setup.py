@@ -15,12 +15,12 @@ from willitrun_estimator.compute.build import Build, build_of
 from willitrun_estimator.device import Device, Devices, Host
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.footprint import MemoryModel
+from willitrun_estimator.found import Found
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.quick import QuickMemory
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import Lens, Purpose
-from willitrun_estimator.search import Found
 from willitrun_estimator.throughput.constants import shipped
 
 MIB = 1024**2
@@ -34,8 +34,6 @@ HOST_RESERVE_BYTES = 512 * MIB
 
 DEFAULT_BATCH = 2048
 """`n_batch` of llama.cpp's `common_params`."""
-ROOM_BYTES = 4 * MIB
-"""How much the quick look may ask for in vain before a partial layout is searched again."""
 EXACT_STEPS = 3
 """Corrections after which a safe context is taken as it is: buffers are linear in the context, so one is enough but for
 the kink where another phase becomes the largest."""
@@ -152,17 +150,11 @@ class LlamaSetup:
         self.needs.correct(placement, context_tokens, exact)
         return exact
 
-    def verified(self, found: Found) -> tuple[bool, bool]:
-        """Hold a found plan against the exact memory model; what is off is corrected in further looks.
-
-        Return whether it holds, and whether the quick look asked for so much too much that more might fit.
-        """
-        quick = self.needs.per_device_bytes(found.placement, found.context_tokens)
+    def holds(self, found: Found) -> bool:
+        """Hold a found plan against the exact memory model; what is off is corrected in further looks."""
         exact = self.exact_bytes(found.placement, found.context_tokens)
         within = all(use <= budget for use, budget in zip(exact, self.budgets, strict=False))
-        whole = found.placement.gpu_layers > self.blocks and not found.placement.cpu_moe_layers
-        roomy = not whole and any(use < guess - ROOM_BYTES for use, guess in zip(exact[:-1], quick, strict=False))
-        return within and (found.short_bytes > 0 or self.host_short(exact) <= 0), roomy
+        return within and (found.short_bytes > 0 or self.host_short(exact) <= 0)
 
     def safe_tokens(self, found: Found, most_tokens: int) -> int:
         """Return the largest context the layout of a found plan holds, by the exact memory model."""

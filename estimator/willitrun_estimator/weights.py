@@ -374,6 +374,16 @@ def metadata_bytes(spec: ModelSpec, tensors_listed: int) -> int:
     return spec.vocab_size * per_token + tensors_listed * _BYTES_PER_TENSOR
 
 
+def sizer(spec: ModelSpec, quant: str) -> Sizer:
+    """Return the function that weighs one tensor of a model in a quantization. Raises `UnknownQuant`."""
+    label = quant_name(quant) if spec.quant is None else quant
+    if spec.tensors is not None and all(tensor.type is not None for tensor in spec.tensors):
+        return _fixed_sizer
+    if label in FORMATS:
+        return _format_sizer(FORMATS[label])
+    return _mix_sizer(label, blueprint(spec).facts)
+
+
 def weight_bytes_by_role(spec: ModelSpec, quant: str) -> dict[str, int]:
     """Sum the loaded weights by role, for engines that split roles over ranks (vLLM's tensor parallelism).
 
@@ -381,13 +391,7 @@ def weight_bytes_by_role(spec: ModelSpec, quant: str) -> dict[str, int]:
     """
     plan = blueprint(spec)
     model = grouped(plan)
-    label = quant_name(quant) if spec.quant is None else quant
-    if spec.tensors is not None and all(tensor.type is not None for tensor in spec.tensors):
-        size: Sizer = _fixed_sizer
-    elif label in FORMATS:
-        size = _format_sizer(FORMATS[label])
-    else:
-        size = _mix_sizer(label, plan.facts)
+    size = sizer(spec, quant)
     sums: dict[str, int] = {}
     for item in model.outside:
         sums[item.role] = sums.get(item.role, 0) + size(item, NOWHERE)[1]

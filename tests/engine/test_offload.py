@@ -125,6 +125,8 @@ def test_the_planned_share_loads_and_answers_and_one_layer_more_does_not(
     plan, limits = target.plan, [memory_of(target, number) for number in range(len(shares))]
     assert 0 < plan.offloaded_fraction < 1
     assert bool(plan.cpu_moe_layers) == (model is random_model.MOE)
+    if model is random_model.MOE and len(shares) > 1:
+        assert any(one.device is not None for one in plan.experts_apart), "a layer is cut in two between the devices"
     assert len(plan.tensor_split) == (len(shares) if len(shares) > 1 else 0)
 
     devices = [rpc_device(limit) for limit in limits]

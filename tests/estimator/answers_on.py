@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from willitrun_catalog.find import find_model
+from willitrun_estimator.found import Found
 from willitrun_estimator.plan import Answer
 from willitrun_estimator.request import Request
-from willitrun_estimator.search import Found
 from willitrun_here.ask import ask
 from willitrun_here.machines import from_object, open_machine
 

@@ -11,6 +11,7 @@ from willitrun_catalog.find import find_model
 from willitrun_estimator.answer import answer_on
 from willitrun_estimator.device import Device, Devices, Host
 from willitrun_estimator.errors import EstimatorError
+from willitrun_estimator.found import RESOLUTION
 from willitrun_estimator.hardware import devices
 from willitrun_estimator.plan import Answer
 from willitrun_estimator.request import Request
@@ -108,9 +109,19 @@ def test_devices_add_up_to_the_memory_of_the_plan() -> None:
         assert use.total_bytes == named + use.output_bytes + use.runtime_bytes
 
 
-def test_every_key_of_a_full_answer_is_filled() -> None:
+def test_a_plan_wholly_on_the_gpu_comes_before_one_that_scores_less_than_a_point_more() -> None:
     request = Request()
     result = answer_on(on("AMD Instinct MI100 32GB", request), find_model("kimi-linear").spec, request)
+    assert result.fit.status == "comfortable"
+    assert result.runner_up is not None
+    assert result.runner_up.score < result.score + 0.5 + RESOLUTION
+    assert result.runner_up.cpu_moe_layers > 0
+    assert "leaves weights in host memory" in result.runner_up.reason
+
+
+def test_every_key_of_a_full_answer_is_filled() -> None:
+    request = Request()
+    result = answer_on(on("AMD Instinct MI100 32GB", request), find_model("glm-4.5-air").spec, request)
     assert result.fit.status == "offload"
     assert {row.workload for row in result.workloads} == {"chat", "coding", "agentic", "reasoning", "rag"}
     assert [row.mode for row in result.modes] == ["balanced", "interactive", "light-api", "scale-out"]
@@ -119,7 +130,7 @@ def test_every_key_of_a_full_answer_is_filled() -> None:
     assert result.tags.bottleneck.value == "Capacity"
     assert {limit.code for limit in result.limits} >= {"offload"}
     assert result.runner_up is not None
-    assert result.runner_up.score <= result.score + 0.5
+    assert result.runner_up.score <= result.score + 0.5 + RESOLUTION
     assert result.serving is not None
     assert list(result.serving.concurrency) == sorted(result.serving.concurrency)
     assert result.improvements == tuple(sorted(result.improvements, key=lambda one: -one.gain))

@@ -11,6 +11,7 @@ from willitrun_catalog.find import find_model
 from willitrun_catalog.quant import ladder
 from willitrun_catalog.shipped import models
 from willitrun_estimator import ceilings
+from willitrun_estimator.found import Bar
 from willitrun_estimator.hardware import devices
 from willitrun_estimator.question import Question
 from willitrun_estimator.request import Request
@@ -74,7 +75,7 @@ def test_a_sweep_finds_what_searching_everything_finds():
 def test_a_sweep_stops_where_nothing_can_exceed_the_floor():
     model = next(model for model in models() if model.name == "llama-3.1-8b-instruct")
     asked = question(model, MACHINES[0])
-    assert list(sweep(asked, ladder(model), floor=100.0)) == []
+    assert list(sweep(asked, ladder(model), bar=Bar(100.0, 100.0))) == []
     assert asked.tried.keys() <= {ladder(model)[0]}, "one is weighed to count the weights"
 
 

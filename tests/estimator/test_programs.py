@@ -111,9 +111,9 @@ def test_layouts_of_a_shape_share_what_was_traced(monkeypatch: pytest.MonkeyPatc
     built = []
     build = ComputeModel._graph
 
-    def watched(self: ComputeModel, blocks, homes, head):  # type: ignore[no-untyped-def]
+    def watched(self: ComputeModel, blocks, placement):  # type: ignore[no-untyped-def]
         built.append(len(blocks))
-        return build(self, blocks, homes, head)
+        return build(self, blocks, placement)
 
     monkeypatch.setattr(ComputeModel, "_graph", watched)
     drawn = [(1, Placement(gpu_layers=49, split=(49,), cpu_moe_layers=moved)) for moved in (10, 11, 30)]
@@ -148,10 +148,10 @@ def test_what_a_split_needs_for_later_blocks_is_taken_where_it_begins() -> None:
 def test_devices_are_named_by_the_part_they_take() -> None:
     def keys(first: int, second: int, host: int) -> list[object]:
         kinds = [
-            Kind("before", host, host, host),
-            *[Kind(0, first, first, first)] * 4,
-            *[Kind(0, second, second, second)] * 4,
-            Kind("behind", second, second, second),
+            Kind("before", *[host] * 4),
+            *[Kind(0, *[first] * 4)] * 4,
+            *[Kind(0, *[second] * 4)] * 4,
+            Kind("behind", *[second] * 4),
         ]
         return [place.key for place in surroundings(kinds, host, Looks(1, 0), offload=True)]
 

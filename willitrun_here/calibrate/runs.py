@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from willitrun_here.calibrate.store import keep_runs, path_of, read, store_folder
 
 if TYPE_CHECKING:
@@ -26,6 +28,11 @@ def run_engine(machine: Machine, model: Path, *, program: str, now: str, folder:
     spec = open_model(str(model))
     asked = Request(engine="llama.cpp", context=512, prompt_tokens=128)
     plan = ask(machine, spec, asked, sections=frozenset({"plan"}), commands=False).plan
+    if plan is not None and plan.experts_apart:
+        # llama-bench is given the switch alone; blocks differ by a sixth at most, so that this many hold as much.
+        fixed = min(plan.layers, plan.cpu_moe_layers + plan.cpu_moe_layers // 5 + len(plan.experts_apart))
+        asked = structs.replace(asked, cpu_moe_layers=fixed)
+        plan = ask(machine, spec, asked, sections=frozenset({"plan"}), commands=False).plan
     if plan is None:
         return ()
     found = bench(program, model, gpu_layers=plan.gpu_layers, threads=plan.threads, cpu_moe_layers=plan.cpu_moe_layers)

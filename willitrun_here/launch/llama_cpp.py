@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from willitrun_estimator.plan import Command
-from willitrun_here.launch import visible
+from willitrun_here.launch import numa, visible
 from willitrun_here.launch.target import PROMPT_CACHE_DEFAULT_MIB, Target, artifact, command, prompt_cache_mib
 
-NUMACTL_NOTE = "numactl keeps the server on the GPUs' memory node; it is a package of its own and may be left out."
 TEXT_NOTE = "The plan is for text: images or sound (end the command with --mmproj-auto) take memory of their own."
 
 
 def render(target: Target) -> Command:
     """Return the complete llama-server command."""
-    prefix = numa_prefix(target)
+    prefix = numa.prefix(target)
     argv = [*prefix, target.program, *model_arguments(target), *server_arguments(target), *target.extra]
+    if visible.remote_addresses(target):
+        argv += override(apart(target))
     notes = (
         artifact(target).note,
         flags_note(target),
         TEXT_NOTE if brings_projector(target) else None,
         visible.note(target),
-        NUMACTL_NOTE if prefix else None,
+        numa.NOTE if prefix else None,
     )
     return command(argv, visible.environment(target), notes=notes)
 
 
 def server_arguments(target: Target) -> list[str]:
     """Return what llama-server is given on this machine beside the weights: plan, memory nodes, devices, address."""
-    argv = [*plan_arguments(target), *numa_arguments(target), *visible.device_arguments(target)]
+    argv = [*plan_arguments(target), *numa.arguments(target), *visible.device_arguments(target)]
     return [*argv, "--host", target.host, "--port", str(target.port)]
 
 
@@ -63,9 +64,8 @@ def plan_arguments(target: Target) -> list[str]:
         argv += ["-ctk", plan.kv_type, "-ctv", plan.kv_type]
     if len(plan.tensor_split) > 1:
         argv += ["-ts", ",".join(f"{share:g}" for share in plan.tensor_split)]
-    if plan.cpu_moe_layers:
-        argv += cpu_experts(target)
-    argv += ["-ub", str(plan.ubatch), "-b", str(max(plan.batch, plan.ubatch)), "-t", str(plan.threads)]
+    argv += experts(target)
+    argv += ["-ub", str(plan.ubatch), "-b", str(max(plan.batch, plan.ubatch)), "-t", str(numa.threads(target))]
     argv += ["-np", str(plan.parallel)]
     if plan.kv_unified and "-kvu" in flags:
         argv += ["-kvu"]
@@ -95,13 +95,45 @@ def flash_attention(target: Target) -> list[str]:
     return ["-fa"] if target.plan.flash_attention else []
 
 
+def experts(target: Target) -> list[str]:
+    """Keep the experts of the first N layers in host memory, and those of single blocks where the plan has them.
+
+    Older builds have no switch for the former and take tensor patterns alone. Patterns name remote devices, which exist
+    only once `--rpc` was read: with one, they come after the user's own arguments.
+    """
+    switch, patterns = cpu_experts(target), [] if visible.remote_addresses(target) else apart(target)
+    return (
+        [*switch[:1], ",".join([*switch[1:], *patterns])] if switch[:1] == ["-ot"] else [*switch, *override(patterns)]
+    )
+
+
+def override(patterns: list[str]) -> list[str]:
+    """Return the arguments for tensor patterns."""
+    return ["-ot", ",".join(patterns)] if patterns else []
+
+
 def cpu_experts(target: Target) -> list[str]:
     """Keep the experts of the first N layers in host memory; older builds take a tensor pattern."""
-    count = target.plan.cpu_moe_layers
+    plan = target.plan
+    count = plan.cpu_moe_layers - sum(one.whole and one.device is None for one in plan.experts_apart)
+    if not count:
+        return []
     if "-ncmoe" in target.flags or "--n-cpu-moe" in target.flags:
         return ["--n-cpu-moe", str(count)]
     blocks = "|".join(str(block) for block in range(count))
     return ["-ot", rf"blk\.({blocks})\.ffn_(up|down|gate)_exps=CPU"]
+
+
+def apart(target: Target) -> list[str]:
+    """Return a tensor pattern with its buffer for every group of blocks whose experts are apart from them alike."""
+    groups: dict[tuple[tuple[str, ...], int | None], list[int]] = {}
+    for one in target.plan.experts_apart:
+        groups.setdefault((one.tensors, one.device), []).append(one.block)
+    names = visible.buffer_names(target)
+    return [
+        f"blk[.]({'|'.join(map(str, blocks))})[.]({'|'.join(tensors)})={'CPU' if device is None else names[device]}"
+        for (tensors, device), blocks in groups.items()
+    ]
 
 
 def load_mode(target: Target) -> list[str]:
@@ -110,34 +142,9 @@ def load_mode(target: Target) -> list[str]:
     Only when the host has room for it, because such memory cannot be dropped and read again.
     """
     host = target.plan.devices[-1]
-    if not target.plan.cpu_moe_layers or host.total_bytes > host.free_bytes:
+    on_host = target.plan.cpu_moe_layers or any(one.device is None for one in target.plan.experts_apart)
+    if not on_host or host.total_bytes > host.free_bytes:
         return []
     if "-lm" in target.flags or "--load-mode" in target.flags:
         return ["--load-mode", "none"]
     return ["--no-mmap"] if "--no-mmap" in target.flags else []
-
-
-def numa_prefix(target: Target) -> list[str]:
-    """Bind to the GPU's memory node when the host has several and the planned GPUs share one."""
-    node = numa_node(target)
-    return [] if node is None else ["numactl", f"--cpunodebind={node}", f"--preferred={node}"]
-
-
-def numa_node(target: Target) -> int | None:
-    """Return the memory node that the planned GPUs share; None on a host with one node, or where it is not known."""
-    nodes = {None if gpu is None else gpu.numa_node for gpu in visible.planned_gpus(target)}
-    if memory_nodes(target) < 2 or len(nodes) != 1:  # noqa: PLR2004 - one node needs no binding
-        return None
-    (node,) = nodes
-    return node if node is not None and node >= 0 else None
-
-
-def memory_nodes(target: Target) -> int:
-    """Return the number of memory nodes with CPUs."""
-    return len([node for node in target.machine.cpu.numa_nodes if node.cpus])
-
-
-def numa_arguments(target: Target) -> list[str]:
-    """Spread a plan that computes on the host alone over all memory nodes (llama.cpp, `--numa`)."""
-    spread = target.plan.gpu_layers == 0 and memory_nodes(target) > 1 and "--numa" in target.flags
-    return ["--numa", "distribute"] if spread else []

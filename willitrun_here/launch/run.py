@@ -17,7 +17,7 @@ from willitrun_estimator.plan import Answer, Plan
 from willitrun_estimator.request import Request
 from willitrun_here.calibrate.busy import MOST_BUSY, others_share, processor
 from willitrun_here.errors import LaunchError, UsageError
-from willitrun_here.launch import llama_cpp, log
+from willitrun_here.launch import llama_cpp, log, numa, visible
 from willitrun_here.launch.log import Compared
 from willitrun_here.launch.process import Probe, Server
 from willitrun_here.launch.target import MIB, Target
@@ -193,8 +193,8 @@ def launch(target: Target, say: Callable[[str], object]) -> Server:
     built = llama_cpp.render(target)
     argv = list(built.argv)
     if argv[0] == "numactl" and program(argv[0]) is None:
-        say("numactl is not installed: the server is not kept on the GPUs' memory node\n")
-        argv = argv[len(llama_cpp.numa_prefix(target)) :]
+        say("numactl is not installed: the server is not placed on memory nodes\n")
+        argv = argv[len(numa.prefix(target)) :]
     argv += ["-lv", "4"] if "-lv" in target.flags and "-lv" not in target.extra else []
     say(f"starting {target.spec.title} {target.plan.quant}\n")
     shown = threading.Event()
@@ -241,7 +241,7 @@ def measured(server: Server, target: Target, result: Answer, ready_s: float, att
     prefill = speed.prefill_tokens_per_s.expected if speed and speed.prefill_tokens_per_s else None
     return Comparison(
         load_s=ready_s,
-        buffers=tuple(log.compare(target.plan, log.buffers(list(server.lines)), remote_addresses(target))),
+        buffers=tuple(log.compare(target.plan, log.buffers(list(server.lines)), visible.remote_addresses(target))),
         planned_decode_tokens_per_s=decode,
         planned_prefill_tokens_per_s=prefill,
         probe=probe,
@@ -255,13 +255,6 @@ def crowded(comparison: Comparison, plan: Plan) -> bool:
     """Tell whether others took so much of a processor that takes part in the plan that its speeds are too low."""
     takes_part = plan.backend == "cpu" or plan.offloaded_fraction > 0
     return takes_part and comparison.others_share is not None and comparison.others_share > MOST_BUSY
-
-
-def remote_addresses(target: Target) -> tuple[str, ...]:
-    """Return the servers of remote devices among the engine's own arguments."""
-    if "--rpc" not in target.extra:
-        return ()
-    return tuple(target.extra[target.extra.index("--rpc") + 1].split(","))
 
 
 def free_now(target: Target) -> tuple[int | None, ...]:

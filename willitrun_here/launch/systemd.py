@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from willitrun_here.launch import llama_cpp, visible
+from willitrun_here.launch import llama_cpp, numa, visible
 from willitrun_here.launch.target import Target, artifact
 
 
@@ -31,7 +31,6 @@ HOMES = ("/home/", "/root/", "/run/user/")
 
 def unit(target: Target) -> str:
     """Return the unit file; directives are those of systemd 243 (September 2019) and later."""
-    node = llama_cpp.numa_node(target)
     weights = artifact(target)
     path = None if weights.path is None else str(Path(weights.path).absolute())
     model = llama_cpp.model_arguments(target) if path is None else ["-m", path]
@@ -52,8 +51,7 @@ def unit(target: Target) -> str:
     if target.plan.gpu_uuids and target.plan.backend != "cuda":
         # NVIDIA's device files are open to everyone; those of the kernel's own drivers to these groups.
         lines.append("SupplementaryGroups=video render")
-    if node is not None:
-        lines += ["NUMAPolicy=preferred", f"NUMAMask={node}", "CPUAffinity=numa"]
+    lines += numa.directives(target)
     return (
         "[Unit]\n"
         f"Description=llama-server with {described(target.spec.title)} {target.plan.quant}\n"

@@ -8,6 +8,7 @@ from willitrun_probe.machine import Gpu
 HIDDEN = "-1"
 """An index no GPU has hides them all; HIP takes an empty list for an unset one (ollama `docs/gpu.mdx`, GPU selection;
 ROCm `rocclr/device/rocm/rocdevice.cpp`)."""
+BUFFERS = {"cuda": "CUDA", "rocm": "ROCm", "vulkan": "Vulkan", "metal": "MTL"}
 CUDA_PREFIXES = ("GPU-", "MIG-")
 """Forms of a UUID that CUDA_VISIBLE_DEVICES takes (CUDA programming guide, environment variables); Jetson's driver
 reports bare ones."""
@@ -104,6 +105,27 @@ def vulkan_numbers(target: Target, *, container: bool = False) -> list[int] | No
         return None
     seen = [gpu for gpu in target.machine.gpus if gpu.usable and gpu.vendor in reached]
     return None if len(chosen) == len(seen) else ranks(target, seen)
+
+
+def buffer_names(target: Target) -> list[str]:
+    """Return what the engine calls the memory of each planned GPU (ggml, `ggml_backend_buft_name`).
+
+    CUDA and ROCm count what they are shown, Vulkan what there is.
+    """
+    remote = remote_addresses(target)
+    if remote:
+        return [f"RPC0[{address}]" for address in remote]
+    count = len(target.plan.gpu_uuids)
+    numbers = vulkan_numbers(target) if target.plan.backend == "vulkan" and "-dev" in target.flags else None
+    prefix = BUFFERS.get(target.plan.backend, "")
+    return [f"{prefix}{number}" for number in numbers or range(count)]
+
+
+def remote_addresses(target: Target) -> tuple[str, ...]:
+    """Return the servers of remote devices among the engine's own arguments."""
+    if "--rpc" not in target.extra:
+        return ()
+    return tuple(target.extra[target.extra.index("--rpc") + 1].split(","))
 
 
 def note(target: Target) -> str | None:

@@ -79,4 +79,7 @@ def _plan_words(answer: Answer, plan: Plan) -> list[str]:
         words.append(f"{plan.gpu_layers} of {plan.layers + 1} layers on the GPU")
     if plan.cpu_moe_layers:
         words.append(f"experts of {plan.cpu_moe_layers} in host memory")
+    cut = sum(not one.whole for one in plan.experts_apart)
+    if cut:
+        words.append("1 layer cut in two" if cut == 1 else f"{cut} layers cut in two")
     return [*words, f"KV cache {plan.kv_type}", f"context {tokens(plan.context_tokens)}"]

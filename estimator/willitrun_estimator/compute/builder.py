@@ -52,6 +52,10 @@ class Homes(NamedTuple):
     """Whether its attention rotates by position."""
     parts: frozenset[str] = frozenset()
     """Names of its tensors, as `attn_q.weight`."""
+    apart: tuple[str, ...] = ()
+    """Names without suffix of routed experts that are apart from the others."""
+    elsewhere: int = -1
+    """Their device."""
 
 
 class Builder:
@@ -162,7 +166,10 @@ class Builder:
         known = self._weights.get((id(homes), name))
         if known is None:
             key = f"{homes.number}/{name}"
-            known = self._weights[id(homes), name] = self.graph.weight(key, homes.experts if routed else homes.block)
+            device = homes.experts if routed else homes.block
+            if routed and homes.apart and name.partition(".")[0] in homes.apart:
+                device = homes.elsewhere
+            known = self._weights[id(homes), name] = self.graph.weight(key, device)
         return known
 
     def matmul(self, name: str, homes: Homes, width: int, source: Node) -> Node:

@@ -118,12 +118,11 @@ class ComputeModel:
         known = self._lines.get(placement)
         if known is None:
             programs = self._programs(placement)
-            homes = self._homes(placement)
+            kinds = self._kinds(placement)
             head = self._head(placement)
-            kinds = tuple(map(Kind, self.shape.kinds, *homes))
 
             def build(blocks: Sequence[int]) -> Graph:
-                return self._graph(blocks, homes, head)
+                return self._graph([(block, kinds[block]) for block in blocks], placement)
 
             program = programs.program(kinds, head, self.host, build)
             if len(self._lines) >= MOST_LINES:
@@ -172,7 +171,8 @@ class ComputeModel:
 
     def _pipelined(self, placement: Placement) -> bool:
         """Tell whether several GPUs, and they alone, have the blocks."""
-        whole = placement.gpu_layers > self.blocks and not placement.cpu_moe_layers and not placement.kv_on_host
+        overridden = bool(placement.cpu_moe_layers or placement.overrides)
+        whole = placement.gpu_layers > self.blocks and not overridden and not placement.kv_on_host
         return whole and self._several(placement)
 
     def _large(self) -> dict[Dim, bool]:
@@ -186,8 +186,9 @@ class ComputeModel:
             HEAVY_GROUPS: extent.heavy_groups >= OFFLOAD_ROWS,
         }
 
-    def _graph(self, blocks: Sequence[int], homes: tuple[list[int], ...], head: int) -> Graph:
+    def _graph(self, blocks: Sequence[tuple[int, Kind]], placement: Placement) -> Graph:
         """Build the graph of some of the blocks."""
+        apart = {one.block: one.tensors for one in placement.overrides}
         shape = self.shape
         builder = Builder(
             self.spec,
@@ -198,24 +199,20 @@ class ComputeModel:
             backend=self.backend,
             whole_qk_norm=shape.whole_qk_norm,
         )
-        devices, caches, experts = homes
-        return builder.build(
-            tuple(
-                (
-                    self.spec.layers[block],
-                    Homes(
-                        devices[block],
-                        experts[block],
-                        caches[block],
-                        number,
-                        shape.rotary[block],
-                        shape.parts[block],
-                    ),
-                )
-                for number, block in enumerate(blocks)
-            ),
-            head,
-        )
+        layers = []
+        for number, (block, kind) in enumerate(blocks):
+            homes = Homes(
+                kind.block,
+                kind.experts,
+                kind.cache,
+                number,
+                shape.rotary[block],
+                shape.parts[block],
+                apart.get(block, ()),
+                kind.apart,
+            )
+            layers.append((self.spec.layers[block], homes))
+        return builder.build(tuple(layers), self._head(placement))
 
     def _move(self, steps: Steps, block: int) -> Move:
         """Return steps with the bytes of the weights they copy, which are named from a block on."""
@@ -237,18 +234,23 @@ class ComputeModel:
             self._copies = copy_bytes(self.weights)
         return self._copies.get(name, 0)
 
-    def _homes(self, placement: Placement) -> tuple[list[int], list[int], list[int]]:
-        """Where each block's weights, its cache and its experts live: the first ones on the host, then GPU by GPU."""
-        host = self.host
+    def _kinds(self, placement: Placement) -> tuple[Kind, ...]:
+        """Tell where the parts of each block live: the first blocks on the host, then GPU by GPU."""
+        host, shape = self.host, self.shape
         units = [host] * (self.blocks + 1 - placement.gpu_layers)
         for gpu, count in enumerate(placement.split or (placement.gpu_layers,)):
             units += [gpu] * count
         del units[self.blocks :]
         moved = min(placement.cpu_moe_layers, self.blocks)
-        experts = [host if routed else device for routed, device in zip(self.shape.routed[:moved], units, strict=False)]
+        experts = [host if routed else device for routed, device in zip(shape.routed[:moved], units, strict=False)]
         experts += units[moved:]
-        caches = [host] * self.blocks if placement.kv_on_host else [units[donor] for donor in self.shape.donors]
-        return units, caches, experts
+        caches = [host] * self.blocks if placement.kv_on_host else [units[donor] for donor in shape.donors]
+        built: list[tuple[int, tuple[str, ...]]] = [(kind, ()) for kind in shape.kinds]
+        apart = [*units]
+        for one in placement.overrides:
+            built[one.block] = shape.kinds[one.block], one.tensors
+            apart[one.block] = host if one.device is None else one.device
+        return tuple(map(Kind, built, units, caches, experts, apart))
 
     def _head(self, placement: Placement) -> int:
         """Find the device of the output head: the last GPU with a unit."""

@@ -26,6 +26,8 @@ class Kind(NamedTuple):
     """Device of its cache and state."""
     experts: int
     """Device of its routed experts."""
+    apart: int
+    """Device of those of them that are apart, else as `block`; the structure says which these are."""
 
 
 class Looks(NamedTuple):
@@ -106,11 +108,14 @@ def names_of(gpus: frozenset[int], host: int) -> dict[int, int]:
     return names
 
 
-def called(kinds: Iterable[Kind], names: Mapping[int, int]) -> tuple[tuple[Hashable, int, int, int], ...]:
+def called(kinds: Iterable[Kind], names: Mapping[int, int]) -> tuple[Kind, ...]:
     """Return kinds with their devices called by other names."""
     name = names.get
     return tuple(
-        [(kind[0], name(kind[1], ELSEWHERE), name(kind[2], ELSEWHERE), name(kind[3], ELSEWHERE)) for kind in kinds]
+        [
+            Kind(built, name(block, ELSEWHERE), name(held, ELSEWHERE), name(experts, ELSEWHERE), name(apart, ELSEWHERE))
+            for built, block, held, experts, apart in kinds
+        ]
     )
 
 

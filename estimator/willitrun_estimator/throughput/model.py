@@ -129,6 +129,7 @@ class SpeedModel:
             moved = min(max(spans.expert_blocks, first), last)
             moved_any = moved_any or moved > first
             stages.append(Stage(cost, first, last, head, moved))
+        moved_any = moved_any or any(one.device is None for one in placement.overrides)
         wanted = moved_any or spans.host_blocks > 0 or spans.head_on_host or placement.kv_on_host
         return None if wanted and self.host is None else (stages, self.host if wanted else None)
 
@@ -149,7 +150,27 @@ class SpeedModel:
             total += host.blocks_s(spans.host_blocks, depth_tokens, head=spans.head_on_host)
             if stages:
                 total += self.constants.host.split_s
+        return total + self._apart_s(placement, host) if placement.overrides else total
+
+    def _apart_s(self, placement: Placement, host: HostCost | None) -> float:
+        """Return what one token takes longer because some experts are apart from their block."""
+        total, expert_bytes = 0.0, self.work.expert_bytes
+        for one in placement.overrides:
+            block, after = one.block, one.block + 1
+            share = one.bytes / (expert_bytes[after] - expert_bytes[block])
+            home = self._experts_s(placement.home(block, self.work.blocks), block)
+            if one.device is not None:
+                # There and back again, which a block in one piece is spared.
+                total += share * (self._experts_s(one.device, block) - home) + 2 * self.device_s
+            elif host is not None:
+                split_s = self.constants.host.split_s
+                total += share * (host.experts_s(block, after) - split_s - home) + split_s
         return total
+
+    def _experts_s(self, gpu: int | None, block: int) -> float:
+        """Return the seconds of one token in the experts of a block on a GPU whose rates are known."""
+        cost = None if gpu is None else self.gpus[gpu]
+        return 0.0 if cost is None else cost.experts_s(block, block + 1)
 
     def decode_rate(self, placement: Placement, *, depth_tokens: float = 0) -> float | None:
         """Return tokens per second of one stream."""
@@ -170,6 +191,20 @@ class SpeedModel:
         for count, tokens in ((whole, self.settings.ubatch), (1, rest)):
             if count and tokens:
                 total += self._pipelined(self._batch_s(spans, stages, host, tokens), count)
+                total += count * self._apart_batch_s(placement, stages, host, tokens)
+        return total
+
+    def _apart_batch_s(self, placement: Placement, stages: list[Stage], host: HostCost | None, tokens: int) -> float:
+        """Return what a micro-batch takes longer because experts of single blocks are on the host."""
+        total, expert_bytes = 0.0, self.work.expert_bytes
+        for one in placement.overrides:
+            if one.device is None and host is not None:
+                block, after = one.block, one.block + 1
+                share = one.bytes / (expert_bytes[after] - expert_bytes[block])
+                if self.settings.op_offload and tokens >= MIN_OFFLOAD_TOKENS:
+                    total += share * stages[0].cost.copy_experts_s(block, after, tokens)
+                else:
+                    total += share * host.prefill_experts_s(block, after, tokens)
         return total
 
     def _pipelined(self, parts: list[float], count: int) -> float:
@@ -254,6 +289,11 @@ class SpeedModel:
                 extra += host.more_experts_s(first, moved, concurrency)
         if host is not None:
             extra += host.batch_s(spans.host_blocks, concurrency, head=spans.head_on_host)
+        for one in placement.overrides:
+            if one.device is None and host is not None:
+                share = one.bytes / (self.work.expert_bytes[one.block + 1] - self.work.expert_bytes[one.block])
+                home = self._experts_s(placement.home(one.block, self.work.blocks), one.block)
+                extra += share * (host.more_experts_s(one.block, one.block + 1, concurrency) - home * again)
         if spans.head_on_host:
             extra += SAMPLE_S * self.weights.spec.vocab_size * concurrency
         return single + extra
@@ -308,6 +348,7 @@ class SpeedModel:
         if spans.head_on_host:
             dense += self.weights.output_bytes
         experts = float(work.expert_bytes[experts_last])
+        experts += sum(one.bytes for one in placement.overrides if one.device is None)
         touched = work.touched_share(tokens) * experts
         missing = min(1.0, short_bytes / max(dense + experts, 1.0))
         rate = disk * self.constants.host.disk

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tests.willitrun_here.launch.targets import from_source, on_recorded, on_words
-from willitrun_here.launch import llama_cpp
+from willitrun_estimator.plan import ExpertsApart
+from willitrun_here.launch import llama_cpp, numa
 from willitrun_here.launch.flags import Flags
 from willitrun_here.launch.target import Target, artifact, command, prompt_cache_mib
 
@@ -94,6 +96,62 @@ def test_experts_in_ram_and_how_they_are_loaded():
     assert llama_cpp.load_mode(bare) == []
 
 
+def with_apart(target: Target, *apart: ExpertsApart, whole: int = 0) -> Target:
+    return with_plan(target, experts_apart=apart, cpu_moe_layers=whole)
+
+
+def test_experts_of_single_layers_are_named_by_patterns():
+    target = on_words("RTX 3090, RTX 3060, 128 GiB RAM", "qwen3-30b-a3b", quant="Q8_0")
+    down, both = ("ffn_down_exps",), ("ffn_down_exps", "ffn_gate_exps")
+    every = (*both, "ffn_up_exps")
+    cut = with_apart(
+        target,
+        ExpertsApart(block=5, tensors=every, device=None, whole=True),
+        ExpertsApart(block=8, tensors=every, device=None, whole=True),
+        ExpertsApart(block=9, tensors=down, device=None),
+        ExpertsApart(block=30, tensors=both, device=1),
+        whole=5,
+    )
+    assert argument(cut, "--n-cpu-moe") == "3", "two of the five are named"
+    names = "ffn_down_exps|ffn_gate_exps"
+    pattern = f"blk[.](5|8)[.]({names}|ffn_up_exps)=CPU,blk[.](9)[.](ffn_down_exps)=CPU,blk[.](30)[.]({names})=CUDA1"
+    assert argument(cut, "-ot") == pattern
+    old = structs.replace(cut, flags=OLD)
+    assert argument(old, "-ot") == rf"blk\.(0|1|2)\.ffn_(up|down|gate)_exps=CPU,{pattern}"
+    assert llama_cpp.render(old).argv.count("-ot") == 1
+    lone = with_apart(target, ExpertsApart(block=30, tensors=down, device=1))
+    assert argument(lone, "--n-cpu-moe") is None
+    assert llama_cpp.load_mode(lone) == [], "nothing is on the host"
+    assert llama_cpp.load_mode(with_apart(target, ExpertsApart(block=3, tensors=down, device=None))) != []
+
+
+def test_patterns_for_remote_devices_come_after_what_makes_them_known():
+    target = on_words("RTX 3090, RTX 3060, 128 GiB RAM", "qwen3-30b-a3b", quant="Q8_0")
+    cut = with_apart(target, ExpertsApart(block=30, tensors=("ffn_down_exps",), device=1))
+    words = llama_cpp.render(structs.replace(cut, extra=("--rpc", "a:1,b:2"))).argv
+    assert words[-4:] == ("--rpc", "a:1,b:2", "-ot", "blk[.](30)[.](ffn_down_exps)=RPC0[b:2]")
+    assert words.count("-ot") == 1
+
+
+def test_every_pattern_means_the_planned_tensors_and_no_others():
+    target = on_words("RTX 4090, RTX 3060, 128 GiB RAM", "gpt-oss-120b", quant="MXFP4")
+    plan = target.plan
+    assert any(one.device == 1 for one in plan.experts_apart)
+    meant = {(one.block, name) for one in plan.experts_apart for name in one.tensors}
+    patterns = [pattern.rpartition("=")[0] for pattern in (argument(target, "-ot") or "").split(",")]
+    tensors = [
+        (block, name)
+        for block in range(plan.layers)
+        for name in ("ffn_down_exps", "ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_gate_inp", "attn_q")
+    ]
+    hit = {
+        (block, name)
+        for block, name in tensors
+        if any(re.search(pattern, f"blk.{block}.{name}.weight") for pattern in patterns)
+    }
+    assert hit == meant
+
+
 def test_mapped_memory_stays_where_ram_is_short():
     target = on_words("RTX 3090, 128 GiB RAM", "qwen3-30b-a3b", cpu_moe_layers=3)
     *gpus, host = target.plan.devices
@@ -147,6 +205,25 @@ def test_a_plan_for_the_host_is_spread_over_the_memory_nodes():
     assert argument(structs.replace(target, flags=OLD), "--numa") is None
     assert argument(on_recorded("desktop-cpu-only", "llama-3.2-3b"), "--numa") is None
     assert argument(on_recorded("h100x8-nvlink", "llama-3.1-8b"), "--numa") is None
+    assert numa.prefix(target) == []
+
+
+def test_experts_on_the_host_are_read_from_all_memory_nodes():
+    target = on_recorded("h100x8-nvlink", "deepseek-v3", quant="Q8_0", context=4096)
+    assert target.plan.offloaded_fraction > 0
+    assert numa.prefix(target) == ["numactl", "--interleave=0,1"]
+    assert argument(target, "--numa") == "distribute"
+    assert argument(target, "-t") == str(target.plan.threads)
+
+
+def test_a_bound_server_runs_on_the_cores_of_its_node():
+    target = with_plan(on_recorded("h100x8-nvlink", "llama-3.1-8b", quant="Q4_K_M"), threads=112)
+    assert argument(target, "-t") == "56", "112 logical CPUs in a node, two to a core"
+    nodes = tuple(structs.replace(node, cpus=0) for node in target.machine.cpu.numa_nodes[:1])
+    cpu = structs.replace(target.machine.cpu, numa_nodes=(*nodes, *target.machine.cpu.numa_nodes[1:]))
+    lone = structs.replace(target, machine=structs.replace(target.machine, cpu=cpu))
+    assert numa.prefix(lone) == []
+    assert argument(lone, "-t") == "112"
 
 
 def test_the_batch_is_never_below_the_micro_batch():
@@ -162,11 +239,11 @@ def test_the_server_is_bound_to_the_gpu_s_memory_node():
     gpus = target.machine.gpus
     both = with_plan(target, gpu_uuids=(gpus[0].uuid, gpus[4].uuid), gpu_indexes=(0, 4))
     both = with_plan(both, devices=(target.plan.devices[0], *target.plan.devices))
-    assert llama_cpp.numa_prefix(both) == [], "the GPUs are on two nodes"
+    assert numa.prefix(both) == [], "the GPUs are on two nodes"
     lost = tuple(structs.replace(gpu, numa_node=-1) for gpu in gpus)
     unknown = structs.replace(target, machine=structs.replace(target.machine, gpus=lost))
-    assert llama_cpp.numa_prefix(unknown) == []
-    assert llama_cpp.numa_prefix(on_words()) == []
+    assert numa.prefix(unknown) == []
+    assert numa.prefix(on_words()) == []
 
 
 def test_where_the_weights_come_from():

@@ -24,7 +24,7 @@ from willitrun_here.errors import LaunchError, UsageError
 from willitrun_here.fleet import agent
 from willitrun_here.fleet.document import MeasuredRun
 from willitrun_here.fleet.spool import Spool
-from willitrun_here.launch import llama_cpp, process, run
+from willitrun_here.launch import numa, process, run, visible
 from willitrun_here.launch.flags import parse_help
 from willitrun_here.machines import open_machine
 
@@ -317,7 +317,7 @@ def test_numactl_is_left_out_where_it_is_not_installed(program, monkeypatch, sta
     monkeypatch.setenv("FAKE_ENGINE", "")
     target, result = target_and_answer(program)
     bound = ["numactl", "--cpunodebind=0", "--preferred=0"]
-    monkeypatch.setattr(llama_cpp, "numa_prefix", lambda _: bound)
+    monkeypatch.setattr(numa, "prefix", lambda _: bound)
     monkeypatch.setenv("PATH", str(tmp_path))
     said: list[str] = []
     server, comparison, _ = run.start(target, result, ASKED, replan=run.replan_here, say=said.append)
@@ -363,8 +363,8 @@ def test_the_free_memory_of_unknown_gpus_is_unknown():
 
 def test_remote_addresses_are_the_engine_s_own_argument():
     target = on_words()
-    assert run.remote_addresses(target) == ()
-    assert run.remote_addresses(structs.replace(target, extra=("--rpc", "a:1,b:2"))) == ("a:1", "b:2")
+    assert visible.remote_addresses(target) == ()
+    assert visible.remote_addresses(structs.replace(target, extra=("--rpc", "a:1,b:2"))) == ("a:1", "b:2")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

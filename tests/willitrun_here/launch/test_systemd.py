@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tests.willitrun_here.launch.targets import from_source, on_recorded, on_words
-from willitrun_here.launch import llama_cpp, systemd
+from willitrun_here.launch import llama_cpp, numa, systemd
 
 TEXT = st.text(st.characters(min_codepoint=1, blacklist_categories=("Cs",)), max_size=20)
 
@@ -84,11 +84,14 @@ def test_the_unit_names_files_from_the_root(tmp_path, monkeypatch):
 
 def test_systemd_binds_to_the_memory_node_by_itself():
     target = on_recorded("h100x8-nvlink", "llama-3.1-8b", quant="Q4_K_M")
-    assert llama_cpp.numa_node(target) == 0
+    assert numa.bound_node(target) == 0
     found = directives(target)
     assert (found["NUMAPolicy"], found["NUMAMask"], found["CPUAffinity"]) == (["preferred"], ["0"], ["numa"])
     assert not found["ExecStart"][0].startswith("numactl")
     assert "NUMAPolicy" not in directives(on_words())
+    spread = directives(on_recorded("h100x8-nvlink", "deepseek-v3", quant="Q8_0", context=4096))
+    assert (spread["NUMAPolicy"], spread["NUMAMask"]) == (["interleave"], ["0,1"])
+    assert "CPUAffinity" not in spread
 
 
 def test_a_model_s_title_cannot_add_lines():

@@ -136,3 +136,12 @@ def test_planned_gpus_are_found_in_the_machine(machine):
 def test_a_plan_for_another_machine_finds_none():
     target = on_words()
     assert visible.planned_gpus(with_plan(target, gpu_uuids=("GPU-x",))) == [None]
+
+
+def test_buffers_are_called_as_the_engine_calls_them():
+    two = on_words("2x RTX 3090, 64 GiB RAM", "llama-3.3-70b")
+    assert visible.buffer_names(two) == ["CUDA0", "CUDA1"]
+    rocm = structs.replace(two, plan=structs.replace(two.plan, backend="rocm"))
+    assert visible.buffer_names(rocm) == ["ROCm0", "ROCm1"]
+    remote = structs.replace(two, extra=("--rpc", "a:1,b:2"))
+    assert visible.buffer_names(remote) == ["RPC0[a:1]", "RPC0[b:2]"]
