@@ -38,7 +38,7 @@ COMMANDS = (
 
 
 def one_search(model: str, machine: str) -> tuple[float, float]:
-    """Return the least processor seconds of a search from nothing, and of one with the exact memory of what it picks."""
+    """Return the least processor seconds of a search from nothing, and of one with exact memory of what it picks."""
     spec, request = find_model(model).spec, Request()
     plan_on = devices(open_machine(machine), request, sheet_of)
     seconds = []
