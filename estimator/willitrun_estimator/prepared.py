@@ -111,7 +111,8 @@ class Prepared:
         """Return the bytes of the largest resident matrix of a block, and of its largest expert tensor."""
 
         def look() -> tuple[int, int]:
-            layers = self.weights(quant).layers
+            every = self.weights(quant).layers
+            layers = dict(zip(map(id, every), every, strict=True)).values()
             return (
                 max((layer.largest_tensor_bytes for layer in layers), default=0),
                 max((layer.largest_expert_tensor_bytes for layer in layers), default=0),
@@ -167,6 +168,6 @@ class Prepared:
     def takes(self, kv_type: str, settings: Settings) -> bool:
         """Tell whether the rows of this model's caches are whole blocks of a cache type."""
         block = cache.KV_TYPES[kv_type][0]
-        layers = {id(layer): layer for layer in self.spec.layers}.values()
+        layers = dict(zip(map(id, self.spec.layers), self.spec.layers, strict=True)).values()
         rows = (row for layer in layers for row in cache.layer_caches(self.spec, layer, settings))
         return all(elements % block == 0 for _, _, elements in rows)

@@ -129,7 +129,7 @@ class Question:
                 lens=self.lens,
                 purpose=self.purpose,
             )
-        known.needs.lenient = self.lenient
+        known.look(lenient=self.lenient)
         return known
 
     @cached_property

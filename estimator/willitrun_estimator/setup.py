@@ -56,6 +56,7 @@ class LlamaSetup:
         self.prepared, self.quant, self.devices, self.settings = prepared, quant, devices, settings
         self.weights = weights = prepared.weights(quant)
         self.request = request
+        self._lenient = False
         self.blocks = weights.spec.block_count
         experts = weights.cumulative_expert_bytes
         self.experts_end = bisect_left(experts, experts[-1])
@@ -108,8 +109,16 @@ class LlamaSetup:
 
     @cached_property
     def needs(self) -> QuickMemory:
-        """The quick look at memory."""
-        return QuickMemory(self.prepared, self.quant, self.devices, self.settings)
+        """The quick look at memory, made when bytes are first asked for."""
+        made = QuickMemory(self.prepared, self.quant, self.devices, self.settings)
+        made.lenient = self._lenient
+        return made
+
+    def look(self, *, lenient: bool) -> None:
+        """Say whether the quick look passes over nothing that may fit."""
+        self._lenient = lenient
+        if "needs" in vars(self):
+            self.needs.lenient = lenient
 
     @cached_property
     def budgets(self) -> tuple[int, ...]:

@@ -58,10 +58,12 @@ def layouts(spec: ModelSpec, draw: random.Random, count: int) -> Iterator[tuple[
     """Draw layouts: GPUs, units on them, how they are split, and whose experts stay behind."""
     units = spec.block_count + 1
     for _ in range(count):
-        gpus = draw.choice([1, 2, 3, 4])
-        given = draw.choice([units, units, units // 2, draw.randint(0, units)])
+        gpus = draw.choice([0, 1, 2, 3, 4])
+        given = draw.choice([units, units, units // 2, draw.randint(0, units)]) if gpus else 0
         cuts = sorted(draw.randint(0, given) for _ in range(gpus - 1))
-        split = tuple(after - before for before, after in zip([0, *cuts], [*cuts, given], strict=True))
+        split = (
+            () if not gpus else tuple(after - before for before, after in zip([0, *cuts], [*cuts, given], strict=True))
+        )
         moved = draw.choice([0, draw.randint(0, units)])
         yield gpus, Placement(gpu_layers=given, split=split, cpu_moe_layers=moved)
 

@@ -70,13 +70,14 @@ def chooses_flash(spec: ModelSpec, backends: Iterable[str], kv_type: str = "f16"
     Off for all blocks where one would leave its attention to the host, unless V is quantized, which needs it
     (`llama_context::resolve_fused_ops` and `llama_init_from_model`, src/llama-context.cpp).
     """
-    if kv_type not in {"f32", "f16", "bf16"}:
+    wanted = {*backends}
+    if not wanted or kv_type not in {"f32", "f16", "bf16"}:
         return True
     shapes = set()
-    for layer in {id(layer): layer for layer in spec.layers}.values():
+    for layer in dict(zip(map(id, spec.layers), spec.layers, strict=True)).values():
         for mixer in layer.mixers:
             if isinstance(mixer, Attention):
                 shapes.add((mixer.key_dim, mixer.value_dim, mixer.heads // mixer.kv_heads))
             elif isinstance(mixer, Mla):
                 shapes.add((mixer.kv_rank + mixer.rope_dim, mixer.kv_rank, mixer.heads))
-    return all(has_flash_kernel(backend, *shape, kv_type, kv_type) for backend in {*backends} for shape in shapes)
+    return all(has_flash_kernel(backend, *shape, kv_type, kv_type) for backend in wanted for shape in shapes)

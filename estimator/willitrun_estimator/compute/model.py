@@ -188,7 +188,6 @@ class ComputeModel:
 
     def _graph(self, blocks: Sequence[tuple[int, Kind]], placement: Placement) -> Graph:
         """Build the graph of some of the blocks."""
-        apart = {one.block: one.tensors for one in placement.overrides}
         shape = self.shape
         builder = Builder(
             self.spec,
@@ -208,7 +207,7 @@ class ComputeModel:
                 number,
                 shape.rotary[block],
                 shape.parts[block],
-                apart.get(block, ()),
+                kind.tensors,
                 kind.apart,
             )
             layers.append((self.spec.layers[block], homes))
@@ -245,12 +244,12 @@ class ComputeModel:
         experts = [host if routed else device for routed, device in zip(shape.routed[:moved], units, strict=False)]
         experts += units[moved:]
         caches = [host] * self.blocks if placement.kv_on_host else [units[donor] for donor in shape.donors]
-        built: list[tuple[int, tuple[str, ...]]] = [(kind, ()) for kind in shape.kinds]
+        tensors: list[tuple[str, ...]] = [()] * self.blocks
         apart = [*units]
         for one in placement.overrides:
-            built[one.block] = shape.kinds[one.block], one.tensors
+            tensors[one.block] = one.tensors
             apart[one.block] = host if one.device is None else one.device
-        return tuple(map(Kind, built, units, caches, experts, apart))
+        return tuple(map(Kind, shape.kinds, units, caches, experts, apart, tensors))
 
     def _head(self, placement: Placement) -> int:
         """Find the device of the output head: the last GPU with a unit."""

@@ -156,7 +156,7 @@ class Programs:
 
     def _places(self, kinds: Sequence[Kind], ends: Ends, looks: Looks) -> list[Surroundings]:
         host, head = ends.host, ends.head
-        whole = Kind(BEFORE, *[host] * 4), *kinds, Kind(BEHIND, *[head] * 4)
+        whole = Kind(BEFORE, host, host, host, host), *kinds, Kind(BEHIND, head, head, head, head)
         return surroundings(whole, host, looks, offload=self._offload)
 
     def _learn(self, places: Sequence[Surroundings], graph: Graph, host: int, looks: Looks) -> bool:

@@ -27,7 +27,9 @@ class Kind(NamedTuple):
     experts: int
     """Device of its routed experts."""
     apart: int
-    """Device of those of them that are apart, else as `block`; the structure says which these are."""
+    """Device of those of them that are apart, else as `block`."""
+    tensors: tuple[str, ...] = ()
+    """Which these are."""
 
 
 class Looks(NamedTuple):
@@ -50,8 +52,9 @@ class Surroundings(NamedTuple):
     """Sections that are enough for these surroundings when the others are left out."""
 
 
-User = tuple[Kind, ...]
-"""A block and those for which it computes ahead: what decides which shared tensors are read, and where."""
+User = tuple[tuple[Hashable, int, int], ...]
+"""A block and those for which it computes ahead, each with the devices of its weights and of its cache: what decides
+which shared tensors are read, and where. Routed experts read none."""
 
 
 def surroundings(kinds: Sequence[Kind], host: int, looks: Looks, *, offload: bool) -> list[Surroundings]:
@@ -59,33 +62,28 @@ def surroundings(kinds: Sequence[Kind], host: int, looks: Looks, *, offload: boo
 
     With `offload` the first GPU computes for the host.
     """
-    gpus = [frozenset[int](), *(gpus_of(kind[1:], host, offload=offload) for kind in kinds[1:])]
     ahead = looks.ahead + 1
     places = range(len(kinds))
-    users = [tuple(kinds[place : place + ahead]) for place in places]
-    sharing = [frozenset[int]().union(*gpus[place : place + ahead]) for place in places]
+    plain = [
+        ((kind.structure, kind.experts != kind.block or kind.apart != kind.block), kind.block, kind.cache)
+        for kind in kinds
+    ]
+    gpus = [frozenset[int](), *(gpus_of(kind[1:5], host, offload=offload) for kind in kinds[1:])]
+    readers = [frozenset[int](), *(gpus_of(kind[1:3], host, offload=offload) for kind in kinds[1:])]
+    users = [tuple(plain[place : place + ahead]) for place in places]
+    sharing = [frozenset[int]().union(*readers[place : place + ahead]) for place in places]
     before, behind = first_before(users), [*first_behind(users), *[()] * looks.ahead]
     found = []
     for place in places:
         near = range(max(0, place - looks.reach), min(len(kinds), place + looks.reach + 1))
         here = frozenset[int]().union(*gpus[near.start : near.stop])
         names = names_of(here, host)
-        earlier: dict[object, int] = {}
-        later: dict[object, int] = {}
-        others: dict[object, int] = {}
-        for other in before[place]:
-            if here & sharing[other]:
-                earlier[called(users[other], names)] = other
-        for other in behind[place + looks.ahead]:
-            user = called(users[other], names)
-            if here & sharing[other]:
-                later[user] = other
-            if not sharing[other] <= here or any(host in kind[1:] for kind in users[other]):
-                others.setdefault(user, other)
+        earlier = {called(users[other], names): other for other in before[place] if here & sharing[other]}
+        later = {called(users[other], names): other for other in reversed(behind[place + looks.ahead])}
         built = [first_built(kinds, chosen) for chosen in (before[place], behind[place + looks.ahead])]
-        window = called(kinds[near.start : near.stop], names)
-        key = window, tuple(earlier), tuple(later), frozenset(others), *map(tuple, built)
-        seen = chain(*(one.values() for one in (earlier, later, others, *built)))
+        window = tuple([(*called([kind[:5]], names), kind.tensors) for kind in kinds[near.start : near.stop]])
+        key = window, tuple(earlier), frozenset(later), *map(tuple, built)
+        seen = chain(earlier.values(), later.values(), *(one.values() for one in built))
         ends = 0, 1, len(kinds) - 2, len(kinds) - 1
         needed = frozenset(chain(ends, near, *(places[one : one + ahead] for one in seen)))
         found.append(Surroundings(key, names, needed))
@@ -96,7 +94,7 @@ def gpus_of(devices: Sequence[int], host: int, *, offload: bool) -> frozenset[in
     """Return the GPUs that compute with weights on these devices."""
     if host not in devices:
         return frozenset(devices)
-    return frozenset({*devices} - {host} | ({0} if offload else set()))
+    return frozenset({*devices} - {host} | ({0} if offload and host else set()))
 
 
 def names_of(gpus: frozenset[int], host: int) -> dict[int, int]:
@@ -108,15 +106,10 @@ def names_of(gpus: frozenset[int], host: int) -> dict[int, int]:
     return names
 
 
-def called(kinds: Iterable[Kind], names: Mapping[int, int]) -> tuple[Kind, ...]:
+def called(kinds: Iterable[tuple[Hashable, *tuple[int, ...]]], names: Mapping[int, int]) -> tuple[Hashable, ...]:
     """Return kinds with their devices called by other names."""
     name = names.get
-    return tuple(
-        [
-            Kind(built, name(block, ELSEWHERE), name(held, ELSEWHERE), name(experts, ELSEWHERE), name(apart, ELSEWHERE))
-            for built, block, held, experts, apart in kinds
-        ]
-    )
+    return tuple([(built, *[name(device, ELSEWHERE) for device in devices]) for built, *devices in kinds])
 
 
 def first_built(kinds: Sequence[Kind], places: Iterable[int]) -> dict[Hashable, int]:
