@@ -2,7 +2,7 @@
 
     python benchmarks/search.py
 
-Prints medians of several repeats in one process, and ratios of whole processes to `python -c pass`.
+Prints the fastest of several repeats in one process, and ratios of whole processes to `python -c pass`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import sys
 import time
 
 from willitrun_catalog.find import find_model
-from willitrun_estimator.answer import quants_to_try, searched
+from willitrun_estimator.answer import quants_to_try, searched, winner
+from willitrun_estimator.compute import model as layouts
 from willitrun_estimator.hardware import devices
 from willitrun_estimator.question import Question
 from willitrun_estimator.request import Request
@@ -26,6 +27,7 @@ CASES = (
     ("llama-3.3-70b", "2x RTX 3090, 64 GiB RAM"),
     ("qwen3-30b-a3b", "RTX 3090, RTX 3060, 64 GiB RAM"),
     ("gpt-oss-120b", "2x RTX 4090, 128 GiB RAM"),
+    ("qwen3-235b-a22b", "2x RTX 3090, 256 GiB RAM"),
 )
 COMMANDS = (
     ("--version",),
@@ -35,17 +37,21 @@ COMMANDS = (
 )
 
 
-def one_search(model: str, machine: str) -> float:
-    """Return the median seconds of a search that starts from nothing but the open catalog."""
+def one_search(model: str, machine: str) -> tuple[float, float]:
+    """Return the least processor seconds of a search from nothing, and of one with exact memory of what it picks."""
     spec, request = find_model(model).spec, Request()
     plan_on = devices(open_machine(machine), request, sheet_of)
     seconds = []
     for _ in range(REPEATS):
-        start = time.perf_counter()
+        layouts._SHAPES.clear()  # noqa: SLF001 - layouts that were planned before would cost nothing
+        start = time.process_time()
         question = Question(spec, plan_on, request)
-        searched(question, quants_to_try(spec, request, plan_on), every=False)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        quants = quants_to_try(spec, request, plan_on)
+        found = searched(question, quants, every=False)
+        looked = time.process_time()
+        winner(question, quants, found)
+        seconds.append((looked - start, time.process_time() - start))
+    return min(one for one, _ in seconds), min(one for _, one in seconds)
 
 
 def process(arguments: list[str]) -> float:
@@ -61,7 +67,8 @@ def process(arguments: list[str]) -> float:
 def main() -> int:
     """Print the table."""
     for model, machine in CASES:
-        print(f"search {model:16} {machine:34} {one_search(model, machine) * 1000:7.1f} ms")
+        quick, exact = one_search(model, machine)
+        print(f"search {model:16} {machine:34} {quick * 1000:7.1f} ms, {exact * 1000:7.1f} ms with exact memory")
     bare = process([sys.executable, "-c", "pass"])
     print(f"bare interpreter {bare * 1000:.1f} ms")
     for command in COMMANDS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import takewhile
 
 from msgspec import structs
 
@@ -183,6 +184,18 @@ class Question:
         if key not in self._bounded:
             self._bounded[key] = bounded(*common)
         return search_quant(*common, bar=bar, combinations=self._bounded[key])
+
+    def rivalled(self, best: Found, quant: str, floor: float) -> bool:
+        """Tell whether a quantization may have a plan above a score, as far as a search has told.
+
+        A plan wholly on GPUs is not rivalled by others of its own settings.
+        """
+        own = best.quant, best.gpus, best.kv_type, best.context_tokens, best.ubatch
+        known = self._bounded.get((quant, False))
+        return known is None or any(
+            not best.whole or (quant, one.gpus, one.kv_type, one.context_tokens, one.ubatch) != own
+            for one in takewhile(lambda one: one.bound > floor, known)
+        )
 
     def holds(self, one: Found) -> bool:
         """Tell whether a plan holds by the exact memory model; what is off is corrected in further looks."""

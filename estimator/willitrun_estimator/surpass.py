@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from willitrun_estimator.found import Found, by_merit
 from willitrun_estimator.question import Question
@@ -13,16 +13,19 @@ MOST_LOOKS = 12
 """Each exact look settles one kind of layout of one setup, and few can be better than a plan that holds."""
 
 
-def surpassing(question: Question, best: Found, quants: Iterable[str]) -> Found:
+def surpassing(question: Question, best: Found, quants: Sequence[str]) -> Found:
     """Return a plan that takes precedence over the best one and holds as well; the best one where there is none.
 
     The quick look's closed forms can ask for a little too much. A lenient look is taken instead, and what it finds is
     looked at exactly, one after the other.
     """
-    tried = tuple(quants)
     for _ in range(MOST_LOOKS):
+        bar = NO_BAR.raised(best)
+        able = [quant for quant in quants if question.rivalled(best, quant, bar.whole)]
+        if not able:
+            return best
         question.lenient = True
-        found = [one for _, plans in sweep(question, tried, bar=NO_BAR.raised(best)) for one in plans]
+        found = [one for _, plans in sweep(question, able, bar=bar) for one in plans]
         question.lenient = False
         first = by_merit([best, *found])[0]
         if place(first) == place(best):

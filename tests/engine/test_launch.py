@@ -16,6 +16,7 @@ from tests.engine import random_model
 from tests.engine.bars import hold
 from tests.engine.conftest import free_port
 from tests.willitrun_here.launch.targets import on_recorded, on_words
+from willitrun_here.calibrate.busy import MOST_BUSY
 from willitrun_here.launch import llama_cpp
 from willitrun_here.launch import run as runner
 from willitrun_here.launch.log import Compared
@@ -77,7 +78,11 @@ def test_exec_on_this_machine_loads_answers_agrees_and_is_kept(
     assert compared["tries"] == 1
     assert not servers(port)
 
-    (corrections,) = (tmp_path / "state").glob("calibration-*.json")
+    kept = list((tmp_path / "state").glob("calibration-*.json"))
+    if (compared["others_share"] or 0.0) > MOST_BUSY:
+        assert kept == [], "others slowed the launch down"
+        return
+    (corrections,) = kept
     runs = {run["test"]: run for run in json.loads(corrections.read_text())["runs"]}
     decode = compared["probe"]["decode_tokens_per_s"]
     assert runs["decode"]["measured_tokens_per_s"] == pytest.approx(decode)

@@ -437,3 +437,10 @@ def test_only_what_overlaps_shortens_a_bound() -> None:
     assert least_overlap(1, 512, 8192) == least_overlap(2, 512, 512) == least_overlap(2, 2048, 8192) == 1.0
     assert 0.5 < least_overlap(2, 512, 8192) < 1.0
     assert least_overlap(4, 512, 8192) < least_overlap(2, 512, 8192)
+
+
+def test_units_that_do_not_fit_have_no_level_split() -> None:
+    model = Model((10,) * 6, (0,) * 6, 10, 5, 0, (30.0, 30.0), 5.0, (30, 20), 10_000)
+    layouts = layouts_of(MadeUp(model, "small", "f16", 512, (0, 1)), 1024)
+    assert layouts.level(7, 0) is None
+    assert sum(layouts.level(2, 0) or ()) == 2

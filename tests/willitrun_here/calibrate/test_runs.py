@@ -4,8 +4,14 @@ from types import SimpleNamespace
 
 from msgspec import structs
 
+from tests.catalog.readers import gguf_writer
 from tests.willitrun_here.calibrate.known import MACHINE, PLAN, SPEC
+from willitrun_catalog.quant import tensor_types
+from willitrun_catalog.shipped import model
 from willitrun_estimator.calibration import Corrections, prediction_of
+from willitrun_estimator.request import Request
+from willitrun_estimator.tensors import tensors
+from willitrun_here.ask import ask, open_model
 from willitrun_here.calibrate import runs as kept
 from willitrun_here.calibrate import store
 from willitrun_probe.machine import Gpu, Memory
@@ -72,3 +78,26 @@ def test_an_engine_run_is_kept_beside_its_prediction(engine, tmp_path):
     assert store.read(machine.shape_hash, tmp_path).runs == runs
     nothing = structs.replace(machine, memory=Memory(total_bytes=0, available_bytes=0))
     assert kept.run_engine(nothing, model, program=str(tmp_path / "absent"), now="now", folder=tmp_path) == ()
+
+
+def test_a_bench_that_knows_no_patterns_is_planned_for_without_them(engine, tmp_path):
+    program, _ = engine
+    spec = model("qwen3-30b-a3b")
+    listed = tensors(spec)
+    kinds = tensor_types("Q4_K_M", listed, spec)
+    path = tmp_path / "qwen3-30b-a3b-Q4_K_M.gguf"
+    pieces = [(one.name, one.shape, kind) for one, kind in zip(listed, kinds, strict=True)]
+    gguf_writer.write(path, gguf_writer.metadata_of(spec), pieces)
+    card = Gpu(
+        name="NVIDIA GeForce RTX 3060", vendor="nvidia", kind="gpu", memory_total_bytes=12 * 2**30,
+        memory_free_bytes=11 * 2**30, compute_capability="8.6", usable=True, visible=True,
+    )  # fmt: skip
+    memory = Memory(total_bytes=2**37, available_bytes=2**36)
+    machine = structs.replace(MACHINE, gpus=(card,), memory=memory)
+    asked = Request(engine="llama.cpp", context=512, prompt_tokens=128)
+    planned = ask(machine, open_model(str(path)), asked, commands=False).plan
+    assert planned is not None
+    assert planned.experts_apart
+    runs = kept.run_engine(machine, path, program=program, now="now", folder=tmp_path)
+    assert {run.test for run in runs} == {"decode", "prefill"}
+    assert all(run.cpu_moe_layers > planned.cpu_moe_layers for run in runs)

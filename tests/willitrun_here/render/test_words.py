@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from willitrun_estimator.plan import Context
+from willitrun_estimator.plan import Context, ExpertsApart
 from willitrun_estimator.request import Request
 from willitrun_here.render import markdown, wording
 from willitrun_here.render.breakdown import bars
@@ -116,3 +116,12 @@ def test_markdown_tables_have_as_many_cells_as_columns(answers):
     for text in (markdown.render_recommendations(rows), markdown.render_comparison(rows), markdown.render(rows[0])):
         for block in re.findall(r"(?m)(?:^\|.*\n?)+", text):
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_layers_that_are_cut_in_two_are_counted(answers):
+    answer = answers.mi100()
+    cut = ExpertsApart(block=3, tensors=("ffn_down_exps",), device=None)
+    for apart, words in (((cut,), "1 layer cut in two"), ((cut, replace(cut, block=9)), "2 layers cut in two")):
+        shown = replace(answer, plan=replace(answer.plan, experts_apart=apart))
+        assert any(words in value for row in facts(shown) for value in row)
+    assert not any("cut in two" in value for row in facts(answer) for value in row)
