@@ -13,6 +13,7 @@ from willitrun_catalog.shipped import model, models
 from willitrun_estimator.compute import model as planning
 from willitrun_estimator.compute import programs
 from willitrun_estimator.compute import replay as replay_of
+from willitrun_estimator.compute import shape as shapes
 from willitrun_estimator.compute.form import MONOMIALS, Sizes, U, form
 from willitrun_estimator.compute.graph import Graph
 from willitrun_estimator.compute.model import ComputeModel
@@ -222,3 +223,25 @@ def test_the_latest_is_last_and_what_is_taken_for_good_does_not_count() -> None:
     replay = Replay(forms, (1,) * len(MONOMIALS), 128)
     assert replay.peak([(steps, ())]) == 128 + 128 + 256
     assert replay.peak([(steps, ()), (Steps((code(1, TAKE, SINCE),), ()), ())]) == 128 + 128 + 256
+
+
+def test_layouts_planned_for_themselves_are_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_SHAPES", OrderedDict())
+    monkeypatch.setattr(planning, "MOST_KNOWN", 1)
+    monkeypatch.setattr(programs, "MOST_PROGRAMS", 1)
+    monkeypatch.setattr(shapes, "_RECENT_LIMIT", 0)
+    spec, wanted = model("minimax-m3"), Settings(context_tokens=CONTEXT)
+    whole, half = Placement(gpu_layers=61, split=(61,)), Placement(gpu_layers=31, split=(31,))
+    more = Placement(gpu_layers=32, split=(32,))
+    known = ComputeModel(weight_profile(spec, "Q4_K_M"), machine(1), wanted)
+    found = [known.bytes(placement, CONTEXT) for placement in (whole, half, more)]
+    again = ComputeModel(weight_profile(spec, "Q4_K_M"), machine(1), wanted)
+    assert found[::-1] == [again.bytes(placement, CONTEXT) for placement in (more, half, whole)]
+    assert next(iter(planning._SHAPES.values())).looks is None
+
+
+def test_a_section_on_a_device_without_a_name_is_of_no_use() -> None:
+    steps = Steps((code(0, TAKE, SINCE),), ())
+    section = programs.Section(False, (((3, steps),), (), (), (), (), ()))
+    assert section.renamed({0: 0}) is None
+    assert section.renamed({3: 1}) == programs.Section(False, (((1, steps),), (), (), (), (), ()))
