@@ -11,6 +11,8 @@ import pytest
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.shipped import model, models
 from willitrun_estimator.compute import model as planning
+from willitrun_estimator.compute import programs
+from willitrun_estimator.compute import replay as replay_of
 from willitrun_estimator.compute.form import MONOMIALS, Sizes, U, form
 from willitrun_estimator.compute.graph import Graph
 from willitrun_estimator.compute.model import ComputeModel
@@ -77,10 +79,6 @@ def compare(spec: ModelSpec, count: int, monkeypatch: pytest.MonkeyPatch, settin
     drawn = [*layouts(spec, random.Random(spec.name), count)]
     monkeypatch.setattr(planning, "_SHAPES", OrderedDict())
     found = buffers(spec, drawn, settings)
-    shape = planning.shape_of(spec)
-    assert all(
-        programs.looks is not None or not (shape.alike and shape.local) for programs in planning._SHAPES.values()
-    )
     monkeypatch.setattr(planning, "_SHAPES", OrderedDict())
     monkeypatch.setattr(planning, "Programs", lambda *, alike, **rest: Programs(alike=alike and False, **rest))
     assert found == buffers(spec, drawn, settings)
@@ -92,6 +90,14 @@ def compare(spec: ModelSpec, count: int, monkeypatch: pytest.MonkeyPatch, settin
 )
 def test_what_was_seen_in_one_layout_holds_in_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(model(name), 8, monkeypatch, Settings(context_tokens=CONTEXT))
+
+
+def test_ordinary_models_need_no_layout_planned_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_SHAPES", OrderedDict())
+    for name in ("qwen3-30b-a3b", "gpt-oss-20b", "kimi-linear-48b-a3b-instruct"):
+        spec = model(name)
+        buffers(spec, [*layouts(spec, random.Random(1), 8)], Settings(context_tokens=CONTEXT))
+    assert all(kept.looks is not None for kept in planning._SHAPES.values())
 
 
 @pytest.mark.slow
@@ -174,6 +180,24 @@ def test_states_are_shared_by_lines_that_begin_alike() -> None:
     assert len(replay) == 2
     assert replay.peak([(take, ()), (take, ())]) == 2 * (4096 + 256)
     assert len(replay) == 3
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_SHAPES", OrderedDict())
+    monkeypatch.setattr(planning, "MOST_LINES", 2)
+    for name in ("MOST_PROGRAMS", "MOST_REPLAYS", "MOST_SECTIONS"):
+        monkeypatch.setattr(programs, name, 2)
+    monkeypatch.setattr(replay_of, "MOST_STATES", 2)
+    spec, wanted = model("gpt-oss-20b"), Settings(context_tokens=CONTEXT)
+    known = ComputeModel(weight_profile(spec, "Q4_K_M"), machine(2), wanted)
+    placements = [Placement(gpu_layers=25, split=(first, 25 - first)) for first in range(9, 15)]
+    found = [known.bytes(placement, tokens) for tokens in (CONTEXT, 2 * CONTEXT) for placement in placements]
+    kept = next(iter(planning._SHAPES.values()))
+    assert len(kept._programs) <= 2
+    assert len(kept._replays) <= 2
+    assert len(known._lines) <= 2
+    again = ComputeModel(weight_profile(spec, "Q4_K_M"), machine(2), wanted)
+    assert found[:6] == [again.bytes(placement, CONTEXT) for placement in placements]
 
 
 def test_copies_of_weights_have_the_size_they_are_given() -> None:

@@ -127,6 +127,7 @@ class ComputeModel:
             program = programs.program(kinds, head, self.host, build)
             if len(self._lines) >= MOST_LINES:
                 self._lines.clear()
+                self._moves.clear()
             lines = tuple(tuple([self._move(steps, block) for steps, block in line]) for line in program)
             known = self._lines[placement] = programs, lines
         return known

@@ -23,7 +23,9 @@ BEFORE, BEHIND = "before", "behind"
 """What is built before and behind the blocks."""
 MOST_PROGRAMS = 256
 """Programs kept of one shape."""
-MOST_REPLAYS = 16
+MOST_SECTIONS = 512
+"""Sections kept of one shape."""
+MOST_REPLAYS = 12
 """Values whose states are kept of one shape."""
 
 FARTHEST = 3
@@ -139,6 +141,8 @@ class Programs:
     ) -> list[Section] | None:
         """Return what each section does; None where blocks look farther than was thought."""
         places = self._places([kinds[block] for block in kept], ends, looks)
+        if len(self._sections) > MOST_SECTIONS:
+            self._sections.clear()
         missing = {place.key: place for place in places if place.key not in self._sections}
         if missing:
             # A few blocks show the same, as long as what is missing has the same surroundings among them.

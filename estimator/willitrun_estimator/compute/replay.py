@@ -12,6 +12,9 @@ from willitrun_estimator.compute.allocator import Arena
 from willitrun_estimator.compute.form import Form, evaluate
 from willitrun_estimator.compute.trace import GIVE, LATEST, SINCE, TAKE_FOR_GOOD, TAKE_WEIGHT, Steps, decode
 
+MOST_STATES = 512
+"""States kept of one kind of device and one set of values."""
+
 Move = tuple[Steps, tuple[int, ...]]
 """Steps, and the bytes of their weights."""
 
@@ -38,6 +41,9 @@ class Replay:
         """`forms` may grow: a step names its size by the place."""
         self._forms, self._values, self._alignment = forms, values, alignment
         self._sizes: dict[int, int] = {}
+        self._begin()
+
+    def _begin(self) -> None:
         fresh = Arena()
         self._start = State((tuple(fresh.starts), tuple(fresh.lengths), (), (), ()))
         self._states = {self._start.arrangement: self._start}
@@ -48,6 +54,8 @@ class Replay:
 
     def peak(self, moves: Sequence[Move]) -> int:
         """Return the bytes of the buffer after these moves."""
+        if len(self._states) > MOST_STATES:
+            self._begin()
         state, most = self._start, 0
         for move in moves:
             known = state.after.get(move)
