@@ -124,7 +124,10 @@ TENSOR_ALIGNMENT = 128
 def padding_bytes(kv_type: str, elements: int) -> int:
     """Bytes that CUDA and ROCm add once to a quantized K or V tensor whose row is not a multiple of 512."""
     rest = elements % ROW_PADDING
-    return kv_row_bytes(kv_type, ROW_PADDING - rest) if rest and is_quantized(kv_type) else 0
+    if not rest or not is_quantized(kv_type):
+        return 0
+    # As the difference of two rows, so that a row that is not whole blocks is refused by its own size.
+    return kv_row_bytes(kv_type, ROW_PADDING) - kv_row_bytes(kv_type, rest)
 
 
 def stream_cells(settings: Settings, context_tokens: int | None = None) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 
 from msgspec import structs
 
@@ -28,7 +28,7 @@ from willitrun_estimator.plan import (
     WorkloadRow,
 )
 from willitrun_estimator.question import Question
-from willitrun_estimator.request import Mode, Request, Workload
+from willitrun_estimator.request import Request
 from willitrun_estimator.score import LENSES, PURPOSES, grade, score_parts
 from willitrun_estimator.setup import LlamaSetup
 
@@ -235,7 +235,7 @@ def quant_option(question: Question, quant: str, found: Found | None, *, best: b
             best=False,
         )
     plan = plan_of(question, found)
-    speed = speed_of(question, found)
+    speed = speed_of(question, found, plan)
     setup = setup_of(question, found)
     return QuantOption(
         quant=quant,
@@ -244,14 +244,14 @@ def quant_option(question: Question, quant: str, found: Found | None, *, best: b
         memory_bytes=plan.memory_bytes,
         quality=kept,
         status=explain.status(plan, found.short_bytes),
-        decode_tokens_per_s=found.rate,
+        decode_tokens_per_s=rate_of(question, found, speed),
         score=round(found.score),
         grade=grade(found.score),
         best=best,
         engine=plan.engine,
         context_tokens=found.context_tokens,
         decode=speed.decode_tokens_per_s,
-        ttft_s=found.ttft_s,
+        ttft_s=wait_of(found, speed),
         headroom_bytes=explain.headroom(plan),
         offloaded_fraction=plan.offloaded_fraction,
         safe_context_tokens=context_of(setup, found, question.spec).safe_tokens,
@@ -259,71 +259,76 @@ def quant_option(question: Question, quant: str, found: Found | None, *, best: b
     )
 
 
-def best_for(question: Question, quant: str, change: Callable[[Request], Request]) -> tuple[Question, Found] | None:
+def rate_of(question: Question, found: Found, speed: Speed) -> float | None:
+    """Return the rate a table shows: of one stream with all that is known of the plan, of all together for serving."""
+    decode = speed.decode_tokens_per_s
+    served = max(question.lens.concurrency, question.request.concurrency) > 1
+    return found.rate if served or decode is None else decode.expected
+
+
+def wait_of(found: Found, speed: Speed) -> float | None:
+    """Return the first token's wait that a table shows."""
+    return found.ttft_s if speed.ttft_s is None else speed.ttft_s.expected
+
+
+def best_for(question: Question, quant: str, request: Request) -> tuple[Question, Found] | None:
     """Search one quantization again under a changed request; None when nothing starts."""
-    other = Question(question.spec, question.devices, change(question.request), prepared=question.prepared)
+    other = Question(
+        question.spec, question.devices, request, corrections=question.corrections, prepared=question.prepared
+    )
     found = other.search(quant) or other.last_resorts([quant])
     return (other, found[0]) if found else None
 
 
+def under(
+    question: Question, best: Found, requests: Iterable[Request]
+) -> Iterator[tuple[Question, Found, Plan, Speed]]:
+    """Yield the best plan of the chosen quantization under each changed request that lets one start."""
+    for request in requests:
+        result = (question, best) if request == question.request else best_for(question, best.quant, request)
+        if result is not None:
+            other, found = result
+            plan = plan_of(other, found)
+            yield other, found, plan, speed_of(other, found, plan)
+
+
 def workload_rows(question: Question, best: Found) -> tuple[WorkloadRow, ...]:
     """Return the best plan of the chosen quantization for every workload."""
-    rows = []
-    for workload in PURPOSES:
-        asked = question.request
-
-        def changed(request: Request, workload: Workload = workload) -> Request:
-            return structs.replace(request, workload=workload)
-
-        result = (question, best) if workload == asked.workload else best_for(question, best.quant, changed)
-        if result is None:
-            continue
-        other, found = result
-        plan = plan_of(other, found)
-        rows.append(
-            WorkloadRow(
-                workload=workload,
-                grade=grade(found.score),
-                status=explain.status(plan, found.short_bytes),
-                decode_tokens_per_s=found.rate,
-                ttft_s=found.ttft_s,
-                context_tokens=found.context_tokens,
-                score=round(found.score),
-                prompt_tokens=other.purpose.prompt_tokens,
-                output_tokens=other.purpose.output_tokens,
-            )
+    requests = [structs.replace(question.request, workload=workload) for workload in PURPOSES]
+    return tuple(
+        WorkloadRow(
+            workload=other.request.workload,
+            grade=grade(found.score),
+            status=explain.status(plan, found.short_bytes),
+            decode_tokens_per_s=rate_of(other, found, speed),
+            ttft_s=wait_of(found, speed),
+            context_tokens=found.context_tokens,
+            score=round(found.score),
+            prompt_tokens=other.purpose.prompt_tokens,
+            output_tokens=other.purpose.output_tokens,
         )
-    return tuple(rows)
+        for other, found, plan, speed in under(question, best, requests)
+    )
 
 
 def mode_rows(question: Question, best: Found) -> tuple[ModeRow, ...]:
     """Return the best plan of the chosen quantization under every operating mode."""
-    rows = []
-    for mode, lens in LENSES.items():
-
-        def changed(request: Request, mode: Mode = mode) -> Request:
-            return structs.replace(request, mode=mode)
-
-        result = (question, best) if mode == question.request.mode else best_for(question, best.quant, changed)
-        if result is None:
-            continue
-        other, found = result
-        plan = plan_of(other, found)
-        rows.append(
-            ModeRow(
-                mode=mode,
-                score=round(found.score),
-                grade=grade(found.score),
-                quant=found.quant,
-                status=explain.status(plan, found.short_bytes),
-                context_tokens=found.context_tokens,
-                decode_tokens_per_s=speed_of(other, found).decode_tokens_per_s,
-                ttft_s=found.ttft_s,
-                concurrency=lens.concurrency,
-                output_tokens_per_s=found.rate if lens.concurrency > 1 else None,
-            )
+    requests = [structs.replace(question.request, mode=mode) for mode in LENSES]
+    return tuple(
+        ModeRow(
+            mode=other.request.mode,
+            score=round(found.score),
+            grade=grade(found.score),
+            quant=found.quant,
+            status=explain.status(plan, found.short_bytes),
+            context_tokens=found.context_tokens,
+            decode_tokens_per_s=speed.decode_tokens_per_s,
+            ttft_s=wait_of(found, speed),
+            concurrency=other.lens.concurrency,
+            output_tokens_per_s=found.rate if other.lens.concurrency > 1 else None,
         )
-    return tuple(rows)
+        for other, found, plan, speed in under(question, best, requests)
+    )
 
 
 def curve(setup: LlamaSetup, found: Found, spec: ModelSpec) -> tuple[CurvePoint, ...]:

@@ -261,3 +261,8 @@ def test_what_does_not_start_is_counted_to_the_byte_too() -> None:
         parts = use.weights_bytes, use.kv_cache_bytes, use.recurrent_bytes, use.compute_bytes, use.output_bytes
         assert min(parts) >= 0
         assert sum(parts) + use.runtime_bytes == use.total_bytes
+
+
+def test_a_cache_type_that_does_not_divide_the_heads_is_refused_with_both_numbers() -> None:
+    with pytest.raises(EstimatorError, match=r"80 elements .* q8_0, which has blocks of 32"):
+        asked("phi-2", "RTX 3090, 64 GiB RAM", kv_type="q8_0")
