@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from functools import lru_cache
-from itertools import islice
-from typing import Any
+from itertools import chain, islice, pairwise
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import structs
@@ -22,49 +23,91 @@ from willitrun_here.ask import completed, corrections_of, open_model, prepared_o
 from willitrun_here.errors import AgentError, UsageError, known_errors
 from willitrun_probe.machine import Machine
 
+if TYPE_CHECKING:
+    from multiprocessing.pool import AsyncResult
+
 CHUNK_LINES = 200
 """Lines a worker gets at once: large enough that handing them over costs little, small enough to stream."""
+AHEAD = 2
+"""Chunks in work while the next one is read."""
 MOST_LINE_BYTES = 1 << 20
 MOST_ANSWER_BYTES = 16 << 20
 """Answers a worker keeps: some 6,000 with plan and speed, 500 whole ones."""
 
+
+class About(msgspec.Struct):
+    """What of a line decides who answers it."""
+
+    model: str = ""
+
+
+_about = msgspec.json.Decoder(About)
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def answers(lines: Iterable[bytes], *, jobs: int) -> Iterator[bytes]:
     """Yield one JSON line per non-empty input line, in order; a bad line yields an error object and nothing stops."""
-    chunks = chunked(lines)
-    if jobs <= 1:
-        for chunk in chunks:
+    chunks = chunked(lines, CHUNK_LINES * jobs)
+    first = next(chunks, [])
+    if jobs <= 1 or len(first) <= CHUNK_LINES:  # so few are not worth a second process
+        for chunk in chain([first], chunks):
             yield from answer_chunk(chunk)
         return
-    first = list(islice(chunks, 2))
-    if len(first) < 2:  # noqa: PLR2004 - one chunk is not worth a second process
-        for chunk in first:
-            yield from answer_chunk(chunk)
-        return
-    yield from answered_in_parallel(first, chunks, jobs)
+    yield from answered_in_parallel(chain([first], chunks), jobs)
 
 
-def answered_in_parallel(first: list[list[bytes]], rest: Iterator[list[bytes]], jobs: int) -> Iterator[bytes]:
-    """Answer chunks in worker processes; at most two chunks a worker are read ahead, so memory stays flat."""
+def answered_in_parallel(chunks: Iterable[list[bytes]], jobs: int) -> Iterator[bytes]:
+    """Answer chunks in worker processes; two chunks are read ahead, so memory stays flat.
+
+    Lines about one model go to one worker as far as that shares the work evenly: what a worker has learnt of a model
+    the others need not learn too.
+    """
     import multiprocessing  # noqa: PLC0415 - only for many lines
 
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        waiting = deque(pool.apply_async(answer_chunk, (chunk,)) for chunk in first)
-        for chunk in rest:
-            if len(waiting) >= 2 * jobs:
-                yield from waiting.popleft().get()
-            waiting.append(pool.apply_async(answer_chunk, (chunk,)))
+    context = multiprocessing.get_context("fork")
+    with ExitStack() as stack:
+        workers = [stack.enter_context(context.Pool(1)) for _ in range(jobs)]
+        waiting: deque[tuple[list[list[int]], list[AsyncResult[list[bytes]]]]] = deque()
+        for chunk in chunks:
+            if len(waiting) == AHEAD:
+                yield from put_together(*waiting.popleft())
+            parts = shares(chunk, jobs)
+            asked = zip(workers, parts, strict=True)
+            waiting.append(
+                (parts, [worker.apply_async(answer_chunk, ([chunk[i] for i in part],)) for worker, part in asked])
+            )
         while waiting:
-            yield from waiting.popleft().get()
+            yield from put_together(*waiting.popleft())
 
 
-def chunked(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+def shares(chunk: list[bytes], jobs: int) -> list[list[int]]:
+    """Return which lines of a chunk each worker takes: equally many, neighbours by model."""
+    order = sorted(range(len(chunk)), key=lambda i: model_of(chunk[i]))
+    cuts = [len(chunk) * job // jobs for job in range(jobs + 1)]
+    return [order[start:end] for start, end in pairwise(cuts)]
+
+
+def model_of(line: bytes) -> str:
+    """Return the model a line names; nothing where the line cannot be read."""
+    try:
+        return _about.decode(line).model
+    except msgspec.MsgspecError:
+        return ""
+
+
+def put_together(parts: list[list[int]], answered_by: list[AsyncResult[list[bytes]]]) -> list[bytes]:
+    """Return the answers of a chunk in the order of its lines."""
+    found: dict[int, bytes] = {}
+    for part, result in zip(parts, answered_by, strict=True):
+        found |= zip(part, result.get(), strict=True)
+    return [found[i] for i in range(len(found))]
+
+
+def chunked(lines: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
     """Group non-empty lines."""
     kept = (line for line in lines if line.strip())
-    while chunk := list(islice(kept, CHUNK_LINES)):
+    while chunk := list(islice(kept, size)):
         yield chunk
 
 

@@ -141,3 +141,13 @@ def test_a_whole_answer_has_commands_and_a_line_may_ask_for_them_alone():
 
 def test_the_margin_is_named_like_its_option():
     assert answer(margin=24 * 2**30)["plan"]["gpu_layers"] == 0
+
+
+def test_a_worker_gets_neighbours_by_model_and_all_get_the_same_number():
+    chunk = [line(id=i, model=("phi-2", "gemma-3-1b", "qwen3-4b", "llama-3.2-1b")[i % 4]) for i in range(40)]
+    parts = batch.shares([*chunk, b"nonsense", b'{"model": 3}'], 2)
+    assert sorted(i for part in parts for i in part) == list(range(42))
+    assert [len(part) for part in parts] == [21, 21]
+    names = [{batch.model_of(chunk[i]) for i in part if i < 40} for part in parts]
+    assert names == [{"gemma-3-1b", "llama-3.2-1b"}, {"llama-3.2-1b", "phi-2", "qwen3-4b"}]
+    assert [len(part) for part in batch.shares(chunk[:1], 3)] == [0, 0, 1]
