@@ -6,8 +6,9 @@ from msgspec import structs
 
 from willitrun_catalog.model import Layer, NoFfn, NoMixer
 from willitrun_catalog.shipped import model
-from willitrun_estimator.compute.builder import Builder, Homes
+from willitrun_estimator.compute.builder import Builder
 from willitrun_estimator.compute.form import U
+from willitrun_estimator.compute.operations import Homes
 from willitrun_estimator.compute.residual_mix import BLOCKS_BANKED, Bank, block
 from willitrun_estimator.placement import Settings
 

@@ -13,8 +13,9 @@ from willitrun_estimator.compute.kernels import has_flash_kernel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from willitrun_estimator.compute.builder import Builder, Homes
+    from willitrun_estimator.compute.builder import Builder
     from willitrun_estimator.compute.graph import Node
+    from willitrun_estimator.compute.operations import Homes
 
 
 def attention(  # noqa: C901, PLR0912, PLR0915

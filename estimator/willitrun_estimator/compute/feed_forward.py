@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from willitrun_catalog.model import Moe
-    from willitrun_estimator.compute.builder import Builder, Homes
+    from willitrun_estimator.compute.builder import Builder
     from willitrun_estimator.compute.form import Dim
     from willitrun_estimator.compute.graph import Node
+    from willitrun_estimator.compute.operations import Homes
 
 
 HASHED = "ffn_gate_tid2eid.weight"

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from willitrun_estimator.compute.form import ROWS, Dim, U
 
 if TYPE_CHECKING:
-    from willitrun_estimator.compute.builder import Builder, Homes
+    from willitrun_estimator.compute.builder import Builder
     from willitrun_estimator.compute.graph import Node
+    from willitrun_estimator.compute.operations import Homes
 
 STREAMS = 4
 """`hyper_connection.count`: other numbers are refused."""

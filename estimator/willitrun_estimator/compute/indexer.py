@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from willitrun_catalog.model import Mla
-    from willitrun_estimator.compute.builder import Builder, Homes
+    from willitrun_estimator.compute.builder import Builder
+    from willitrun_estimator.compute.operations import Homes
 
 WEIGHT = "indexer.proj.weight"
 """What a block with an indexer has."""

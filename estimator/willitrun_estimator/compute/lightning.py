@@ -8,8 +8,9 @@ from willitrun_estimator.compute.form import Dim, U, form
 
 if TYPE_CHECKING:
     from willitrun_catalog.model import Recurrent
-    from willitrun_estimator.compute.builder import Builder, Homes
+    from willitrun_estimator.compute.builder import Builder
     from willitrun_estimator.compute.graph import Node
+    from willitrun_estimator.compute.operations import Homes
 
 
 def lightning(b: Builder, mixer: Recurrent, held: tuple[Node, Node], normed: Node, homes: Homes) -> Node:

@@ -10,10 +10,11 @@ from msgspec import structs
 
 from willitrun_estimator import cache
 from willitrun_estimator.compute.build import CURRENT, Build
-from willitrun_estimator.compute.builder import Builder, Homes
+from willitrun_estimator.compute.builder import Builder
 from willitrun_estimator.compute.copies import copy_bytes
 from willitrun_estimator.compute.extent import sizes_of
 from willitrun_estimator.compute.form import GROUPS, HEAVY_GROUPS, ROWS, Dim, U
+from willitrun_estimator.compute.operations import Homes
 from willitrun_estimator.compute.programs import Programs
 from willitrun_estimator.compute.replay import Move
 from willitrun_estimator.compute.schedule import OFFLOAD_ROWS

@@ -8,9 +8,10 @@ from msgspec import structs
 
 from willitrun_catalog.model import Attention, Mla, Moe
 from willitrun_estimator import cache
-from willitrun_estimator.compute.builder import HEAD, Builder, Homes
+from willitrun_estimator.compute.builder import HEAD, Builder
 from willitrun_estimator.compute.copies import copy_bytes
 from willitrun_estimator.compute.form import ROWS, Dim, Sizes, U
+from willitrun_estimator.compute.operations import Homes
 from willitrun_estimator.compute.programs import peaks
 from willitrun_estimator.compute.schedule import OFFLOAD_ROWS
 from willitrun_estimator.tensors import blueprint

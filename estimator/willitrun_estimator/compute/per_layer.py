@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from willitrun_estimator.compute.form import U
 
 if TYPE_CHECKING:
-    from willitrun_estimator.compute.builder import Builder, Homes
+    from willitrun_estimator.compute.builder import Builder
     from willitrun_estimator.compute.graph import Node
+    from willitrun_estimator.compute.operations import Homes
 
 
 class PerLayerInputs:

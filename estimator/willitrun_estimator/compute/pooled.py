@@ -17,7 +17,8 @@ from willitrun_estimator.compute.kernels import gathers_rows, has_flash_kernel
 
 if TYPE_CHECKING:
     from willitrun_catalog.model import Mla
-    from willitrun_estimator.compute.builder import Builder, Homes
+    from willitrun_estimator.compute.builder import Builder
+    from willitrun_estimator.compute.operations import Homes
 
 KEY, GATE, POOLED = range(3)
 """The parts of a row of the indexer's cache."""

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from willitrun_catalog.model import Recurrent
-    from willitrun_estimator.compute.builder import Builder, Homes
+    from willitrun_estimator.compute.builder import Builder
     from willitrun_estimator.compute.graph import Node
+    from willitrun_estimator.compute.operations import Homes
 
 
 def recurrent(b: Builder, mixer: Recurrent, normed: Node, homes: Homes) -> Callable[[], Node]:
