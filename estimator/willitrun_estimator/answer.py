@@ -249,7 +249,7 @@ def winner(
         sure += per_quant[quant][:1]
         ranked = rank(per_quant)
     if ranked:
-        better = surpassing(question, ranked[0], quants)
+        better = surpassing(question, ranked[0], per_quant)
         if better is not ranked[0]:
             per_quant[better.quant] = [better, *per_quant[better.quant]]
             ranked = [better, *ranked]

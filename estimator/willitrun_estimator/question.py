@@ -185,15 +185,17 @@ class Question:
             self._bounded[key] = bounded(*common)
         return search_quant(*common, bar=bar, combinations=self._bounded[key])
 
-    def rivalled(self, best: Found, quant: str, floor: float) -> bool:
-        """Tell whether a quantization may have a plan above a score, as far as a search has told.
+    def rivalled(self, quant: str, found: Iterable[Found], floor: float) -> bool:
+        """Tell whether a quantization may have a plan above a score besides those found, as far as a search has told.
 
-        A plan wholly on GPUs is not rivalled by others of its own settings.
+        Settings with a plan wholly on GPUs have no better one.
         """
-        own = best.quant, best.gpus, best.kv_type, best.context_tokens, best.ubatch
         known = self._bounded.get((quant, False))
-        return known is None or any(
-            not best.whole or (quant, one.gpus, one.kv_type, one.context_tokens, one.ubatch) != own
+        if known is None:
+            return True
+        settled = {(one.gpus, one.kv_type, one.context_tokens, one.ubatch) for one in found if one.whole}
+        return any(
+            (one.gpus, one.kv_type, one.context_tokens, one.ubatch) not in settled
             for one in takewhile(lambda one: one.bound > floor, known)
         )
 

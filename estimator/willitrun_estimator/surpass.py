@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from willitrun_estimator.found import Found, by_merit
 from willitrun_estimator.question import Question
@@ -13,15 +13,15 @@ MOST_LOOKS = 12
 """Each exact look settles one kind of layout of one setup, and few can be better than a plan that holds."""
 
 
-def surpassing(question: Question, best: Found, quants: Sequence[str]) -> Found:
+def surpassing(question: Question, best: Found, per_quant: Mapping[str, Sequence[Found]]) -> Found:
     """Return a plan that takes precedence over the best one and holds as well; the best one where there is none.
 
     The quick look's closed forms can ask for a little too much. A lenient look is taken instead, and what it finds is
-    looked at exactly, one after the other.
+    looked at exactly, one after the other. `per_quant` are the plans that were found.
     """
     for _ in range(MOST_LOOKS):
         bar = NO_BAR.raised(best)
-        able = [quant for quant in quants if question.rivalled(best, quant, bar.whole)]
+        able = [quant for quant, found in per_quant.items() if question.rivalled(quant, found, bar.whole)]
         if not able:
             return best
         question.lenient = True
