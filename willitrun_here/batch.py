@@ -31,8 +31,8 @@ CHUNK_LINES = 200
 AHEAD = 2
 """Chunks in work while the next one is read."""
 MOST_LINE_BYTES = 1 << 20
-MOST_ANSWER_BYTES = 16 << 20
-"""Answers a worker keeps: some 6,000 with plan and speed, 500 whole ones."""
+MOST_ANSWER_BYTES = 4 << 20
+"""Answers a worker keeps: some 1,500 with plan and speed, 120 whole ones."""
 
 
 class About(msgspec.Struct):

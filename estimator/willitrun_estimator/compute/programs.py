@@ -21,7 +21,7 @@ ARRIVALS, CLOSED, OPEN = range(ROUNDS, 6)
 """Parts of a section (`trace.Section`)."""
 BEFORE, BEHIND = "before", "behind"
 """What is built before and behind the blocks."""
-MOST_PROGRAMS = 256
+MOST_PROGRAMS = 64
 """Programs kept of one shape."""
 MOST_SECTIONS = 512
 """Sections kept of one shape."""
