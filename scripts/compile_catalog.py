@@ -24,7 +24,8 @@ from willitrun_catalog.quant import ladder  # noqa: E402
 from willitrun_catalog.shipped import Compiled, Listing, SearchName, pack  # noqa: E402
 from willitrun_catalog.sums import ModelSums, checksum  # noqa: E402
 from willitrun_catalog.words import GPU_NOISE, RELEASE_WORDS, gpu_words, key, model_words  # noqa: E402
-from willitrun_estimator.weights import packed, weight_profile  # noqa: E402
+from willitrun_estimator.weight_sums import packed  # noqa: E402
+from willitrun_estimator.weights import weight_profile  # noqa: E402
 
 ENCODER = msgspec.msgpack.Encoder(order="deterministic")
 MEMORY = re.compile(r"\b\d+\s*GB\b")

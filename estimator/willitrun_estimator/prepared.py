@@ -22,7 +22,8 @@ from willitrun_estimator.expert_parts import Parts, expert_parts
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.stack import Stack
 from willitrun_estimator.throughput.work import BlockWork, Work, multiplied_elements
-from willitrun_estimator.weights import WeightProfile, unpacked, weight_profile
+from willitrun_estimator.weight_sums import unpacked
+from willitrun_estimator.weights import WeightProfile, weight_profile
 from willitrun_estimator.widths import Widths, widths
 
 MOST_KEPT = 48

@@ -8,7 +8,8 @@ from msgspec import structs
 from willitrun_catalog import shipped, sums
 from willitrun_catalog.quant import ladder
 from willitrun_estimator.prepared import Prepared
-from willitrun_estimator.weights import packed, unpacked, weight_profile
+from willitrun_estimator.weight_sums import packed, unpacked
+from willitrun_estimator.weights import weight_profile
 
 
 @pytest.mark.slow

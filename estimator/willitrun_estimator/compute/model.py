@@ -70,6 +70,7 @@ class ComputeModel:
         self._lines: dict[Placement, tuple[Programs, tuple[tuple[Move, ...], ...]]] = {}
         self._values: dict[int, tuple[int, ...]] = {}
         self._known: dict[tuple[Placement, int], tuple[int, ...]] = {}
+        self._grown: dict[tuple[Placement, int], tuple[int, ...]] = {}
 
     def bytes(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
         """Bytes of the compute buffer on each GPU and on the host."""
@@ -78,6 +79,7 @@ class ComputeModel:
         if known is None:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
+                self._grown.clear()
                 self._values.clear()
             known = self._known[key] = self._peaks(placement, self._numbers(context_tokens))
         return known
@@ -93,6 +95,12 @@ class ComputeModel:
         Blocks that are chosen are planned with an empty cache and allocated anew when a batch needs more (MiniMax-M3);
         a buffer whose inputs grow with the square of a slot's tokens is allocated for one slot too (MiniMax-Text-01).
         """
+        known = self._grown.get((placement, context_tokens))
+        if known is None:
+            known = self._grown[placement, context_tokens] = self._growth(placement, context_tokens)
+        return known
+
+    def _growth(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
         peaks = planned = self.bytes(placement, context_tokens)
         if self._fills:
             filled = sizes_of(self.spec, self.settings, context_tokens, self._rows, filled=True).values()
