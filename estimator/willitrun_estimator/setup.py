@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TypeVar
 
 from msgspec import structs
 
@@ -16,6 +14,7 @@ from willitrun_estimator.device import Device, Devices, Host
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.footprint import MemoryModel
 from willitrun_estimator.found import Found
+from willitrun_estimator.latest import Latest
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.quick import QuickMemory
@@ -242,36 +241,9 @@ def gpu_budget(gpu: Device, request: Request, runtime_bytes: int) -> int:
     return gpu.memory_free_bytes - GROWTH_BYTES - (DISPLAY_BYTES if gpu.display_active else 0)
 
 
-_HOSTS: OrderedDict[int, tuple[Host, str]] = OrderedDict()
-_GPUS: OrderedDict[int, tuple[Device, Device]] = OrderedDict()
-_MOST_RECENT = 512
-
-Seen = TypeVar("Seen", Device, Host)
-Facts = TypeVar("Facts")
-
-
-def recent(store: OrderedDict[int, tuple[Seen, Facts]], one: Seen, make: Callable[[Seen], Facts]) -> Facts:
-    """Return what is made of a device, made once while it is among the latest: a question has many setups on one."""
-    held = store.get(id(one))
-    if held is not None and held[0] is one:
-        return held[1]
-    made = make(one)
-    store[id(one)] = (one, made)
-    while len(store) > _MOST_RECENT:
-        store.popitem(last=False)
-    return made
-
-
-def host_facts(host: Host) -> str:
-    """Return what of a host decides how fast it is, as a key."""
-    return recent(
-        _HOSTS, host, lambda one: repr(structs.replace(one, ram_total_bytes=0, ram_available_bytes=0, cpu_name=None))
-    )
-
-
-def speed_facts(gpu: Device) -> Device:
-    """Return a GPU without what does not decide how fast it is; GPUs with equal facts are one kind."""
-    return recent(_GPUS, gpu, without_identity)
+def without_memory(host: Host) -> str:
+    """Return a host without its name and memory, as a key."""
+    return repr(structs.replace(host, ram_total_bytes=0, ram_available_bytes=0, cpu_name=None))
 
 
 def without_identity(gpu: Device) -> Device:
@@ -280,3 +252,9 @@ def without_identity(gpu: Device) -> Device:
         gpu, name="", memory_total_bytes=0, memory_free_bytes=0, uuid=None, index=None, pci_address=None,
         numa_node=None, display_active=False, sheet=None, peer_bytes_per_s=None, driver_version=None,
     )  # fmt: skip
+
+
+host_facts = Latest(without_memory)
+"""What of a host decides how fast it is; a question has many setups on one."""
+speed_facts = Latest(without_identity)
+"""What of a GPU decides how fast it is; GPUs with equal facts are one kind."""

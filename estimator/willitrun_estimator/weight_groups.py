@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from msgspec import Struct
 
 from willitrun_catalog.mixes import NOWHERE, Position, position
 from willitrun_catalog.model import Role
 from willitrun_catalog.tensor_classes import Category, category, kept_type, quantizable
+from willitrun_estimator.latest import Latest
 from willitrun_estimator.tensors import Blueprint, Part
 
 POSITIONAL: frozenset[Category] = frozenset({"value", "down", "gate", "up"})
@@ -100,20 +99,9 @@ def _slot(*key: object) -> int:
     return _SLOTS.setdefault(key, len(_SLOTS) + 1)
 
 
-_RECENT: OrderedDict[int, tuple[Blueprint, Grouped]] = OrderedDict()
-_RECENT_LIMIT = 512
-
-
 def grouped(plan: Blueprint) -> Grouped:
     """Group a blueprint's blocks; the latest results are kept."""
-    held = _RECENT.get(id(plan))
-    if held is not None and held[0] is plan:
-        return held[1]
-    made = _group(plan)
-    _RECENT[id(plan)] = (plan, made)
-    while len(_RECENT) > _RECENT_LIMIT:
-        _RECENT.popitem(last=False)
-    return made
+    return _latest(plan)
 
 
 def _group(plan: Blueprint) -> Grouped:
@@ -158,6 +146,9 @@ def _group(plan: Blueprint) -> Grouped:
         order=tuple(order),
         counts=tuple(counts),
     )
+
+
+_latest = Latest(_group)
 
 
 def _kind(parts: tuple[Part, ...], architecture: str) -> Kind:

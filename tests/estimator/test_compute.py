@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.estimator.simulated import machine
 from willitrun_catalog.model import Attention, Dense, Layer, ModelSpec, Moe, NoMixer, Recurrent
 from willitrun_catalog.shipped import model, models
 from willitrun_estimator.compute import ComputeModel
@@ -18,25 +19,11 @@ from willitrun_estimator.compute.form import CELLS, Sizes, U, evaluate, form, pl
 from willitrun_estimator.compute.graph import Graph
 from willitrun_estimator.compute.kernels import has_flash_kernel
 from willitrun_estimator.compute.programs import peaks
-from willitrun_estimator.device import Backend, Device, Devices, Host
+from willitrun_estimator.device import Backend
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.weights import weight_profile
 
 MIB = 1 << 20
-
-
-def machine(gpus: int, backend: Backend = "cuda") -> Devices:
-    gpu = Device(
-        name="GPU",
-        backend=backend,
-        family="ampere",
-        memory_total_bytes=1 << 40,
-        memory_free_bytes=1 << 40,
-        bandwidth_bytes_per_s=None,
-        multiprocessors=82,
-    )
-    host = Host(ram_total_bytes=1 << 40, ram_available_bytes=1 << 40, bandwidth_bytes_per_s=None, threads=8)
-    return Devices(name="m", gpus=(gpu,) * gpus, host=host)
 
 
 def compute(

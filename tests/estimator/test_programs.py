@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.estimator.simulated import machine
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.shipped import model, models
 from willitrun_estimator.compute import model as planning
 from willitrun_estimator.compute import programs
 from willitrun_estimator.compute import replay as replay_of
-from willitrun_estimator.compute import shape as shapes
 from willitrun_estimator.compute.form import MONOMIALS, Sizes, U, form
 from willitrun_estimator.compute.graph import Graph
 from willitrun_estimator.compute.model import ComputeModel
@@ -36,25 +36,10 @@ from willitrun_estimator.compute.trace import (
     code,
     decode,
 )
-from willitrun_estimator.device import Backend, Device, Devices, Host
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.weights import weight_profile
 
 CONTEXT = 8192
-
-
-def machine(gpus: int, backend: Backend = "cuda") -> Devices:
-    gpu = Device(
-        name="GPU",
-        backend=backend,
-        family="ampere",
-        memory_total_bytes=1 << 40,
-        memory_free_bytes=1 << 40,
-        bandwidth_bytes_per_s=None,
-        multiprocessors=82,
-    )
-    host = Host(ram_total_bytes=1 << 40, ram_available_bytes=1 << 40, bandwidth_bytes_per_s=None, threads=8)
-    return Devices(name="m", gpus=(gpu,) * gpus, host=host)
 
 
 def layouts(spec: ModelSpec, draw: random.Random, count: int) -> Iterator[tuple[int, Placement]]:
@@ -229,7 +214,6 @@ def test_layouts_planned_for_themselves_are_kept_too(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(planning, "_SHAPES", OrderedDict())
     monkeypatch.setattr(planning, "MOST_KNOWN", 1)
     monkeypatch.setattr(programs, "MOST_PROGRAMS", 1)
-    monkeypatch.setattr(shapes, "_RECENT_LIMIT", 0)
     spec, wanted = model("minimax-m3"), Settings(context_tokens=CONTEXT)
     whole, half = Placement(gpu_layers=61, split=(61,)), Placement(gpu_layers=31, split=(31,))
     more = Placement(gpu_layers=32, split=(32,))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from msgspec import structs
 
 from willitrun_catalog.find import find_model
@@ -38,16 +36,6 @@ def test_hosts_are_alike_whatever_their_memory():
     host = on("64 GiB RAM, 8 cores").host
     assert setup.host_facts(host) == setup.host_facts(structs.replace(host, ram_available_bytes=1))
     assert setup.host_facts(host) != setup.host_facts(structs.replace(host, threads=3))
-
-
-def test_only_the_latest_are_kept(monkeypatch):
-    monkeypatch.setattr(setup, "_MOST_RECENT", 2)
-    store: OrderedDict = OrderedDict()
-    hosts = [on("64 GiB RAM, 8 cores").host for _ in range(3)]
-    made = [setup.recent(store, host, lambda _: object()) for host in hosts]
-    assert setup.recent(store, hosts[2], lambda _: object()) is made[2]
-    assert setup.recent(store, hosts[0], lambda _: object()) is not made[0]
-    assert len(store) == 2
 
 
 def test_products_are_those_of_their_host(monkeypatch):

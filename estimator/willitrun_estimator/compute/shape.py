@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from willitrun_catalog.model import Attention, Layer, Moe
@@ -10,14 +9,12 @@ from willitrun_estimator import cache
 from willitrun_estimator.compute import block_sparse
 from willitrun_estimator.compute.builder import RESIDUAL_SCORE
 from willitrun_estimator.compute.style import Style, style_of
+from willitrun_estimator.latest import Latest
 from willitrun_estimator.tensors import blueprint
 from willitrun_estimator.weight_groups import grouped
 
 if TYPE_CHECKING:
     from willitrun_catalog.model import ModelSpec
-
-_RECENT: OrderedDict[int, Shape] = OrderedDict()
-_RECENT_LIMIT = 512
 
 
 class Shape:
@@ -71,15 +68,8 @@ class Shape:
         """Equal for models whose graphs are equal."""
 
 
-def shape_of(spec: ModelSpec) -> Shape:
-    """Return the shape of a model; the latest are kept."""
-    held = _RECENT.get(id(spec))
-    if held is not None and held.spec is spec:
-        return held
-    made = _RECENT[id(spec)] = Shape(spec)
-    while len(_RECENT) > _RECENT_LIMIT:
-        _RECENT.popitem(last=False)
-    return made
+shape_of = Latest(Shape)
+"""The shape of a model."""
 
 
 def donors(spec: ModelSpec) -> tuple[int, ...]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from msgspec import Struct
 
 from willitrun_catalog.grouping import grouping
 from willitrun_catalog.mixes import MixFacts
 from willitrun_catalog.model import Layer, ModelSpec, Moe, Tensor
 from willitrun_catalog.tensor_classes import category
+from willitrun_estimator.latest import Latest
 from willitrun_estimator.tensors.family import block, next_token_block, outside
 from willitrun_estimator.tensors.part import Part
 from willitrun_estimator.tensors.registry import family_of
@@ -28,20 +27,16 @@ class Blueprint(Struct, frozen=True, kw_only=True):
     """What the mixes of llama-quantize look at."""
 
 
-_RECENT: OrderedDict[int, tuple[ModelSpec, Blueprint]] = OrderedDict()
-_RECENT_LIMIT = 512
-
-
 def blueprint(spec: ModelSpec) -> Blueprint:
     """Lay out a model's tensors; the latest results are kept. Raises `UnknownArchitecture`."""
-    held = _RECENT.get(id(spec))
-    if held is not None and held[0] is spec:
-        return held[1]
-    made = _from_list(spec, spec.tensors) if spec.tensors is not None else _from_shape(spec)
-    _RECENT[id(spec)] = (spec, made)
-    while len(_RECENT) > _RECENT_LIMIT:
-        _RECENT.popitem(last=False)
-    return made
+    return _latest(spec)
+
+
+def _lay_out(spec: ModelSpec) -> Blueprint:
+    return _from_list(spec, spec.tensors) if spec.tensors is not None else _from_shape(spec)
+
+
+_latest = Latest(_lay_out)
 
 
 def _from_shape(spec: ModelSpec) -> Blueprint:

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from collections import OrderedDict
-from importlib import import_module
-
 import pytest
 from msgspec import structs
 
@@ -229,15 +226,3 @@ def test_a_layer_that_the_architecture_cannot_have_is_refused(name, other):
     foreign = structs.replace(spec.layers[0], mixers=shipped.model(other).layers[0].mixers[-1:])
     with pytest.raises(EstimatorError, match="attention alone"):
         blueprint(structs.replace(spec, layers=(foreign, *spec.layers[1:])))
-
-
-def test_only_the_latest_blueprints_are_kept(monkeypatch):
-    module = import_module("willitrun_estimator.tensors.blueprint")
-    monkeypatch.setattr(module, "_RECENT", OrderedDict())
-    monkeypatch.setattr(module, "_RECENT_LIMIT", 2)
-    specs = [shipped.model(name) for name in ("llama-3.2-1b-instruct", "phi-2", "qwen3-4b")]
-    made = [blueprint(spec) for spec in specs]
-    assert [blueprint(spec) is held for spec, held in zip(specs[1:], made[1:], strict=True)] == [True, True]
-    assert blueprint(specs[0]) is not made[0]
-    assert blueprint(specs[0]) == made[0]
-    assert len(module._RECENT) == 2
