@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import lru_cache
@@ -21,6 +21,7 @@ from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
 from willitrun_here.ask import completed, corrections_of, open_model, prepared_of, sheet_of
 from willitrun_here.errors import AgentError, UsageError, known_errors
+from willitrun_here.recent import Recent
 from willitrun_probe.machine import Machine
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ CHUNK_LINES = 200
 AHEAD = 2
 """Chunks in work while the next one is read."""
 MOST_LINE_BYTES = 1 << 20
-MOST_ANSWER_BYTES = 4 << 20
-"""Answers a worker keeps: some 1,500 with plan and speed, 120 whole ones."""
+MOST_ANSWER_BYTES = 16 << 20
+"""Packed answers a worker keeps: some 20,000 with plan and speed."""
 
 
 class About(msgspec.Struct):
@@ -134,39 +135,20 @@ def answer_line(line: bytes) -> bytes:
             raise UsageError(f"a line of {len(line)} bytes", f"At most {MOST_LINE_BYTES} are read.")
         asked = _decoder.decode(line)
         identity = asked.pop("id", None)
-        return with_id(ANSWERS.get(_encoder.encode(asked)), identity)
+        request = _encoder.encode(asked)
+        answer = RECENT.get(request)
+        if answer is None:
+            answer = _encoder.encode(answered(asked))
+            RECENT.keep(request, answer)
+        return with_id(answer, identity)
     except (msgspec.MsgspecError, RecursionError) as error:
         return failed(identity, str(error), "", 2)
     except known_errors() as error:
         return failed(identity, str(error), getattr(error, "advice", ""), int(getattr(error, "exit_code", 4)))
 
 
-class Answers:
-    """The latest encoded answers by request, as many as fit into so many bytes.
-
-    A fleet asks the same of many machines of one shape; such questions are answered once a worker.
-    """
-
-    def __init__(self, most_bytes: int) -> None:
-        self.left_bytes = most_bytes
-        self._kept: OrderedDict[bytes, bytes] = OrderedDict()
-
-    def get(self, asked: bytes) -> bytes:
-        """Return the answer to a request without its id. Raises what answering raises."""
-        known = self._kept.get(asked)
-        if known is not None:
-            self._kept.move_to_end(asked)
-            return known
-        answer = _encoder.encode(answered(_decoder.decode(asked)))
-        self._kept[asked] = answer
-        self.left_bytes -= len(asked) + len(answer)
-        while self.left_bytes < 0:
-            old = self._kept.popitem(last=False)
-            self.left_bytes += len(old[0]) + len(old[1])
-        return answer
-
-
-ANSWERS = Answers(MOST_ANSWER_BYTES)
+RECENT = Recent(MOST_ANSWER_BYTES)
+"""A fleet asks the same of many machines of one shape; such questions are answered once a worker."""
 
 
 def with_id(answer: bytes, identity: Any) -> bytes:

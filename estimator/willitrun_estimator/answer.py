@@ -38,6 +38,7 @@ from willitrun_estimator.sections import (
     serving_of,
     setup_of,
     speed_of,
+    with_options,
     workload_rows,
 )
 from willitrun_estimator.surpass import surpassing
@@ -279,6 +280,8 @@ def assembled(
     """Put the answer together, section by section; not `exact` for rankings, which look at memory quickly."""
     spec, devices = question.spec, question.devices
     plan = plan_of(question, best, exact=exact)
+    if "limits" in sections:
+        plan = with_options(question, best, plan)
     speed = speed_of(question, best, plan) if sections & {"speed", "tags", "limits"} else None
     fit = explain.fit(plan, best, spec.title)
     setup = setup_of(question, best)

@@ -27,9 +27,6 @@ NUM_PARALLEL = 1
 KV_TYPES = ("f16", "q8_0", "q4_0")
 """What OLLAMA_KV_CACHE_TYPE takes (docs/faq.mdx, "How can I set the quantization type for the K/V cache?")."""
 
-MINIMUM_FREE_BYTES = 1 << 30
-"""What its scheduler leaves free on a CUDA card (https://github.com/ollama/ollama/pull/2114)."""
-
 
 def default_context(spec: ModelSpec, devices: Devices) -> int:
     """Give the context that ollama picks for a machine: by the total memory of its GPUs, at most the model's."""

@@ -134,6 +134,17 @@ def draft_bytes(weights: WeightProfile, settings: Settings, drafts: int = 3, *, 
     return tuple(line for line in lines if line[1])
 
 
+def option_notes(weights: WeightProfile, settings: Settings, *, gpus: int) -> tuple[Line, ...]:
+    """List what options would take that no plan sets: a projector for images or sound, drafting with the own head.
+
+    No total contains them. What drafts is on the last GPU, but for what says that it is in RAM.
+    """
+    lines = [("projector", projector_bytes(weights), "weights that read images or sound (--mmproj), on the first GPU")]
+    for name, amount, basis in draft_bytes(weights, settings, gpus=gpus):
+        lines.append((name, amount, f"{basis} (--spec-type draft-mtp)"))
+    return tuple(line for line in lines if line[1])
+
+
 def checkpoint_bytes(weights: WeightProfile, settings: Settings) -> int:
     """Give one context checkpoint: the windowed caches and states of one slot. 0 for a plain transformer."""
     spec = weights.spec

@@ -8,7 +8,7 @@ from msgspec import structs
 
 from willitrun_catalog.model import ModelSpec
 from willitrun_catalog.quant import label_note
-from willitrun_estimator import evidence, explain, pace
+from willitrun_estimator import evidence, explain, overhead, pace
 from willitrun_estimator.device import Devices
 from willitrun_estimator.found import Found
 from willitrun_estimator.plan import (
@@ -89,6 +89,15 @@ def plan_of(question: Question, found: Found, *, exact: bool = False) -> Plan:
         gpu_uuids=tuple(gpu.uuid for gpu in gpus),
         gpu_indexes=tuple(gpu.index for gpu in gpus),
     )
+
+
+def with_options(question: Question, found: Found, plan: Plan) -> Plan:
+    """Add to the host's notes what options that nobody asked for would take."""
+    setup = setup_of(question, found)
+    settings = structs.replace(setup.settings, context_tokens=found.context_tokens)
+    *gpus, host = plan.devices
+    notes = overhead.option_notes(setup.weights, settings, gpus=len(gpus))
+    return structs.replace(plan, devices=(*gpus, structs.replace(host, notes=(*host.notes, *notes))))
 
 
 def speed_of(question: Question, found: Found, plan: Plan | None = None) -> Speed:

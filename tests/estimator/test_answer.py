@@ -137,6 +137,20 @@ def test_every_key_of_a_full_answer_is_filled() -> None:
     assert result.context.safe_tokens >= result.plan.context_tokens  # type: ignore[union-attr]
 
 
+def test_what_drafting_and_images_would_take_is_named_beside_the_plan() -> None:
+    request = Request()
+    machine, spec = on("NVIDIA RTX 5090", request), find_model("qwen3.5-35b-a3b").spec
+    whole = answer_on(machine, spec, request).plan
+    alone = answer_on(machine, spec, request, sections=PLAN).plan
+    assert whole is not None
+    assert alone is not None
+    notes = {name: amount for name, amount, _ in whole.devices[-1].notes}
+    assert notes["projector"] == 2 * spec.non_text_params
+    assert notes["draft head cache"] == 2 * 2 * 256 * 2 * whole.context_tokens
+    assert {name for name, _, _ in alone.devices[-1].notes} < notes.keys()
+    assert whole.memory_bytes == alone.memory_bytes
+
+
 def test_memory_held_by_others_is_named_as_the_thing_to_free() -> None:
     request = Request()
     result = answer_on(on("RTX 3090 (8 GiB free), 32 GiB RAM", request), find_model("qwen3-14b").spec, request)

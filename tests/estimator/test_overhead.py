@@ -151,3 +151,17 @@ def test_only_processors_repack() -> None:
     assert 3 << 30 < overhead.repacked_bytes(weights, 0, wanted) < 5 << 30
     assert overhead.repacked_bytes(weights, 1, wanted) == 0
     assert overhead.repacked_bytes(weights, 0, Settings(context_tokens=4096, repack=False)) == 0
+
+
+def test_what_options_would_take_is_named_beside_the_totals() -> None:
+    wanted = Settings(context_tokens=8192)
+    seeing, drafting = (weight_profile(model(name), "Q4_K_M") for name in ("gemma-3-12b-it", "qwen3.5-35b-a3b"))
+    (line,) = overhead.option_notes(seeing, wanted, gpus=1)
+    assert line[:2] == ("projector", overhead.projector_bytes(seeing))
+    named = {name: amount for name, amount, _ in overhead.option_notes(drafting, wanted, gpus=1)}
+    assert named["projector"] == overhead.projector_bytes(drafting)
+    assert named["draft head cache"] == 16 * MIB
+    on_host = {name: amount for name, amount, _ in overhead.option_notes(drafting, wanted, gpus=0)}
+    assert on_host["draft head cache"] == 16 * MIB
+    assert "draft compute buffer" not in on_host
+    assert overhead.option_notes(weight_profile(model("qwen3-8b"), "Q4_K_M"), wanted, gpus=1) == ()

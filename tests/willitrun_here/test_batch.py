@@ -6,6 +6,7 @@ import json
 import pytest
 
 from willitrun_here import batch
+from willitrun_here.recent import Recent
 
 LINE = {"model": "llama-3.2-1b", "machine": "RTX 3090, 64 GiB RAM", "quant": "Q4_K_M", "sections": ["plan"]}
 
@@ -112,7 +113,7 @@ def test_machines_as_objects():
 
 
 def test_equal_questions_are_answered_once_and_keep_their_ids(monkeypatch):
-    monkeypatch.setattr(batch, "ANSWERS", batch.Answers(1 << 20))
+    monkeypatch.setattr(batch, "RECENT", Recent(1 << 20))
     calls = []
     real = batch.answered
     monkeypatch.setattr(batch, "answered", lambda asked: calls.append(1) or real(asked))
@@ -120,15 +121,6 @@ def test_equal_questions_are_answered_once_and_keep_their_ids(monkeypatch):
     assert len(calls) == 1
     assert first["id"] == 'a"id":null'
     assert second == first | {"id": 2}
-
-
-def test_answers_kept_are_bounded_by_their_bytes():
-    kept = batch.Answers(9000)
-    asked = [json.dumps({**LINE, "context": 1024 * n}).encode() for n in range(1, 9)]
-    for one in asked:
-        assert kept.get(one) == kept.get(one)
-        assert kept.left_bytes >= 0
-    assert 0 < 9000 - kept.left_bytes <= 9000
 
 
 def test_a_whole_answer_has_commands_and_a_line_may_ask_for_them_alone():

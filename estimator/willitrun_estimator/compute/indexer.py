@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from willitrun_estimator.compute.builder import Builder
     from willitrun_estimator.compute.operations import Homes
 
-WEIGHT = "indexer.proj.weight"
-"""What a block with an indexer has."""
 ROTATION = 128
 """Width of the Hadamard matrix that the indexer's keys and queries are turned by."""
 
