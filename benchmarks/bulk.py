@@ -1,12 +1,14 @@
 """Answers per second and memory of `batch`, at more and more lines.
 
-    python benchmarks/bulk.py [--lines 10000 100000] [--jobs N] [--write]
+    python benchmarks/bulk.py [--repeated 10000 1000000] [--fixed 10000 40000] [--jobs N] [--write]
 
-Two mixtures of models, quantizations, contexts and machines: `fixed` names quantization, context, cache type and layers
-as someone does who asks about given plans; `searched` leaves all but model, machine and context to the search. Lines
-come through a pipe as they are made, and answers go to another: neither side holds them. Peak memory is that of the
-largest process. `--write` puts the figures into docs/performance.md. The default takes about two minutes; a million
-lines (`--lines 10000 100000 1000000`) several more.
+Three mixtures of models, quantizations, contexts and machines. `repeated` asks a fleet's questions, each of which comes
+again and again: ten models that many run, four quantizations, five contexts and twenty machines. `fixed` draws from
+40 models of the whole catalog, giants and rare architectures among them, every quantization and 40 machines, so that
+hardly a line comes twice. Both name the quantization, as someone does who asks about given plans; `searched` leaves it
+to the search. Lines come through a pipe as they are made, and answers go to another: neither side holds them. Peak
+memory is that of the largest process. `--write` puts the figures into docs/performance.md. The default takes about two
+minutes.
 """
 
 from __future__ import annotations
@@ -33,6 +35,19 @@ MOST_GROWTH = 1.1
 """Memory is flat when the most lines need no more than a tenth above the fewest."""
 SEARCHED_LINES = 1_000
 CONTEXTS = (4096, 8192, 16384, 32768, 65536)
+MODELS = (
+    "llama-3.1-8b-instruct", "llama-3.3-70b-instruct", "qwen3-4b", "qwen3-8b", "qwen3-32b", "qwen3-30b-a3b",
+    "gemma-3-12b-it", "gemma-3-27b-it", "gpt-oss-20b", "mistral-7b-instruct-v0.3",
+)  # fmt: skip
+QUANTS = ("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
+
+
+MIXTURES = (
+    "`repeated` are a fleet's: 4,000 different questions about ten models that many run on twenty machines, in random "
+    "order. `fixed` are drawn from 40 models of the whole catalog, 40 machines and every quantization, so that hardly "
+    "one comes twice, and a fifth needs experts on the host. Both name the quantization and ask for plan and speed; "
+    "`searched` are as `fixed`, but leave the quantization to the search."
+)
 
 
 class Bulk(NamedTuple):
@@ -50,14 +65,17 @@ class Bulk(NamedTuple):
 
 
 def requests(kind: str, lines: int) -> Iterator[bytes]:
-    """Yield questions drawn at random from 40 models, the quantizations, five contexts and 40 machines."""
+    """Yield questions of a mixture, drawn at random."""
     draw = random.Random(1)
-    names, machines = model_names(40), machine_words(40)
+    common = kind == "repeated"
+    names, machines = (MODELS, machine_words(20)) if common else (model_names(40), machine_words(40))
     for number in range(lines):
         asked: dict[str, Any] = {
             "id": number, "model": draw.choice(names), "machine": draw.choice(machines),
             "context": draw.choice(CONTEXTS), "sections": ["plan", "speed"],
         }  # fmt: skip
+        if kind == "repeated":
+            asked["quant"] = draw.choice(QUANTS)
         if kind == "fixed":
             asked |= {"quant": draw.choice(LADDER), "kv_type": "f16", "gpu_layers": "all", "flash_attention": "on"}
         yield json.dumps(asked).encode() + b"\n"
@@ -88,22 +106,7 @@ def run(kind: str, lines: int, jobs: int) -> Bulk:
 
 def report(done: list[Bulk], jobs: int) -> str:
     """Return the section for the document."""
-    fixed = [one for one in done if one.kind == "fixed"]
-    rate, growth = fixed[-1].per_s, fixed[-1].peak_bytes / fixed[0].peak_bytes
-    held = [
-        [
-            "answers with plan and speed",
-            f"{rate:,.0f}/s",
-            ">= 4,000/s",
-            processes.verdict(rate, LEAST_PER_S, least=True),
-        ],
-        [
-            f"memory at {fixed[-1].lines:,} lines over {fixed[0].lines:,}",
-            f"{growth:.2f} x",
-            "flat",
-            processes.verdict(growth, MOST_GROWTH),
-        ],
-    ]
+    held = [line for kind in ("repeated", "fixed") for line in verdicts([one for one in done if one.kind == kind])]
     rows = [
         [one.kind, f"{one.lines:,}", f"{one.wall_s:.1f}", f"{one.per_s:,.0f}", f"{one.peak_bytes / MIB:.0f}"]
         for one in done
@@ -113,20 +116,38 @@ def report(done: list[Bulk], jobs: int) -> str:
             f"## Many questions\n\nMeasured {processes.this_machine()} {jobs} worker processes.",
             processes.table(("what", "measured", "bar", ""), held),
             processes.table(("questions", "lines", "seconds", "answers/s", "peak of the largest process, MiB"), rows),
-            "`fixed` questions name quantization, context, cache type and layers; `searched` ones the context alone.",
+            MIXTURES,
         )
     )
+
+
+def verdicts(runs: list[Bulk]) -> list[list[str]]:
+    """Hold the runs of one mixture, from few to many lines, against the bars."""
+    kind, fewest, most = runs[0].kind, runs[0], runs[-1]
+    growth = most.peak_bytes / fewest.peak_bytes
+    rate = processes.verdict(most.per_s, LEAST_PER_S, least=True)
+    return [
+        [f"{kind}: answers with plan and speed", f"{most.per_s:,.0f}/s", ">= 4,000/s", rate],
+        [
+            f"{kind}: memory at {most.lines:,} lines over {fewest.lines:,}",
+            f"{growth:.2f} x",
+            "flat",
+            processes.verdict(growth, MOST_GROWTH),
+        ],
+    ]
 
 
 def main() -> int:
     """Measure and print; 1 when a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lines", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--repeated", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser.add_argument("--fixed", type=int, nargs="+", default=[10_000, 40_000])
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--write", action="store_true", help="also write docs/performance.md")
     options = parser.parse_args()
-    done = [run("fixed", lines, options.jobs) for lines in options.lines]
-    done.append(run("searched", min(SEARCHED_LINES, options.lines[0]), options.jobs))
+    done = [run("repeated", lines, options.jobs) for lines in options.repeated]
+    done += [run("fixed", lines, options.jobs) for lines in options.fixed]
+    done.append(run("searched", SEARCHED_LINES, options.jobs))
     text = report(done, options.jobs)
     print(text)
     if options.write:
