@@ -28,7 +28,8 @@ from willitrun_estimator.request import Request
 from willitrun_estimator.score import grade, quality_factor, score, score_parts
 from willitrun_estimator.vllm.formats import format_of
 from willitrun_estimator.vllm.objectives import TIE, at, choose_engine, objective, targets
-from willitrun_estimator.vllm.plan import VllmPlan, vllm_plan
+from willitrun_estimator.vllm.outcome import VllmPlan
+from willitrun_estimator.vllm.plan import vllm_plan
 from willitrun_estimator.vllm.repositories import ready_made
 
 BACKENDS = frozenset({"cuda", "rocm"})

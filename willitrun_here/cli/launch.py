@@ -109,9 +109,9 @@ def show(target: Any, shape: str, *, as_json: bool) -> int:
         raise UsageError(f"--as {shape}: Metal cannot be reached from a container", "Take --as shell.")
     if shape in files:
         if plan.engine == "vllm":
-            from willitrun_here.launch import vllm  # noqa: PLC0415
+            from willitrun_here.launch import vllm, vllm_documents  # noqa: PLC0415
 
-            remarks, text = vllm.remarks(target), vllm.document(target, shape)
+            remarks, text = vllm.remarks(target), vllm_documents.document(target, shape)
         else:
             remarks, text = commands_of(target)[plan.engine].notes, files[shape](target)
         for remark in remarks:

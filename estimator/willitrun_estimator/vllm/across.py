@@ -13,8 +13,9 @@ from willitrun_estimator.device import Devices
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.request import Request
 from willitrun_estimator.vllm.objectives import TIE
+from willitrun_estimator.vllm.outcome import VllmPlan
 from willitrun_estimator.vllm.parallel import alike
-from willitrun_estimator.vllm.plan import SAME_GPUS_TIE, VllmPlan, vllm_plan
+from willitrun_estimator.vllm.plan import SAME_GPUS_TIE, vllm_plan
 from willitrun_estimator.vllm.versions import Version
 
 

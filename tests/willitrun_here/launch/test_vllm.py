@@ -15,7 +15,7 @@ from willitrun_estimator.families import family
 from willitrun_estimator.request import Request
 from willitrun_estimator.vllm.flags import unknown_flags
 from willitrun_estimator.vllm.plan import vllm_plan
-from willitrun_here.launch import sglang, vllm, vllm_installed, vllm_nodes
+from willitrun_here.launch import sglang, vllm, vllm_documents, vllm_installed, vllm_nodes
 from willitrun_here.launch.flags import NEWEST
 from willitrun_here.launch.target import Target
 from willitrun_here.launch.vllm_installed import Installed
@@ -167,24 +167,24 @@ def test_docker_hands_over_uuids_shared_memory_and_the_cache():
 
 def test_documents_of_every_shape():
     built = target("llama-3.3-70b", count=2, quant="fp8", tensor_parallel=2)
-    compose = vllm.document(built, "compose")
+    compose = vllm_documents.document(built, "compose")
     assert '"GPU-1"' in compose
     assert '"3gb"' in compose
     assert "huggingface" in compose
-    assert "huggingface:" not in vllm.document(target(source="/models/llama"), "compose")
-    amd = vllm.document(target(card=MI300X, spare=1), "compose")
+    assert "huggingface:" not in vllm_documents.document(target(source="/models/llama"), "compose")
+    amd = vllm_documents.document(target(card=MI300X, spare=1), "compose")
     assert "/dev/kfd" in amd
     assert "HIP_VISIBLE_DEVICES" in amd
-    unit = vllm.document(
+    unit = vllm_documents.document(
         structs.replace(built, plan=structs.replace(built.plan, gpu_uuids=("GPU-0",), gpu_indexes=(0,))), "systemd"
     )
     assert "ExecStart=vllm serve" in unit
     assert "Environment=" in unit
-    manifest = vllm.document(built, "kubernetes")
+    manifest = vllm_documents.document(built, "kubernetes")
     assert "nvidia.com/gpu" in manifest
     assert '"3Gi"' in manifest
     with pytest.raises(ValueError, match="modelfile"):
-        vllm.document(built, "modelfile")
+        vllm_documents.document(built, "modelfile")
 
 
 HOSTS = ("10.0.0.1", "10.0.0.2")
