@@ -124,11 +124,11 @@ def answer_all(axis: str, count: int, part: int, most: int) -> tuple[float, int]
     """Answer the questions in this process; returns processor seconds and how many there were."""
     lines = [json.dumps(one).encode() for one in questions(axis, count, part, most)]
     from willitrun_here.__main__ import collect_seldom  # noqa: PLC0415
-    from willitrun_here.batch import answers  # noqa: PLC0415 - imported, but not asked yet
+    from willitrun_here.batch import answer_lines  # noqa: PLC0415 - imported, but not asked yet
 
     collect_seldom()  # as the command does; else the collector's share grows with everything that is kept
     start = time.process_time()
-    for line in answers(lines, jobs=1):
+    for line in answer_lines(lines):
         assert b'"fit"' in line, line
     return time.process_time() - start, len(lines)
 

@@ -1,14 +1,10 @@
-"""Many questions at once: JSON Lines in, JSON Lines out, in order, with bounded memory, on all cores."""
+"""One line of JSON to one line of JSON: an answer, or an error; what many lines share is worked out once."""
 
 from __future__ import annotations
 
 import gc
-from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from functools import lru_cache
-from itertools import chain, islice, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from msgspec import structs
@@ -20,99 +16,19 @@ from willitrun_estimator.hardware import devices
 from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
 from willitrun_here.ask import completed, corrections_of, open_model, prepared_of, sheet_of
-from willitrun_here.errors import AgentError, UsageError, known_errors
+from willitrun_here.errors import UsageError, known_errors
 from willitrun_here.recent import Recent
 from willitrun_probe.machine import Machine
 
-if TYPE_CHECKING:
-    from multiprocessing.pool import AsyncResult
-
-CHUNK_LINES = 200
-"""Lines a worker gets at once: large enough that handing them over costs little, small enough to stream."""
-AHEAD = 2
-"""Chunks in work while the next one is read."""
 MOST_LINE_BYTES = 1 << 20
 MOST_ANSWER_BYTES = 16 << 20
 """Packed answers a worker keeps: some 20,000 with plan and speed."""
 
-
-class About(msgspec.Struct):
-    """What of a line decides who answers it."""
-
-    model: str = ""
-
-
-_about = msgspec.json.Decoder(About)
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
 
-def answers(lines: Iterable[bytes], *, jobs: int) -> Iterator[bytes]:
-    """Yield one JSON line per non-empty input line, in order; a bad line yields an error object and nothing stops."""
-    chunks = chunked(lines, CHUNK_LINES * jobs)
-    first = next(chunks, [])
-    if jobs <= 1 or len(first) <= CHUNK_LINES:  # so few are not worth a second process
-        for chunk in chain([first], chunks):
-            yield from answer_chunk(chunk)
-        return
-    yield from answered_in_parallel(chain([first], chunks), jobs)
-
-
-def answered_in_parallel(chunks: Iterable[list[bytes]], jobs: int) -> Iterator[bytes]:
-    """Answer chunks in worker processes; two chunks are read ahead, so memory stays flat.
-
-    Lines about one model go to one worker as far as that shares the work evenly: what a worker has learnt of a model
-    the others need not learn too.
-    """
-    import multiprocessing  # noqa: PLC0415 - only for many lines
-
-    context = multiprocessing.get_context("fork")
-    with ExitStack() as stack:
-        workers = [stack.enter_context(context.Pool(1)) for _ in range(jobs)]
-        waiting: deque[tuple[list[list[int]], list[AsyncResult[list[bytes]]]]] = deque()
-        for chunk in chunks:
-            if len(waiting) == AHEAD:
-                yield from put_together(*waiting.popleft())
-            parts = shares(chunk, jobs)
-            asked = zip(workers, parts, strict=True)
-            waiting.append(
-                (parts, [worker.apply_async(answer_chunk, ([chunk[i] for i in part],)) for worker, part in asked])
-            )
-        while waiting:
-            yield from put_together(*waiting.popleft())
-
-
-def shares(chunk: list[bytes], jobs: int) -> list[list[int]]:
-    """Return which lines of a chunk each worker takes: equally many, neighbours by model."""
-    order = sorted(range(len(chunk)), key=lambda i: model_of(chunk[i]))
-    cuts = [len(chunk) * job // jobs for job in range(jobs + 1)]
-    return [order[start:end] for start, end in pairwise(cuts)]
-
-
-def model_of(line: bytes) -> str:
-    """Return the model a line names; nothing where the line cannot be read."""
-    try:
-        return _about.decode(line).model
-    except msgspec.MsgspecError:
-        return ""
-
-
-def put_together(parts: list[list[int]], answered_by: list[AsyncResult[list[bytes]]]) -> list[bytes]:
-    """Return the answers of a chunk in the order of its lines."""
-    found: dict[int, bytes] = {}
-    for part, result in zip(parts, answered_by, strict=True):
-        found |= zip(part, result.get(), strict=True)
-    return [found[i] for i in range(len(found))]
-
-
-def chunked(lines: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
-    """Group non-empty lines."""
-    kept = (line for line in lines if line.strip())
-    while chunk := list(islice(kept, size)):
-        yield chunk
-
-
-def answer_chunk(chunk: list[bytes]) -> list[bytes]:
+def answer_lines(lines: list[bytes]) -> list[bytes]:
     """Answer a group of lines.
 
     The cycle collector waits until the group is done: answers leave no cycles behind, and looking for some among all
@@ -121,7 +37,7 @@ def answer_chunk(chunk: list[bytes]) -> list[bytes]:
     collected = gc.isenabled()
     gc.disable()
     try:
-        return [answer_line(line) for line in chunk]
+        return [answer_line(line) for line in lines]
     finally:
         if collected:
             gc.enable()
@@ -132,7 +48,7 @@ def answer_line(line: bytes) -> bytes:
     identity: Any = None
     try:
         if len(line) > MOST_LINE_BYTES:
-            raise UsageError(f"a line of {len(line)} bytes", f"At most {MOST_LINE_BYTES} are read.")
+            raise UsageError(f"a line of more than {MOST_LINE_BYTES} bytes", "Longer ones are not read.")
         asked = _decoder.decode(line)
         identity = asked.pop("id", None)
         request = _encoder.encode(asked)
@@ -145,6 +61,8 @@ def answer_line(line: bytes) -> bytes:
         return failed(identity, str(error), "", 2)
     except known_errors() as error:
         return failed(identity, str(error), getattr(error, "advice", ""), int(getattr(error, "exit_code", 4)))
+    except Exception as error:  # noqa: BLE001 - a defect that one line shows must not cost the others their answers
+        return failed(identity, f"a defect: {error!r}", "Please report the line that shows it.", 4)
 
 
 RECENT = Recent(MOST_ANSWER_BYTES)
@@ -261,6 +179,3 @@ def machine_of(key: str) -> Machine:
 def prepared(model: str) -> Prepared:
     """Open a model once and keep its sums."""
     return prepared_of(open_model(model))
-
-
-__all__ = ["AgentError", "answer_line", "answers"]

@@ -19,11 +19,9 @@ def batch(file: BinaryIO, jobs: int | None) -> None:
     """
     import os  # noqa: PLC0415
 
-    from willitrun_here.batch import answers  # noqa: PLC0415 - imports the estimator
+    from willitrun_here.stream import answered, blocks  # noqa: PLC0415 - imports the estimator
 
-    workers = jobs if jobs is not None else len(os.sched_getaffinity(0))
-    write = sys.stdout.buffer.write
-    for line in answers(file, jobs=workers):
-        write(line)
-        write(b"\n")
-    sys.stdout.buffer.flush()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for group in answered(blocks(file), jobs=jobs or cores):
+        sys.stdout.buffer.write(b"\n".join([*group, b""]))
+        sys.stdout.buffer.flush()
