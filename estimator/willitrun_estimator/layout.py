@@ -8,7 +8,7 @@ optimum lies at an extreme.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from willitrun_estimator.monotone import largest, smallest
@@ -21,6 +21,9 @@ BORDER_STEPS = 2
 
 ROOM_STEP = 1 << 24
 """Bytes of room by which splits are told apart."""
+
+Laid = tuple[Placement, tuple[int, ...]]
+"""A layout and what each GPU and, last, the host holds of it."""
 
 
 class Parts(Protocol):
@@ -62,7 +65,10 @@ class Needs(Protocol):
 
 
 class Layouts:
-    """All layouts worth trying of one model on one ordered set of GPUs with given budgets and context."""
+    """All layouts worth trying of one model on one ordered set of GPUs with given budgets and context.
+
+    They keep what they have worked out, as long as what is known of memory stays the same.
+    """
 
     def __init__(
         self,
@@ -88,6 +94,15 @@ class Layouts:
         self._rooms: dict[Kind, list[int]] = {}
         self._feasible: dict[tuple[int, int], bool] = {}
         self._even: dict[tuple[int, int], tuple[int, ...] | None] = {}
+        self._laid: dict[Hashable, list[Laid]] = {}
+
+    def laid(self, key: Hashable, make: Callable[[], Iterable[Placement]]) -> list[Laid]:
+        """Return some layouts with their bytes, made where they are not there."""
+        known = self._laid.get(key)
+        if known is None:
+            needs, context_tokens = self.needs, self.context_tokens
+            known = self._laid[key] = [(one, tuple(needs.per_device_bytes(one, context_tokens))) for one in make()]
+        return known
 
     def rooms(self, kind: Kind) -> list[int]:
         """Return what each GPU has for a span and a compute buffer."""
@@ -244,9 +259,7 @@ class Layouts:
             )
         return known
 
-    def candidates(
-        self, *, units: int | None = None, cpu_moe: int | None = None, gpu_first: bool = False
-    ) -> list[Placement]:
+    def candidates(self, units: int | None, cpu_moe: int | None, gpu_first: bool) -> list[Placement]:  # noqa: FBT001
         """Return the corners of what fits under the budgets; a given number stays fixed.
 
         Decode time is linear in the blocks on each device, so the best layout is a corner: everything on the GPUs if

@@ -193,11 +193,8 @@ class Question:
         known = self._bounded.get((quant, False))
         if known is None:
             return True
-        settled = {(one.gpus, one.kv_type, one.context_tokens, one.ubatch) for one in found if one.whole}
-        return any(
-            (one.gpus, one.kv_type, one.context_tokens, one.ubatch) not in settled
-            for one in takewhile(lambda one: one.bound > floor, known)
-        )
+        whole = [one for one in found if one.whole]
+        return any(not any(map(one.settled_by, whole)) for one in takewhile(lambda one: one.bound > floor, known))
 
     def holds(self, one: Found) -> bool:
         """Tell whether a plan holds by the exact memory model; what is off is corrected in further looks."""

@@ -15,6 +15,7 @@ from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.footprint import MemoryModel
 from willitrun_estimator.found import Found
 from willitrun_estimator.latest import Latest
+from willitrun_estimator.layout import Layouts
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.quick import QuickMemory
@@ -56,6 +57,7 @@ class LlamaSetup:
         self.weights = weights = prepared.weights(quant)
         self.request = request
         self._lenient = False
+        self._layouts: dict[tuple[int, bool], Layouts] = {}
         self.blocks = weights.spec.block_count
         experts = weights.cumulative_expert_bytes
         self.experts_end = bisect_left(experts, experts[-1])
@@ -119,6 +121,21 @@ class LlamaSetup:
         if "needs" in vars(self):
             self.needs.lenient = lenient
 
+    def layouts(self, context_tokens: int) -> Layouts:
+        """Return the layouts at a context, made anew where an exact look has changed what is known of memory."""
+        key = context_tokens, self._lenient
+        known = self._layouts.get(key)
+        if known is None:
+            known = self._layouts[key] = Layouts(
+                self.needs,
+                self.budgets,
+                context_tokens,
+                experts_end=self.experts_end,
+                host_short=self.host_short,
+                alike=self.alike,
+            )
+        return known
+
     @cached_property
     def budgets(self) -> tuple[int, ...]:
         """What each GPU may be given."""
@@ -134,7 +151,8 @@ class LlamaSetup:
         stack = needs.stack(context_tokens)
         held = stack.all_bytes if self.devices.gpus else 0
         buffer, copies = needs.least_compute(context_tokens, ubatch)
-        over = held + buffer + min(needs.runtime, default=0) - sum(self.budgets)
+        room = sum([budget for budget in self.budgets if budget > 0])
+        over = held + buffer + min(needs.runtime, default=0) - room
         blocks = held - stack.head_bytes
         return over + (copies if over > 0 else 0), stack.experts[-1], blocks
 
@@ -156,6 +174,7 @@ class LlamaSetup:
         """Return what each device holds by the exact memory model, and learn from it for further quick looks."""
         exact = self.memory.per_device_bytes(placement, context_tokens)
         self.needs.correct(placement, context_tokens, exact)
+        self._layouts.clear()
         return exact
 
     def holds(self, found: Found) -> bool:
