@@ -266,8 +266,8 @@ class Layouts:
         that fits; else as many units as fit with no, with some and with all experts in host memory; and, because a
         host can be the faster device, the same with as little as possible on the GPUs. `gpu_first` says that it is not.
         """
-        if gpu_first and units is None and cpu_moe is None:
-            corners = list(self._gpu_corners())
+        if gpu_first and cpu_moe is None:
+            corners = list(self._gpu_corners() if units is None else self._least_moved(units))
         else:
             corners = list(self._corners(units, cpu_moe))
         found: list[Placement] = []
@@ -289,6 +289,17 @@ class Layouts:
                     yield most, least
         if self.experts_end:
             yield from self._border()
+
+    def _least_moved(self, units: int) -> Iterator[tuple[int, int]]:
+        """Yield so many units with as few experts in host memory as can be; every further one costs time.
+
+        With all of them there is a layout for when an exact look finds the fewest too few.
+        """
+        least = 0 if self.feasible(units, 0) else self.least_share(units)
+        if least is not None:
+            yield units, least
+            if least:
+                yield units, self.experts_end
 
     def _corners(self, units: int | None, cpu_moe: int | None) -> Iterator[tuple[int, int]]:
         """Yield (units, blocks with experts in host memory) worth trying; some may not fit."""
@@ -335,7 +346,9 @@ class Layouts:
     def share_range(self, units: int) -> Iterator[int]:
         """Yield the fewest blocks whose experts must be in host memory, and the most that it holds."""
         least = self.least_share(units)
-        most = largest(0, self.experts_end, lambda n: self.host_holds(units, n), self.experts_end)
+        room = -self.host_short((0,) * (len(self.budgets) + 1))
+        guess = self.stack.most_moved(units, room)
+        most = largest(0, self.experts_end, lambda n: self.host_holds(units, n), guess)
         yield from (n for n in (least, most) if n is not None)
 
     def _border(self) -> Iterator[tuple[int, int]]:

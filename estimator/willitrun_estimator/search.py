@@ -340,12 +340,14 @@ def search_paging(
     objective: Objective,
     kl_divergence: Callable[[str, str], float],
     setup: Callable[[str, str, int, tuple[int, ...]], Setup],
+    *,
+    combinations: list[Combination] | None = None,
 ) -> list[Found]:
     """Return plans that read weights from disk as they go, best first: the last resort when nothing else starts."""
-    smallest = structs.replace(space, contexts=(min(space.contexts),), ubatches=(min(space.ubatches),))
-    found = [
+    if combinations is None:
+        combinations = bounded(quant, space, objective, kl_divergence, setup)
+    return by_merit(
         plan
-        for combination in bounded(quant, smallest, objective, kl_divergence, setup)
-        for plan in worked_out(quant, combination, smallest, objective, setup, paging=True)
-    ]
-    return by_merit(found)
+        for combination in combinations
+        for plan in worked_out(quant, combination, space, objective, setup, paging=True)
+    )
