@@ -259,7 +259,9 @@ class Layouts:
             )
         return known
 
-    def candidates(self, units: int | None, cpu_moe: int | None, gpu_first: bool) -> list[Placement]:  # noqa: FBT001
+    def candidates(
+        self, units: int | None, cpu_moe: int | None, *, gpu_first: bool = False, paging: bool = False
+    ) -> list[Placement]:
         """Return the corners of what fits under the budgets; a given number stays fixed.
 
         Decode time is linear in the blocks on each device, so the best layout is a corner: everything on the GPUs if
@@ -267,7 +269,7 @@ class Layouts:
         host can be the faster device, the same with as little as possible on the GPUs. `gpu_first` says that it is not.
         """
         if gpu_first and cpu_moe is None:
-            corners = list(self._gpu_corners() if units is None else self._least_moved(units))
+            corners = list(self._gpu_corners() if units is None else self._least_moved(units, paging=paging))
         else:
             corners = list(self._corners(units, cpu_moe))
         found: list[Placement] = []
@@ -290,15 +292,15 @@ class Layouts:
         if self.experts_end:
             yield from self._border()
 
-    def _least_moved(self, units: int) -> Iterator[tuple[int, int]]:
+    def _least_moved(self, units: int, *, paging: bool) -> Iterator[tuple[int, int]]:
         """Yield so many units with as few experts in host memory as can be; every further one costs time.
 
-        With all of them there is a layout for when an exact look finds the fewest too few.
+        Plans that read from disk are not searched again when an exact look finds the fewest too few: all, then.
         """
         least = 0 if self.feasible(units, 0) else self.least_share(units)
         if least is not None:
             yield units, least
-            if least:
+            if least and paging:
                 yield units, self.experts_end
 
     def _corners(self, units: int | None, cpu_moe: int | None) -> Iterator[tuple[int, int]]:

@@ -280,8 +280,12 @@ def worked_out(
     if not combination.gpus:
         judge(layouts.laid("host", lambda: [Placement(gpu_layers=0)]))
         return found
-    fixed = space.gpu_layers, space.cpu_moe_layers, combination.gpu_first
-    judge(layouts.laid(fixed, lambda: layouts.candidates(*fixed)))
+    fixed, gpu_first = (space.gpu_layers, space.cpu_moe_layers), combination.gpu_first
+    judge(
+        layouts.laid(
+            (*fixed, gpu_first, paging), lambda: layouts.candidates(*fixed, gpu_first=gpu_first, paging=paging)
+        )
+    )
     if one.experts_end and space.cpu_moe_layers is None:
         least = min((plan.parted for plan in found if plan.placement.gpu_layers > one.blocks), default=one.experts_end)
         # Cutting saves less than a block on each GPU, and putting the heaviest on the host less than a fifth of them.
