@@ -252,12 +252,20 @@ class Layouts:
         key = units, moved
         known = self._feasible.get(key)
         if known is None:
-            known = self._feasible[key] = self.even(units, moved) is not None or (
-                len(self.budgets) > 1
-                and units > 0
-                and any(self.filled(units, moved, from_back=back) is not None for back in (False, True))
+            held = self.stack.gpu_bytes(self.units - units, units, moved)
+            known = self._feasible[key] = held <= self._room(self.kind(units, moved)) and (
+                self.even(units, moved) is not None
+                or (
+                    len(self.budgets) > 1
+                    and units > 0
+                    and any(self.filled(units, moved, from_back=back) is not None for back in (False, True))
+                )
             )
         return known
+
+    def _room(self, kind: Kind) -> int:
+        """Return what all GPUs together have for spans and buffers."""
+        return sum([room for room in self.rooms(kind) if room > 0])
 
     def candidates(
         self, units: int | None, cpu_moe: int | None, *, gpu_first: bool = False, paging: bool = False

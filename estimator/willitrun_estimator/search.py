@@ -195,7 +195,7 @@ def bounded(
     kl_divergence: Callable[[str, str], float],
     setup: Callable[[str, str, int, tuple[int, ...]], Setup],
 ) -> list[Combination]:
-    """Return every combination with the score it cannot exceed, best bound first."""
+    """Return every combination that may have a layout with the score it cannot exceed, best bound first."""
     combinations: list[Combination] = []
     narrow, first_type = min(space.ubatches), space.kv_types[0]
     mixed: dict[tuple[tuple[int, ...], int, bool], Extremes] = {}
@@ -208,7 +208,8 @@ def bounded(
             if len(kinds) > 1:
                 known = together([of((kind,), ubatch, rates=rates) for kind in kinds])
             else:
-                known = extremes(setup(quant, first_type, ubatch, kinds), rates=rates)
+                one = setup(quant, first_type, ubatch, kinds)
+                known = extremes(one, rates=rates, all_units=all_units(space, one))
             mixed[key] = known
         return known
 
@@ -224,9 +225,11 @@ def bounded(
                 if same is not None:
                     combinations.append(structs.replace(same, gpus=gpus))
                     continue
-                steps, waits = of(kinds, narrow, rates=True), of(kinds, ubatch, rates=False)
                 one = setup(quant, kv_type, narrow, gpus)
                 overflow = one.overflow(context_tokens, ubatch)
+                if all_units(space, one) and overflow[0] > overflow[1]:
+                    continue  # experts alone may leave, and they are too few
+                steps, waits = of(kinds, narrow, rates=True), of(kinds, ubatch, rates=False)
                 step, wait = steps.least(*overflow), waits.least(*overflow)
                 if wait is not None:
                     wait *= one.overlap(ubatch, spilled=overflow[0] > 0)
@@ -253,6 +256,11 @@ def bounded(
                     fewer.append(point)
     combinations.sort(key=lambda combination: (-combination.bound, combination.ubatch))
     return combinations
+
+
+def all_units(space: Space, one: Setup) -> bool:
+    """Tell whether every block and the head have to be on GPUs."""
+    return space.gpu_layers is not None and bool(one.budgets) and space.gpu_layers > one.blocks
 
 
 def worked_out(
