@@ -94,6 +94,7 @@ class Layouts:
         self._rooms: dict[Kind, list[int]] = {}
         self._feasible: dict[tuple[int, int], bool] = {}
         self._even: dict[tuple[int, int], tuple[int, ...] | None] = {}
+        self._spare: dict[tuple[int, int, tuple[int, ...]], int] = {}
         self._laid: dict[Hashable, list[Laid]] = {}
 
     def laid(self, key: Hashable, make: Callable[[], Iterable[Placement]]) -> list[Laid]:
@@ -116,12 +117,19 @@ class Layouts:
         """Return the kind of layouts with so many units on GPUs and so many blocks' experts on the host."""
         return "whole" if units == self.units and not moved else "front"
 
-    def fits(self, units: int, moved: int, split: Sequence[int]) -> bool:
+    def fits(self, units: int, moved: int, split: tuple[int, ...]) -> bool:
         """Tell whether every GPU stays within its budget (the host is judged apart)."""
         return self.spare_bytes(units, moved, split) >= 0
 
-    def spare_bytes(self, units: int, moved: int, split: Sequence[int]) -> int:
+    def spare_bytes(self, units: int, moved: int, split: tuple[int, ...]) -> int:
         """Return what stays free on the fullest GPU of those that take part; below 0 what it lacks."""
+        key = units, moved, split
+        known = self._spare.get(key)
+        if known is None:
+            known = self._spare[key] = self._least_spare(units, moved, split)
+        return known
+
+    def _least_spare(self, units: int, moved: int, split: tuple[int, ...]) -> int:
         taking = [device for device, count in enumerate(split) if count]
         if not taking:
             return 0
@@ -196,7 +204,8 @@ class Layouts:
             split[device] = take
             left -= take
         split[final] = left
-        return tuple(split) if self.fits(units, moved, split) else None
+        whole = tuple(split)
+        return whole if self.fits(units, moved, whole) else None
 
     def _take(self, room: int, units: int, left: int, moved: int, *, started: bool, from_back: bool) -> int:
         """Return how many units of those left a GPU with `room` takes when others get the rest.

@@ -130,7 +130,8 @@ class Question:
                 lens=self.lens,
                 purpose=self.purpose,
             )
-        known.look(lenient=self.lenient)
+        if known.lenient is not self.lenient:
+            known.look(lenient=self.lenient)
         return known
 
     @cached_property

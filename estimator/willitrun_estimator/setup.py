@@ -10,7 +10,7 @@ from msgspec import structs
 
 from willitrun_estimator import throughput
 from willitrun_estimator.compute.build import Build, build_of
-from willitrun_estimator.device import Device, Devices, Host
+from willitrun_estimator.device import Device, Devices
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.footprint import MemoryModel
 from willitrun_estimator.found import Found
@@ -56,7 +56,8 @@ class LlamaSetup:
         self.prepared, self.quant, self.devices, self.settings = prepared, quant, devices, settings
         self.weights = weights = prepared.weights(quant)
         self.request = request
-        self._lenient = False
+        self.lenient = False
+        """Whether the quick look passes over nothing that may fit."""
         self._layouts: dict[tuple[int, bool], Layouts] = {}
         self.blocks = weights.spec.block_count
         experts = weights.cumulative_expert_bytes
@@ -66,8 +67,8 @@ class LlamaSetup:
         self.depth_tokens = request.depth_tokens or 0
         self.prompt_tokens = request.prompt_tokens or purpose.prompt_tokens
         self.concurrency = max(lens.concurrency, request.concurrency)
-        asked = request.engine, self.depth_tokens, self.prompt_tokens, self.concurrency
-        self._rates, self._waits = prepared.speeds((quant, settings, self.kinds, host_facts(devices.host), asked))
+        self._rates: dict[Placement, float | None] = {}
+        self._waits: dict[Placement, float | None] = {}
 
     @cached_property
     def kinds(self) -> tuple[Device, ...]:
@@ -112,18 +113,18 @@ class LlamaSetup:
     def needs(self) -> QuickMemory:
         """The quick look at memory, made when bytes are first asked for."""
         made = QuickMemory(self.prepared, self.quant, self.devices, self.settings)
-        made.lenient = self._lenient
+        made.lenient = self.lenient
         return made
 
     def look(self, *, lenient: bool) -> None:
         """Say whether the quick look passes over nothing that may fit."""
-        self._lenient = lenient
+        self.lenient = lenient
         if "needs" in vars(self):
             self.needs.lenient = lenient
 
     def layouts(self, context_tokens: int) -> Layouts:
         """Return the layouts at a context, made anew where an exact look has changed what is known of memory."""
-        key = context_tokens, self._lenient
+        key = context_tokens, self.lenient
         known = self._layouts.get(key)
         if known is None:
             known = self._layouts[key] = Layouts(
@@ -260,11 +261,6 @@ def gpu_budget(gpu: Device, request: Request, runtime_bytes: int) -> int:
     return gpu.memory_free_bytes - GROWTH_BYTES - (DISPLAY_BYTES if gpu.display_active else 0)
 
 
-def without_memory(host: Host) -> str:
-    """Return a host without its name and memory, as a key."""
-    return repr(structs.replace(host, ram_total_bytes=0, ram_available_bytes=0, cpu_name=None))
-
-
 def without_identity(gpu: Device) -> Device:
     """Return a GPU without its name, place and memory."""
     return structs.replace(
@@ -273,7 +269,5 @@ def without_identity(gpu: Device) -> Device:
     )  # fmt: skip
 
 
-host_facts = Latest(without_memory)
-"""What of a host decides how fast it is; a question has many setups on one."""
 speed_facts = Latest(without_identity)
 """What of a GPU decides how fast it is; GPUs with equal facts are one kind."""
