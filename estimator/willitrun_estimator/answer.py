@@ -24,7 +24,6 @@ from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.question import Question
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import grade
-from willitrun_estimator.search import layouts_of
 from willitrun_estimator.sections import (
     context_of,
     curve,
@@ -321,7 +320,7 @@ def too_large(question: Question, quants: tuple[str, ...], *, advice: bool = Tru
     gpus = space.gpu_sets[-1]
     units = 0 if not gpus else (spec.block_count + 1 if space.gpu_layers is None else space.gpu_layers)
     setup = question.setup(smallest, space.kv_types[-1], min(space.ubatches), gpus)
-    layouts = layouts_of(setup, min(space.contexts))
+    layouts = setup.layouts(min(space.contexts))
     placement = Placement(
         gpu_layers=units,
         split=layouts.proportional(units) if gpus else (),

@@ -6,6 +6,7 @@ GPUs cannot hold has to be computed, or copied, from host memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -47,7 +48,7 @@ class Timed(Protocol):
 class Extremes(Struct, frozen=True):
     """Seconds (of a token or a wait): all on the fastest GPU, its experts on the host, its blocks, and everything.
 
-    None where a device's speed is unknown. Time is linear in what lies where, so a mixture that leaves so many bytes
+    None where a device's speed is unknown, infinite what cannot be. Time is linear in what lies where, so a mixture that leaves so many bytes
     to the host is no faster than `least` says.
     """
 
@@ -80,12 +81,16 @@ class Extremes(Struct, frozen=True):
         first = min(over, expert_bytes)
         rest = max(movable_bytes - expert_bytes, 1)
         mixed = self.whole + first * (self.experts - self.whole) / expert_bytes
-        mixed += (over - first) * max(0.0, self.blocks - self.experts) / rest
+        if over > first:
+            mixed += (over - first) * max(0.0, self.blocks - self.experts) / rest
         return min(plain, mixed, max(self.host, low))
 
 
-def extremes(one: Timed, *, rates: bool) -> Extremes:
-    """Work out the extremes of token times (`rates`) or of waits on one GPU and its host, or on a host alone."""
+def extremes(one: Timed, *, rates: bool, all_units: bool = False) -> Extremes:
+    """Work out the extremes of token times (`rates`) or of waits on one GPU and its host, or on a host alone.
+
+    With `all_units` every block and the head stay on GPUs, whatever becomes of experts.
+    """
 
     def seconds(placement: Placement) -> float | None:
         if not rates:
@@ -100,6 +105,9 @@ def extremes(one: Timed, *, rates: bool) -> Extremes:
     moved = None
     if one.experts_end:
         moved = seconds(Placement(gpu_layers=units, split=(units,), cpu_moe_layers=one.experts_end))
+    if all_units:
+        never = None if whole is None or (one.experts_end and moved is None) else math.inf
+        return Extremes(whole, moved, never, never, whole)
     bare = seconds(Placement(gpu_layers=1, split=(1,)))
     return Extremes(whole, moved, bare, seconds(Placement(gpu_layers=0, split=(0,))), whole)
 

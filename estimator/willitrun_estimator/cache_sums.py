@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cached_property
 from itertools import accumulate
 
 from willitrun_catalog.model import Layer, ModelSpec
@@ -17,7 +18,7 @@ MOST_CONTEXTS = 64
 
 
 class CacheSums:
-    """Sums over the first 0, 1, … n blocks. `settings.context_tokens` is not looked at: every method takes a context.
+    """Sums over the first 0, 1, … n blocks. Every method takes a context; `settings` has that of a checkpoint.
 
     Raises EstimatorError for a cache type the model's rows cannot have. Not thread-safe (it keeps what it has summed).
     """
@@ -47,6 +48,19 @@ class CacheSums:
         self._kinds: dict[int, Kinds] = {}
         self._paddings: dict[int, tuple[int, ...]] = {}
         self._held: dict[int, list[int]] = {}
+
+    @cached_property
+    def checkpoint_bytes(self) -> int:
+        """One context checkpoint: the windowed caches and states of one slot. 0 for a plain transformer."""
+        spec, settings = self.spec, self.settings
+        cells, _ = cache.stream_cells(settings)
+        total = cache.state_bytes(spec, settings) // max(1, settings.parallel)
+        distinct = {id(layer): layer for layer in spec.layers}
+        for key, count in Counter(map(id, spec.layers)).items():
+            for span, row in cache.layer_row_bytes(spec, distinct[key], settings).items():
+                if span.window is not None and not settings.swa_full:
+                    total += count * row * min(cells, span.window)
+        return total
 
     def kinds(self, context_tokens: int) -> Kinds:
         """Return the kinds of cache the model has at a context."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
+from willitrun_estimator.latest import Latest
 from willitrun_estimator.layout import Layouts
 from willitrun_estimator.layout import Parts as Buffers
 from willitrun_estimator.monotone import smallest
@@ -19,84 +20,138 @@ from willitrun_estimator.placement import Kind, Override, Placement
 
 Parts = Sequence[tuple[str, int]]
 
+MOST_ORDERS = 64
+"""Models in a quantization whose orders are kept."""
+
 
 def cut_layouts(layouts: Layouts, fixed_units: int | None = None) -> Iterator[Placement]:
     """Yield the layouts that leave fewest matrices of experts to the host; none where nothing has to leave."""
     units = layouts.most_units(layouts.experts_end) if fixed_units is None else fixed_units
     if not units or layouts.feasible(units, 0):
         return
-    parts = layouts.needs.expert_parts
-    front = list(range(layouts.units - units, len(parts)))
-    heaviest = sorted(front, key=lambda block: -sum(size for _, size in parts[block]))
-    for order in (front,) if heaviest == front else (front, heaviest):
-        found = Cuts(layouts, parts, units, [block for block in order if parts[block]]).best()
+    for order in orders_of(layouts.needs.expert_parts).from_block(layouts.units - units):
+        found = Cuts(layouts, units, order).best()
         if found is not None and found.overrides:
             yield found
+
+
+class Order:
+    """An order in which blocks leave their experts to the host, matrix by matrix, as sums."""
+
+    def __init__(self, parts: Sequence[Parts], blocks: Sequence[int]) -> None:
+        self.parts = parts
+        self.blocks = [block for block in blocks if parts[block]]
+        self.counts = list(accumulate([len(parts[block]) for block in self.blocks], initial=0))
+        """Matrices of the first 0, 1, … n blocks."""
+        self.bytes = list(accumulate([size for block in self.blocks for _, size in parts[block]], initial=0))
+        """Of the first 0, 1, … n matrices."""
+        self.kind: Kind = "front" if self.blocks == sorted(self.blocks) else "scattered"
+        self._whole: dict[int, Override] = {}
+
+    def at(self, count: int) -> tuple[int, int]:
+        """Return how many blocks are wholly among the first matrices, and how many of the next one's."""
+        full = bisect_right(self.counts, count) - 1
+        return full, count - self.counts[full]
+
+    def whole(self, block: int) -> Override:
+        """Return the override that puts all experts of a block on the host."""
+        known = self._whole.get(block)
+        if known is None:
+            known = self._whole[block] = leaving(block, self.parts[block], None)
+        return known
+
+
+class Orders:
+    """The orders worth trying of a model in a quantization: the blocks as they come, and the heaviest first."""
+
+    def __init__(self, parts: Sequence[Parts]) -> None:
+        self.parts = parts
+        self._known: dict[int, tuple[Order, ...]] = {}
+
+    def from_block(self, first: int) -> tuple[Order, ...]:
+        """Return the orders of the blocks from one on."""
+        known = self._known.get(first)
+        if known is None:
+            front = list(range(first, len(self.parts)))
+            heaviest = sorted(front, key=lambda block: -sum([size for _, size in self.parts[block]]))
+            orders = (front,) if heaviest == front else (front, heaviest)
+            known = self._known[first] = tuple([Order(self.parts, order) for order in orders])
+        return known
+
+
+orders_of = Latest(Orders, MOST_ORDERS)
+"""The orders of matrices that are the same objects."""
 
 
 class Cuts:
     """Packs a number of units on GPUs tightly while experts leave for the host in a given order of blocks."""
 
-    def __init__(self, layouts: Layouts, parts: Sequence[Parts], units: int, order: Sequence[int]) -> None:
-        self.layouts, self.parts, self.units = layouts, parts, units
+    def __init__(self, layouts: Layouts, units: int, order: Order) -> None:
+        self.layouts, self.units, self.order = layouts, units, order
         self.front = layouts.units - units
         """Blocks on the host."""
-        self.leaving = [(block, index) for block in order for index in range(len(parts[block]))]
-        """Block and place of every matrix that may leave, what leaves first at the front."""
-        self.bytes = list(accumulate((parts[block][index][1] for block, index in self.leaving), initial=0))
-        """Of the first 0, 1, … n of them."""
-        blocks = [block for block in order if block >= self.front]
-        self.kind: Kind = "front" if blocks == sorted(blocks) else "scattered"
+        stack = layouts.stack
+        self.lean = [after - before for before, after in pairwise(stack.lean[self.front :])]
+        """Of the blocks on GPUs without their experts."""
+        self.sizes = [after - before for before, after in pairwise(stack.whole[self.front :])]
+        self.held = stack.gpu_bytes(self.front, units, 0)
 
     def best(self) -> Placement | None:
         """Return the placement with fewest matrices on the host, None where even all do not help."""
-        layouts = self.layouts
-        found: dict[int, Placement | None] = {}
+        found: dict[int, Packing | None] = {}
 
         def holds(count: int) -> bool:
             found[count] = self.packed(count)
             return found[count] is not None
 
-        held = layouts.stack.gpu_bytes(self.front, self.units, 0)
-        rooms, buffers = layouts.rooms(self.kind), self.buffers(1)
+        rooms, buffers, order = self.layouts.rooms(self.order.kind), self.buffers(1), self.order
         gpus = len(rooms)
         own = buffers.only if gpus == 1 else buffers.first + buffers.last + (gpus - 2) * buffers.between
-        guess = bisect_left(self.bytes, held - (sum(rooms) - own))
-        count = smallest(0, len(self.leaving), holds, guess)
-        return None if count is None else found[count]
+        guess = bisect_left(order.bytes, self.held - (sum(rooms) - own))
+        count = smallest(0, order.counts[-1], holds, guess)
+        packing = None if count is None else found[count]
+        return None if count is None or packing is None else self.placed(count, packing)
 
     def buffers(self, on_host: int) -> Buffers:
         """Return the compute buffers with so many matrices on the host."""
         # Tensor overrides switch pipelines off, and with them the copies of every input.
         return self.layouts.needs.buffers(
-            self.layouts.context_tokens, self.units, on_host, many=False, scattered=self.kind == "scattered"
+            self.layouts.context_tokens, self.units, on_host, many=False, scattered=self.order.kind == "scattered"
         )
 
-    def packed(self, count: int) -> Placement | None:
-        """Return the placement with the first `count` matrices on the host, None where it does not fit."""
-        stack, blocks = self.layouts.stack, self.layouts.blocks
-        away: dict[int, int] = {}
-        for block, index in self.leaving[:count]:
-            away[block] = index + 1
-        total = stack.lean[self.front]
-        ends = [0] * self.front + [total]
+    def packed(self, count: int) -> Packing | None:
+        """Return the GPUs filled while the first `count` matrices are on the host, None where they do not hold it."""
+        order, front = self.order, self.front
+        rooms = self.layouts.rooms(order.kind if count else self.layouts.kind(self.units, 0))
+        full, rest = order.at(count)
+        sizes = self.sizes.copy()
+        for block in order.blocks[:full]:
+            sizes[block - front] = self.lean[block - front]
+        away = order.blocks[:full]
+        if rest:
+            block = order.blocks[full]
+            sizes[block - front] -= order.bytes[count] - order.bytes[count - rest]
+            away.append(block)
+        ends = [0] * front
         """Bytes on GPUs of everything before a block."""
-        for block in range(self.front, blocks):
-            total += stack.lean[block + 1] - stack.lean[block] + stack.experts[block + 1] - stack.experts[block]
-            if block in away:
-                total -= sum([size for _, size in self.parts[block][: away[block]]])
-            ends.append(total)
-        ends.append(total + stack.head_bytes)
-        rooms = self.layouts.rooms(self.kind if count else self.layouts.kind(self.units, 0))
-        packing = Packing(self.parts, ends, frozenset(away), rooms, self.buffers(count))
-        if not packing.fill(0, self.front, 0):
-            return None
-        whole = {block for block, gone in away.items() if gone == len(self.parts[block])}
-        lead = self.front
-        while lead < blocks and (lead in whole or not self.parts[lead]):
+        ends += accumulate(sizes, initial=0)
+        ends.append(ends[-1] + self.layouts.stack.head_bytes)
+        packing = Packing(order.parts, ends, frozenset(away), rooms, self.buffers(count))
+        return packing if packing.fill(0, front, 0) else None
+
+    def placed(self, count: int, packing: Packing) -> Placement:
+        """Return the placement: whole blocks at the front by their number, all others by name."""
+        order, blocks = self.order, self.layouts.blocks
+        full, rest = order.at(count)
+        whole = order.blocks[:full]
+        away, lead = frozenset(whole), self.front
+        while lead < blocks and (lead in away or not order.parts[lead]):
             lead += 1
-        switch = lead if any(block < lead for block in whole) else 0
-        apart = [leaving(block, self.parts[block][:gone], None) for block, gone in away.items() if block >= switch]
+        switch = lead if min(whole, default=lead) < lead else 0
+        apart = [order.whole(block) for block in whole if block >= switch]
+        if rest:
+            block = order.blocks[full]
+            apart.append(leaving(block, order.parts[block][:rest], None))
         return Placement(
             gpu_layers=self.units,
             split=tuple(packing.split),

@@ -8,7 +8,7 @@ powers of two of the context. `footprint` is the same answer as named parts for 
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from willitrun_estimator import cache, overhead
 from willitrun_estimator.cache_sums import CacheSums
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 LOADED_TWICE = frozenset({"gemma3n", "gemma4"})
 """Architectures that ask for the tied head before the table: a CPU loads both as well (src/models/gemma4.cpp)."""
+
+
+class Parts(NamedTuple):
+    """What devices hold of a placement, the GPUs in order and the host last."""
+
+    weights: tuple[int, ...]
+    caches: tuple[tuple[int, int], ...]
+    compute: tuple[int, ...]
+    growth: tuple[int, ...]
 
 
 class MemoryModel:
@@ -52,10 +61,12 @@ class MemoryModel:
         self.sums = CacheSums(weights.spec, settings) if sums is None else sums
         self._resident = weights.cumulative_resident_bytes
         self._experts = weights.cumulative_expert_bytes
-        self._runtime = tuple(overhead.runtime_bytes(gpu, weights, settings) for gpu in devices.gpus)
+        self._notes = [overhead.runtime_notes(gpu, weights, settings) for gpu in devices.gpus]
+        self._runtime = [sum([amount for _, amount, _ in notes]) for notes in self._notes]
         self._output = cache.output_bytes(weights.spec, settings)
         self._host_weights = weights.embedding_bytes + weights.host_extra_bytes
         self._padded = any(gpu.backend in {"cuda", "rocm"} for gpu in devices.gpus)
+        self._latest: tuple[Placement, int, Parts] | None = None
 
     def spans(self, placement: Placement) -> tuple[tuple[int, int], ...]:
         """Give the first and last-plus-one unit of each GPU; unit `block_count` is the output head."""
@@ -114,19 +125,27 @@ class MemoryModel:
             out.append((kv + padding[end] - padding[start] if padding else kv, state))
         return (*out, (kv_left, state_left))
 
+    def _parts(self, placement: Placement, context_tokens: int) -> Parts:
+        """Give weights, caches, planned buffers and what those grow by; kept for the latest placement, shown next."""
+        latest = self._latest
+        if latest is None or latest[0] is not placement or latest[1] != context_tokens:
+            compute = self.compute.bytes(placement, context_tokens)
+            growth = self.compute.growth(placement, context_tokens) if self.compute.grows else (0,) * len(compute)
+            parts = Parts(self.weights_bytes(placement), self.cache_bytes(placement, context_tokens), compute, growth)
+            latest = self._latest = placement, context_tokens, parts
+        return latest[2]
+
     def per_device_bytes(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
         """Sum everything each device holds, context and workspaces of the GPU runtime included."""
-        weights = self.weights_bytes(placement)
-        caches = self.cache_bytes(placement, context_tokens)
-        compute = self.compute.bytes(placement, context_tokens)
-        if self.compute.grows:
-            more = self.compute.growth(placement, context_tokens)
-            compute = tuple([now + later for now, later in zip(compute, more, strict=True)])
-        gpus = [
-            w + kv + state + c + runtime
-            for w, (kv, state), c, runtime in zip(weights, caches, compute, self._runtime, strict=False)
-        ]
-        return (*gpus, weights[-1] + sum(caches[-1]) + compute[-1] + self._output)
+        beside = (*self._runtime, self._output)
+        return tuple(
+            [
+                held + kv + state + planned + more + own
+                for held, (kv, state), planned, more, own in zip(
+                    *self._parts(placement, context_tokens), beside, strict=False
+                )
+            ]
+        )
 
     def safe_tokens(self, placement: Placement, limits: tuple[int, ...], max_tokens: int | None = None) -> int:
         """Find the largest context that keeps every device within its limit in bytes; 0 when none does.
@@ -151,10 +170,7 @@ class MemoryModel:
 
     def uses(self, placement: Placement, context_tokens: int) -> tuple[DeviceUse, ...]:
         """Give the same bytes as named parts: one `DeviceUse` per GPU, then the host."""
-        weights = self.weights_bytes(placement)
-        caches = self.cache_bytes(placement, context_tokens)
-        compute = self.compute.bytes(placement, context_tokens)
-        growth = self.compute.growth(placement, context_tokens)
+        weights, caches, compute, growth = self._parts(placement, context_tokens)
         uses = []
         for index, gpu in enumerate(self.devices.gpus):
             kv, state = caches[index]
@@ -171,7 +187,7 @@ class MemoryModel:
                     runtime_bytes=runtime,
                     total_bytes=weights[index] + kv + state + compute[index] + runtime,
                     free_bytes=gpu.memory_free_bytes,
-                    notes=(*overhead.runtime_notes(gpu, self.weights, self.settings), *grown(growth[index])),
+                    notes=(*self._notes[index], *grown(growth[index])),
                 )
             )
         kv, state = caches[-1]
@@ -189,8 +205,8 @@ class MemoryModel:
                 free_bytes=self.devices.host.ram_available_bytes,
                 notes=(
                     *overhead.host_notes(
-                        self.weights,
                         self.settings,
+                        checkpoint_bytes=self.sums.checkpoint_bytes,
                         repacked_bytes=overhead.repacked_bytes(self.weights, len(self.devices.gpus), self.settings),
                     ),
                     *grown(growth[-1]),

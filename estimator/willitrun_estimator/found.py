@@ -52,7 +52,7 @@ def by_merit(plans: Iterable[Found]) -> list[Found]:
     scores best, the one by `Found.precedence`.
     """
     ranked = sorted(plans, key=lambda plan: -plan.score)
-    if not ranked:
+    if len(ranked) <= 1:
         return ranked
     near = [plan for plan in ranked if plan.score > ranked[0].score - RESOLUTION]
     first = next((plan for plan in near if plan.whole), near[0])

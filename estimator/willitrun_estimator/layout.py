@@ -8,7 +8,7 @@ optimum lies at an extreme.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from willitrun_estimator.monotone import largest, smallest
@@ -21,6 +21,9 @@ BORDER_STEPS = 2
 
 ROOM_STEP = 1 << 24
 """Bytes of room by which splits are told apart."""
+
+Laid = tuple[Placement, tuple[int, ...]]
+"""A layout and what each GPU and, last, the host holds of it."""
 
 
 class Parts(Protocol):
@@ -62,7 +65,10 @@ class Needs(Protocol):
 
 
 class Layouts:
-    """All layouts worth trying of one model on one ordered set of GPUs with given budgets and context."""
+    """All layouts worth trying of one model on one ordered set of GPUs with given budgets and context.
+
+    They keep what they have worked out, as long as what is known of memory stays the same.
+    """
 
     def __init__(
         self,
@@ -88,6 +94,16 @@ class Layouts:
         self._rooms: dict[Kind, list[int]] = {}
         self._feasible: dict[tuple[int, int], bool] = {}
         self._even: dict[tuple[int, int], tuple[int, ...] | None] = {}
+        self._spare: dict[tuple[int, int, tuple[int, ...]], int] = {}
+        self._laid: dict[Hashable, list[Laid]] = {}
+
+    def laid(self, key: Hashable, make: Callable[[], Iterable[Placement]]) -> list[Laid]:
+        """Return some layouts with their bytes, made where they are not there."""
+        known = self._laid.get(key)
+        if known is None:
+            needs, context_tokens = self.needs, self.context_tokens
+            known = self._laid[key] = [(one, tuple(needs.per_device_bytes(one, context_tokens))) for one in make()]
+        return known
 
     def rooms(self, kind: Kind) -> list[int]:
         """Return what each GPU has for a span and a compute buffer."""
@@ -101,12 +117,19 @@ class Layouts:
         """Return the kind of layouts with so many units on GPUs and so many blocks' experts on the host."""
         return "whole" if units == self.units and not moved else "front"
 
-    def fits(self, units: int, moved: int, split: Sequence[int]) -> bool:
+    def fits(self, units: int, moved: int, split: tuple[int, ...]) -> bool:
         """Tell whether every GPU stays within its budget (the host is judged apart)."""
         return self.spare_bytes(units, moved, split) >= 0
 
-    def spare_bytes(self, units: int, moved: int, split: Sequence[int]) -> int:
+    def spare_bytes(self, units: int, moved: int, split: tuple[int, ...]) -> int:
         """Return what stays free on the fullest GPU of those that take part; below 0 what it lacks."""
+        key = units, moved, split
+        known = self._spare.get(key)
+        if known is None:
+            known = self._spare[key] = self._least_spare(units, moved, split)
+        return known
+
+    def _least_spare(self, units: int, moved: int, split: tuple[int, ...]) -> int:
         taking = [device for device, count in enumerate(split) if count]
         if not taking:
             return 0
@@ -181,7 +204,8 @@ class Layouts:
             split[device] = take
             left -= take
         split[final] = left
-        return tuple(split) if self.fits(units, moved, split) else None
+        whole = tuple(split)
+        return whole if self.fits(units, moved, whole) else None
 
     def _take(self, room: int, units: int, left: int, moved: int, *, started: bool, from_back: bool) -> int:
         """Return how many units of those left a GPU with `room` takes when others get the rest.
@@ -237,15 +261,23 @@ class Layouts:
         key = units, moved
         known = self._feasible.get(key)
         if known is None:
-            known = self._feasible[key] = self.even(units, moved) is not None or (
-                len(self.budgets) > 1
-                and units > 0
-                and any(self.filled(units, moved, from_back=back) is not None for back in (False, True))
+            held = self.stack.gpu_bytes(self.units - units, units, moved)
+            known = self._feasible[key] = held <= self._room(self.kind(units, moved)) and (
+                self.even(units, moved) is not None
+                or (
+                    len(self.budgets) > 1
+                    and units > 0
+                    and any(self.filled(units, moved, from_back=back) is not None for back in (False, True))
+                )
             )
         return known
 
+    def _room(self, kind: Kind) -> int:
+        """Return what all GPUs together have for spans and buffers."""
+        return sum([room for room in self.rooms(kind) if room > 0])
+
     def candidates(
-        self, *, units: int | None = None, cpu_moe: int | None = None, gpu_first: bool = False
+        self, units: int | None, cpu_moe: int | None, *, gpu_first: bool = False, paging: bool = False
     ) -> list[Placement]:
         """Return the corners of what fits under the budgets; a given number stays fixed.
 
@@ -253,8 +285,8 @@ class Layouts:
         that fits; else as many units as fit with no, with some and with all experts in host memory; and, because a
         host can be the faster device, the same with as little as possible on the GPUs. `gpu_first` says that it is not.
         """
-        if gpu_first and units is None and cpu_moe is None:
-            corners = list(self._gpu_corners())
+        if gpu_first and cpu_moe is None:
+            corners = list(self._gpu_corners() if units is None else self._least_moved(units, paging=paging))
         else:
             corners = list(self._corners(units, cpu_moe))
         found: list[Placement] = []
@@ -276,6 +308,17 @@ class Layouts:
                     yield most, least
         if self.experts_end:
             yield from self._border()
+
+    def _least_moved(self, units: int, *, paging: bool) -> Iterator[tuple[int, int]]:
+        """Yield so many units with as few experts in host memory as can be; every further one costs time.
+
+        Plans that read from disk are not searched again when an exact look finds the fewest too few: all, then.
+        """
+        least = 0 if self.feasible(units, 0) else self.least_share(units)
+        if least is not None:
+            yield units, least
+            if least and paging:
+                yield units, self.experts_end
 
     def _corners(self, units: int | None, cpu_moe: int | None) -> Iterator[tuple[int, int]]:
         """Yield (units, blocks with experts in host memory) worth trying; some may not fit."""
@@ -322,7 +365,9 @@ class Layouts:
     def share_range(self, units: int) -> Iterator[int]:
         """Yield the fewest blocks whose experts must be in host memory, and the most that it holds."""
         least = self.least_share(units)
-        most = largest(0, self.experts_end, lambda n: self.host_holds(units, n), self.experts_end)
+        room = -self.host_short((0,) * (len(self.budgets) + 1))
+        guess = self.stack.most_moved(units, room)
+        most = largest(0, self.experts_end, lambda n: self.host_holds(units, n), guess)
         yield from (n for n in (least, most) if n is not None)
 
     def _border(self) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ many cards (https://github.com/sudoingX/qwen38-mtp/pull/13); see estimator/READM
 
 from __future__ import annotations
 
-from collections import Counter
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -61,8 +61,12 @@ PROMPT_CACHE_BYTES = 8192 * MIB
 
 def context_bytes(gpu: Device, *, used: bool = True) -> int:
     """Give what the driver's context holds: after real use, or idle right after its creation."""
-    constant, slope = (AFTER_USE if used else IDLE)[gpu.backend]
-    count = UNKNOWN_MULTIPROCESSORS if gpu.multiprocessors is None else gpu.multiprocessors
+    return _context(AFTER_USE if used else IDLE, gpu.backend, gpu.multiprocessors)
+
+
+def _context(table: dict[Backend, tuple[float, float]], backend: Backend, multiprocessors: int | None) -> int:
+    constant, slope = table[backend]
+    count = UNKNOWN_MULTIPROCESSORS if multiprocessors is None else multiprocessors
     return int((constant + slope * count) * MIB)
 
 
@@ -70,15 +74,23 @@ def runtime_notes(
     gpu: Device, weights: WeightProfile | None = None, settings: Settings | None = None
 ) -> tuple[Line, ...]:
     """List what a GPU holds beyond the buffers."""
-    constant, slope = AFTER_USE[gpu.backend]
+    routed = weights is not None and settings is not None and weights.cumulative_expert_bytes[-1] > 0
+    ubatch = settings.ubatch if routed and settings is not None and gpu.backend == "vulkan" else 0
+    return _runtime(gpu.backend, gpu.multiprocessors, ubatch)
+
+
+@lru_cache(maxsize=512)
+def _runtime(backend: Backend, multiprocessors: int | None, expert_ubatch: int) -> tuple[Line, ...]:
+    """List it for a kind of GPU; `expert_ubatch` where Vulkan multiplies experts."""
+    constant, slope = AFTER_USE[backend]
     if not constant:
         return ()
-    basis = f"{constant:g} MiB + {slope:g} MiB per multiprocessor of {gpu.backend}, measured after use"
-    if gpu.multiprocessors is None and slope:
+    basis = f"{constant:g} MiB + {slope:g} MiB per multiprocessor of {backend}, measured after use"
+    if multiprocessors is None and slope:
         basis = f"number of multiprocessors unknown, {UNKNOWN_MULTIPROCESSORS} assumed: an upper bound; {basis}"
-    lines: list[Line] = [("GPU context and kernels", context_bytes(gpu), basis)]
-    if weights is not None and settings is not None and gpu.backend == "vulkan" and weights.cumulative_expert_bytes[-1]:
-        scratch = VULKAN_EXPERT_PREFILL_BYTES * settings.ubatch // 2048
+    lines: list[Line] = [("GPU context and kernels", _context(AFTER_USE, backend, multiprocessors), basis)]
+    if expert_ubatch:
+        scratch = VULKAN_EXPERT_PREFILL_BYTES * expert_ubatch // 2048
         lines.append(
             ("expert prefill scratch", scratch, "Vulkan allocates it while it runs; scaled from one measurement")
         )
@@ -145,20 +157,7 @@ def option_notes(weights: WeightProfile, settings: Settings, *, gpus: int) -> tu
     return tuple(line for line in lines if line[1])
 
 
-def checkpoint_bytes(weights: WeightProfile, settings: Settings) -> int:
-    """Give one context checkpoint: the windowed caches and states of one slot. 0 for a plain transformer."""
-    spec = weights.spec
-    cells, _ = cache.stream_cells(settings)
-    total = cache.state_bytes(spec, settings) // max(1, settings.parallel)
-    distinct = {id(layer): layer for layer in spec.layers}
-    for key, count in Counter(map(id, spec.layers)).items():
-        for span, row in cache.layer_row_bytes(spec, distinct[key], settings).items():
-            if span.window is not None and not settings.swa_full:
-                total += count * row * min(cells, span.window)
-    return total
-
-
-def host_notes(weights: WeightProfile, settings: Settings, *, repacked_bytes: int = 0) -> tuple[Line, ...]:
+def host_notes(settings: Settings, *, checkpoint_bytes: int = 0, repacked_bytes: int = 0) -> tuple[Line, ...]:
     """List what may further occupy host memory; none of it is needed to start, so no total contains it."""
     lines: list[Line] = [
         (
@@ -167,12 +166,11 @@ def host_notes(weights: WeightProfile, settings: Settings, *, repacked_bytes: in
             "llama-server --cache-ram, 8192 MiB by default; 0 switches it off",
         )
     ]
-    one = checkpoint_bytes(weights, settings)
-    if one:
+    if checkpoint_bytes:
         lines.append(
             (
                 "context checkpoints, at most",
-                one * CHECKPOINTS * max(1, settings.parallel),
+                checkpoint_bytes * CHECKPOINTS * max(1, settings.parallel),
                 f"{CHECKPOINTS} per slot (--ctx-checkpoints), each the windowed caches and states",
             )
         )

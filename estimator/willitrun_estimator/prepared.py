@@ -6,7 +6,7 @@ no more memory than a thousand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ from willitrun_estimator.compute import ComputeModel
 from willitrun_estimator.compute.build import Build
 from willitrun_estimator.device import Backend, Devices
 from willitrun_estimator.expert_parts import Parts, expert_parts
-from willitrun_estimator.placement import Placement, Settings
+from willitrun_estimator.placement import Settings
 from willitrun_estimator.stack import Stack
 from willitrun_estimator.throughput.work import BlockWork, Work, multiplied_elements
 from willitrun_estimator.weight_sums import unpacked
@@ -29,9 +29,6 @@ from willitrun_estimator.widths import Widths, widths
 MOST_KEPT = 48
 """Sums of one kind that are kept at a time; a model's quantizations times its cache types are about thirty."""
 MOST_STACKS = 128
-
-Speeds = tuple[dict[Placement, float | None], dict[Placement, float | None]]
-"""Decode rates and waits for the first token by placement."""
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -74,7 +71,6 @@ class Prepared:
         self._works: dict[tuple[str, Settings], Work] = {}
         self._stacks: dict[tuple[str, Settings, int, bool], Stack] = {}
         self._computes: dict[tuple[str, Settings, int, Backend | None, Build], ComputeModel] = {}
-        self._speeds: dict[Hashable, Speeds] = {}
         self._elements: Elements | None = None
         self._largest: dict[str, tuple[int, int]] = {}
         self._parts: dict[str, tuple[Parts, ...]] = {}
@@ -161,10 +157,6 @@ class Prepared:
         gpus = devices.gpus
         key = quant, settings, len(gpus), gpus[0].backend if gpus else None, build
         return kept(self._computes, key, lambda: ComputeModel(self.weights(quant), devices, settings, build))
-
-    def speeds(self, key: Hashable) -> Speeds:
-        """Return the rates and waits that are known of equal devices, to be added to."""
-        return kept(self._speeds, key, lambda: ({}, {}), MOST_STACKS)
 
     def takes(self, kv_type: str, settings: Settings) -> bool:
         """Tell whether the rows of this model's caches are whole blocks of a cache type."""

@@ -63,7 +63,7 @@ class Question:
         self.lenient = False
         """Whether the quick look passes over nothing that may fit."""
         self._setups: dict[tuple[str, str, int, tuple[int, ...]], LlamaSetup] = {}
-        self._bounded: dict[tuple[str, bool], list[Combination]] = {}
+        self._points: dict[tuple[str, Space], list[Combination]] = {}
         self._settings: dict[tuple[str, int], Settings] = {}
         self._subsets: dict[tuple[int, ...], Devices] = {}
         self.objective = Objective(
@@ -130,7 +130,8 @@ class Question:
                 lens=self.lens,
                 purpose=self.purpose,
             )
-        known.look(lenient=self.lenient)
+        if known.lenient is not self.lenient:
+            known.look(lenient=self.lenient)
         return known
 
     @cached_property
@@ -179,25 +180,29 @@ class Question:
         space = self.space
         if narrow:
             space = structs.replace(space, ubatches=space.ubatches[:1])
-        common = quant, space, self.objective, self.kl_divergence, self.setup
-        key = quant, narrow
-        if key not in self._bounded:
-            self._bounded[key] = bounded(*common)
-        return search_quant(*common, bar=bar, combinations=self._bounded[key])
+        points = self.points(quant, space)
+        return search_quant(
+            quant, space, self.objective, self.kl_divergence, self.setup, bar=bar, combinations=points
+        )
+
+    def points(self, quant: str, space: Space) -> list[Combination]:
+        """Return the points of a space with what each can reach at most, worked out once."""
+        known = self._points.get((quant, space))
+        if known is None:
+            known = bounded(quant, space, self.objective, self.kl_divergence, self.setup)
+            self._points[quant, space] = known
+        return known
 
     def rivalled(self, quant: str, found: Iterable[Found], floor: float) -> bool:
         """Tell whether a quantization may have a plan above a score besides those found, as far as a search has told.
 
         Settings with a plan wholly on GPUs have no better one.
         """
-        known = self._bounded.get((quant, False))
+        known = self._points.get((quant, self.space))
         if known is None:
             return True
-        settled = {(one.gpus, one.kv_type, one.context_tokens, one.ubatch) for one in found if one.whole}
-        return any(
-            (one.gpus, one.kv_type, one.context_tokens, one.ubatch) not in settled
-            for one in takewhile(lambda one: one.bound > floor, known)
-        )
+        whole = [one for one in found if one.whole]
+        return any(not any(map(one.settled_by, whole)) for one in takewhile(lambda one: one.bound > floor, known))
 
     def holds(self, one: Found) -> bool:
         """Tell whether a plan holds by the exact memory model; what is off is corrected in further looks."""
@@ -224,12 +229,14 @@ class Question:
         holds the buffers of prompts, which can be too much for it.
         """
         space = self.space
+        space = structs.replace(space, contexts=(min(space.contexts),), ubatches=(min(space.ubatches),))
         if not space.gpu_layers and space.gpu_sets != ((),):
             space = structs.replace(space, gpu_sets=(*space.gpu_sets, ()))
+        common = self.objective, self.kl_divergence, self.setup
         found = [
             one
             for quant in quants
-            for one in search_paging(quant, space, self.objective, self.kl_divergence, self.setup)
+            for one in search_paging(quant, space, *common, combinations=self.points(quant, space))
         ]
         found.sort(key=lambda one: -one.score)
         for index, one in enumerate(found):

@@ -8,6 +8,7 @@ combinations are worked out in falling order of that bound until it drops below 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from typing import Protocol
 
 from msgspec import Struct, structs
@@ -15,11 +16,10 @@ from msgspec import Struct, structs
 from willitrun_estimator.bounds import BOUND_SLACK, Extremes, extremes, together
 from willitrun_estimator.cuts import cut_layouts
 from willitrun_estimator.found import Bar, Found, by_merit
-from willitrun_estimator.layout import Layouts, Needs
+from willitrun_estimator.layout import Laid, Layouts, Needs
 from willitrun_estimator.placement import Placement
 from willitrun_estimator.score import Objective, quality_factor
 
-HOST_ALONE = -1
 MOST_SAVED = 0.8
 """Of the blocks with experts on the host, what is left at least when the heaviest go first: mixes give half of the
 blocks a sixth more bits."""
@@ -54,8 +54,15 @@ class Setup(Protocol):
         """Bytes each GPU of the set may be given."""
         ...
 
+    def layouts(self, context_tokens: int, /) -> Layouts:
+        """Return the layouts at a context, with what is known of them."""
+        ...
+
     def overflow(self, context_tokens: int, ubatch: int, /) -> tuple[int, int, int]:
-        """Return the bytes the GPUs cannot hold whatever the layout, those of all experts, and those of all blocks."""
+        """Return the bytes the GPUs cannot hold whatever the layout, those of all experts, and those of all blocks.
+
+        More GPUs never hold less.
+        """
         ...
 
     def overlap(self, ubatch: int, /, *, spilled: bool) -> float:
@@ -110,6 +117,24 @@ class Combination(Struct, frozen=True):
     """Whatever leaves a GPU costs time, so that only what does not fit is left to the host."""
     may_be_whole: bool
     """Nothing has to be on the host as far as sums tell."""
+    as_one: bool = False
+    """The GPUs are of one kind and nothing overlaps on several of them, so that all on fewer is as fast."""
+
+    def settled_by(self, plan: Found) -> bool:
+        """Tell whether nothing is better than a plan: it is wholly on these GPUs, or on some of them `as_one`.
+
+        A block cut between GPUs costs a trip, so that with more of them whole blocks can be faster.
+        """
+        if not plan.whole or (plan.kv_type, plan.context_tokens, plan.ubatch) != self.point:
+            return False
+        return plan.gpus == self.gpus or (
+            self.as_one and not plan.placement.overrides and set(plan.gpus) < set(self.gpus)
+        )
+
+    @property
+    def point(self) -> tuple[str, int, int]:
+        """Cache type, context and micro-batch."""
+        return self.kv_type, self.context_tokens, self.ubatch
 
 
 def search_quant(
@@ -137,6 +162,8 @@ def search_quant(
                 break
             if not bar.passes(combination.bound, may_be_whole=combination.may_be_whole):
                 continue
+            if any(map(combination.settled_by, found)):
+                continue
         for plan in worked_out(quant, combination, space, objective, setup, bar=bar):
             found.append(plan)
             bar = bar.raised(plan)
@@ -153,7 +180,7 @@ def levelled(
         return found
     best, placement = found[0], found[0].placement
     one = setup(best.quant, best.kv_type, best.ubatch, best.gpus)
-    split = layouts_of(one, best.context_tokens).level(placement.gpu_layers, placement.cpu_moe_layers)
+    split = one.layouts(best.context_tokens).level(placement.gpu_layers, placement.cpu_moe_layers)
     if split is None or split == placement.split:
         return found
     placement = structs.replace(placement, split=split)
@@ -168,45 +195,72 @@ def bounded(
     kl_divergence: Callable[[str, str], float],
     setup: Callable[[str, str, int, tuple[int, ...]], Setup],
 ) -> list[Combination]:
-    """Return every combination with the score it cannot exceed, best bound first."""
+    """Return every combination that may have a layout with the score it cannot exceed, best bound first."""
     combinations: list[Combination] = []
     narrow, first_type = min(space.ubatches), space.kv_types[0]
-    known: dict[tuple[int, int, bool], Extremes] = {}
+    mixed: dict[tuple[tuple[int, ...], int, bool], Extremes] = {}
 
-    def of(gpus: tuple[int, ...], ubatch: int, *, rates: bool) -> Extremes:
-        """Put the extremes of single GPUs together; GPUs of one kind are worked out once."""
-        parts = []
-        for kind in dict.fromkeys(space.kinds[gpu] for gpu in gpus) or (HOST_ALONE,):
-            key = kind, ubatch, rates
-            if key not in known:
-                one = setup(quant, first_type, ubatch, () if kind == HOST_ALONE else (kind,))
-                known[key] = extremes(one, rates=rates)
-            parts.append(known[key])
-        return together(parts)
+    def of(kinds: tuple[int, ...], ubatch: int, *, rates: bool) -> Extremes:
+        """Return the extremes of GPUs of some kinds, from those of single ones; worked out once."""
+        key = kinds, ubatch, rates
+        known = mixed.get(key)
+        if known is None:
+            if len(kinds) > 1:
+                known = together([of((kind,), ubatch, rates=rates) for kind in kinds])
+            else:
+                one = setup(quant, first_type, ubatch, kinds)
+                known = extremes(one, rates=rates, all_units=all_units(space, one))
+            mixed[key] = known
+        return known
 
     qualities = [(kv_type, quality_factor(kl_divergence(quant, kv_type))) for kv_type in space.kv_types]
+    roomy: dict[tuple[str, int, int], list[Combination]] = {}
+    """Those `as_one` that may be whole: what is true of them is true with more GPUs."""
     for gpus in space.gpu_sets:
-        steps = of(gpus, narrow, rates=True)
-        waits = {ubatch: of(gpus, ubatch, rates=False) for ubatch in space.ubatches}
+        kinds = tuple(dict.fromkeys([space.kinds[gpu] for gpu in gpus]))
         for kv_type, quality in qualities:
-            one = setup(quant, kv_type, narrow, gpus)
-            for context_tokens in space.contexts:
-                for ubatch in space.ubatches:
-                    overflow = one.overflow(context_tokens, ubatch)
-                    step, wait = steps.least(*overflow), waits[ubatch].least(*overflow)
-                    if wait is not None:
-                        wait *= one.overlap(ubatch, spilled=overflow[0] > 0)
-                    bound = objective.judge(
-                        quality=quality,
-                        rate=None if step is None else BOUND_SLACK / step,
-                        ttft_s=None if wait is None else wait / BOUND_SLACK,
-                        context_tokens=context_tokens,
-                    )
-                    gpu_first = steps.gpu_first and waits[ubatch].gpu_first
-                    point = gpus, kv_type, context_tokens, ubatch, quality, gpu_first
-                    combinations.append(Combination(bound, *point, bool(gpus) and overflow[0] <= 0))
+            for context_tokens, ubatch in product(space.contexts, space.ubatches):
+                fewer = roomy.setdefault((kv_type, context_tokens, ubatch), [])
+                same = next((one for one in fewer if set(one.gpus) < set(gpus)), None) if len(kinds) == 1 else None
+                if same is not None:
+                    combinations.append(structs.replace(same, gpus=gpus))
+                    continue
+                one = setup(quant, kv_type, narrow, gpus)
+                overflow = one.overflow(context_tokens, ubatch)
+                if all_units(space, one) and overflow[0] > overflow[1]:
+                    continue  # experts alone may leave, and they are too few
+                steps, waits = of(kinds, narrow, rates=True), of(kinds, ubatch, rates=False)
+                step, wait = steps.least(*overflow), waits.least(*overflow)
+                if wait is not None:
+                    wait *= one.overlap(ubatch, spilled=overflow[0] > 0)
+                bound = objective.judge(
+                    quality=quality,
+                    rate=None if step is None else BOUND_SLACK / step,
+                    ttft_s=None if wait is None else wait / BOUND_SLACK,
+                    context_tokens=context_tokens,
+                )
+                gpu_first = steps.gpu_first and waits.gpu_first
+                point = Combination(
+                    bound=bound,
+                    gpus=gpus,
+                    kv_type=kv_type,
+                    context_tokens=context_tokens,
+                    ubatch=ubatch,
+                    quality=quality,
+                    gpu_first=gpu_first,
+                    may_be_whole=bool(gpus) and overflow[0] <= 0,
+                    as_one=len(kinds) == 1 and gpu_first and one.overlap(ubatch, spilled=True) == 1.0,
+                )
+                combinations.append(point)
+                if point.as_one and point.may_be_whole:
+                    fewer.append(point)
     combinations.sort(key=lambda combination: (-combination.bound, combination.ubatch))
     return combinations
+
+
+def all_units(space: Space, one: Setup) -> bool:
+    """Tell whether every block and the head have to be on GPUs."""
+    return space.gpu_layers is not None and bool(one.budgets) and space.gpu_layers > one.blocks
 
 
 def worked_out(
@@ -222,25 +276,29 @@ def worked_out(
     """Return the layouts of one combination that start, each with its score; cuts only where they can pass a bar."""
     one = setup(quant, combination.kv_type, combination.ubatch, combination.gpus)
     context_tokens = combination.context_tokens
+    layouts = one.layouts(context_tokens)
     found: list[Found] = []
 
-    def judge(placements: Iterable[Placement]) -> None:
-        for placement in placements:
-            used = tuple(one.needs.per_device_bytes(placement, context_tokens))
+    def judge(laid: Iterable[Laid]) -> None:
+        for placement, used in laid:
             short = max(0, one.host_short(used))
             if paging or not short:
                 found.append(judged(one, quant, combination, objective, placement, used, short))
 
     if not combination.gpus:
-        judge([Placement(gpu_layers=0)])
+        judge(layouts.laid("host", lambda: [Placement(gpu_layers=0)]))
         return found
-    whole = layouts_of(one, context_tokens)
-    judge(whole.candidates(units=space.gpu_layers, cpu_moe=space.cpu_moe_layers, gpu_first=combination.gpu_first))
+    fixed, gpu_first = (space.gpu_layers, space.cpu_moe_layers), combination.gpu_first
+    judge(
+        layouts.laid(
+            (*fixed, gpu_first, paging), lambda: layouts.candidates(*fixed, gpu_first=gpu_first, paging=paging)
+        )
+    )
     if one.experts_end and space.cpu_moe_layers is None:
         least = min((plan.parted for plan in found if plan.placement.gpu_layers > one.blocks), default=one.experts_end)
         # Cutting saves less than a block on each GPU, and putting the heaviest on the host less than a fifth of them.
         moved = max(0, int(MOST_SAVED * least) - len(combination.gpus))
-        ideal = Placement(gpu_layers=one.blocks + 1, split=whole.proportional(one.blocks + 1), cpu_moe_layers=moved)
+        ideal = Placement(gpu_layers=one.blocks + 1, split=layouts.proportional(one.blocks + 1), cpu_moe_layers=moved)
         bound = objective.judge(
             quality=combination.quality,
             rate=one.rate(ideal),
@@ -248,7 +306,7 @@ def worked_out(
             context_tokens=context_tokens,
         )
         if bar.passes(bound, may_be_whole=combination.may_be_whole):
-            judge(cut_layouts(whole, space.gpu_layers))
+            judge(layouts.laid("cut", lambda: cut_layouts(layouts, space.gpu_layers)))
     return found
 
 
@@ -288,30 +346,20 @@ def judged(
     )
 
 
-def layouts_of(one: Setup, context_tokens: int) -> Layouts:
-    """Return the layouts of a setup at a context."""
-    return Layouts(
-        one.needs,
-        one.budgets,
-        context_tokens,
-        experts_end=one.experts_end,
-        host_short=one.host_short,
-        alike=one.alike,
-    )
-
-
 def search_paging(
     quant: str,
     space: Space,
     objective: Objective,
     kl_divergence: Callable[[str, str], float],
     setup: Callable[[str, str, int, tuple[int, ...]], Setup],
+    *,
+    combinations: list[Combination] | None = None,
 ) -> list[Found]:
     """Return plans that read weights from disk as they go, best first: the last resort when nothing else starts."""
-    smallest = structs.replace(space, contexts=(min(space.contexts),), ubatches=(min(space.ubatches),))
-    found = [
+    if combinations is None:
+        combinations = bounded(quant, space, objective, kl_divergence, setup)
+    return by_merit(
         plan
-        for combination in bounded(quant, smallest, objective, kl_divergence, setup)
-        for plan in worked_out(quant, combination, smallest, objective, setup, paging=True)
-    ]
-    return by_merit(found)
+        for combination in combinations
+        for plan in worked_out(quant, combination, space, objective, setup, paging=True)
+    )

@@ -10,11 +10,12 @@ from msgspec import structs
 
 from willitrun_estimator import throughput
 from willitrun_estimator.compute.build import Build, build_of
-from willitrun_estimator.device import Device, Devices, Host
+from willitrun_estimator.device import Device, Devices
 from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.footprint import MemoryModel
 from willitrun_estimator.found import Found
 from willitrun_estimator.latest import Latest
+from willitrun_estimator.layout import Layouts
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.quick import QuickMemory
@@ -55,7 +56,9 @@ class LlamaSetup:
         self.prepared, self.quant, self.devices, self.settings = prepared, quant, devices, settings
         self.weights = weights = prepared.weights(quant)
         self.request = request
-        self._lenient = False
+        self.lenient = False
+        """Whether the quick look passes over nothing that may fit."""
+        self._layouts: dict[tuple[int, bool], Layouts] = {}
         self.blocks = weights.spec.block_count
         experts = weights.cumulative_expert_bytes
         self.experts_end = bisect_left(experts, experts[-1])
@@ -64,8 +67,8 @@ class LlamaSetup:
         self.depth_tokens = request.depth_tokens or 0
         self.prompt_tokens = request.prompt_tokens or purpose.prompt_tokens
         self.concurrency = max(lens.concurrency, request.concurrency)
-        asked = request.engine, self.depth_tokens, self.prompt_tokens, self.concurrency
-        self._rates, self._waits = prepared.speeds((quant, settings, self.kinds, host_facts(devices.host), asked))
+        self._rates: dict[Placement, float | None] = {}
+        self._waits: dict[Placement, float | None] = {}
 
     @cached_property
     def kinds(self) -> tuple[Device, ...]:
@@ -110,14 +113,29 @@ class LlamaSetup:
     def needs(self) -> QuickMemory:
         """The quick look at memory, made when bytes are first asked for."""
         made = QuickMemory(self.prepared, self.quant, self.devices, self.settings)
-        made.lenient = self._lenient
+        made.lenient = self.lenient
         return made
 
     def look(self, *, lenient: bool) -> None:
         """Say whether the quick look passes over nothing that may fit."""
-        self._lenient = lenient
+        self.lenient = lenient
         if "needs" in vars(self):
             self.needs.lenient = lenient
+
+    def layouts(self, context_tokens: int) -> Layouts:
+        """Return the layouts at a context, made anew where an exact look has changed what is known of memory."""
+        key = context_tokens, self.lenient
+        known = self._layouts.get(key)
+        if known is None:
+            known = self._layouts[key] = Layouts(
+                self.needs,
+                self.budgets,
+                context_tokens,
+                experts_end=self.experts_end,
+                host_short=self.host_short,
+                alike=self.alike,
+            )
+        return known
 
     @cached_property
     def budgets(self) -> tuple[int, ...]:
@@ -134,7 +152,8 @@ class LlamaSetup:
         stack = needs.stack(context_tokens)
         held = stack.all_bytes if self.devices.gpus else 0
         buffer, copies = needs.least_compute(context_tokens, ubatch)
-        over = held + buffer + min(needs.runtime, default=0) - sum(self.budgets)
+        room = sum([budget for budget in self.budgets if budget > 0])
+        over = held + buffer + min(needs.runtime, default=0) - room
         blocks = held - stack.head_bytes
         return over + (copies if over > 0 else 0), stack.experts[-1], blocks
 
@@ -156,6 +175,7 @@ class LlamaSetup:
         """Return what each device holds by the exact memory model, and learn from it for further quick looks."""
         exact = self.memory.per_device_bytes(placement, context_tokens)
         self.needs.correct(placement, context_tokens, exact)
+        self._layouts.clear()
         return exact
 
     def holds(self, found: Found) -> bool:
@@ -241,11 +261,6 @@ def gpu_budget(gpu: Device, request: Request, runtime_bytes: int) -> int:
     return gpu.memory_free_bytes - GROWTH_BYTES - (DISPLAY_BYTES if gpu.display_active else 0)
 
 
-def without_memory(host: Host) -> str:
-    """Return a host without its name and memory, as a key."""
-    return repr(structs.replace(host, ram_total_bytes=0, ram_available_bytes=0, cpu_name=None))
-
-
 def without_identity(gpu: Device) -> Device:
     """Return a GPU without its name, place and memory."""
     return structs.replace(
@@ -254,7 +269,5 @@ def without_identity(gpu: Device) -> Device:
     )  # fmt: skip
 
 
-host_facts = Latest(without_memory)
-"""What of a host decides how fast it is; a question has many setups on one."""
 speed_facts = Latest(without_identity)
 """What of a GPU decides how fast it is; GPUs with equal facts are one kind."""

@@ -124,3 +124,8 @@ class Stack:
         first = max(0, self.blocks + 1 - units)
         held = self.lean[-1] - self.lean[min(first, self.blocks)] + self.experts[-1] + self.head_bytes
         return bisect_left(self.experts, held - room_bytes)
+
+    def most_moved(self, units: int, room_bytes: int) -> int:
+        """Return about how many blocks may leave their experts to a host that has so many bytes."""
+        first = min(self.blocks, self.blocks + 1 - units)
+        return bisect_right(self.experts, room_bytes - self.host_use(units, 0) + self.experts[first]) - 1

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from willitrun_catalog.shipped import model
 from willitrun_estimator import overhead
+from willitrun_estimator.cache_sums import CacheSums
 from willitrun_estimator.compute.next_token import draft_compute_bytes
 from willitrun_estimator.device import Backend, Device
 from willitrun_estimator.placement import Settings
@@ -135,14 +136,15 @@ def test_a_draft_over_two_gpus_keeps_four_copies_of_its_inputs() -> None:
 
 
 def test_host_lines() -> None:
-    plain = weight_profile(model("llama-3.1-8b-instruct"), "Q4_K_M")
-    windowed = weight_profile(model("gemma-3-12b-it"), "Q4_K_M")
+    windowed = model("gemma-3-12b-it")
     wanted = Settings(context_tokens=32768)
-    assert [name for name, _, _ in overhead.host_notes(plain, wanted)] == ["prompt cache, at most"]
-    names = [name for name, _, _ in overhead.host_notes(windowed, wanted, repacked_bytes=5)]
-    assert names == ["prompt cache, at most", "context checkpoints, at most", "repacked weights"]
-    assert overhead.checkpoint_bytes(windowed, wanted) == 40 * 1024 * 2 * 2 * 8 * 256
-    assert overhead.checkpoint_bytes(windowed, Settings(context_tokens=32768, swa_full=True)) == 0
+    assert [name for name, _, _ in overhead.host_notes(wanted)] == ["prompt cache, at most"]
+    lines = overhead.host_notes(wanted, checkpoint_bytes=7, repacked_bytes=5)
+    assert [name for name, _, _ in lines] == ["prompt cache, at most", "context checkpoints, at most", "repacked weights"]
+    assert [held for _, held, _ in lines[1:]] == [7 * overhead.CHECKPOINTS, 5]
+    assert CacheSums(model("llama-3.1-8b-instruct"), wanted).checkpoint_bytes == 0
+    assert CacheSums(windowed, wanted).checkpoint_bytes == 40 * 1024 * 2 * 2 * 8 * 256
+    assert CacheSums(windowed, Settings(context_tokens=32768, swa_full=True)).checkpoint_bytes == 0
 
 
 def test_only_processors_repack() -> None:

@@ -11,16 +11,16 @@ import pytest
 
 from willitrun_catalog.quant import ladder
 from willitrun_catalog.shipped import models
-from willitrun_estimator.cuts import Cuts, cut_layouts, leaving
+from willitrun_estimator.cuts import Cuts, Order, cut_layouts, leaving
 from willitrun_estimator.found import Bar, Found, by_merit
 from willitrun_estimator.hardware import devices
-from willitrun_estimator.layout import ROOM_STEP
+from willitrun_estimator.layout import ROOM_STEP, Layouts
 from willitrun_estimator.placement import Override, Placement
 from willitrun_estimator.question import Question
 from willitrun_estimator.quick import Buffers
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import LENSES, PURPOSES, Objective, quality_factor
-from willitrun_estimator.search import NO_BAR, Space, bounded, layouts_of, search_paging, search_quant, worked_out
+from willitrun_estimator.search import NO_BAR, Space, bounded, search_paging, search_quant, worked_out
 from willitrun_estimator.setup import least_overlap
 from willitrun_estimator.stack import Stack
 from willitrun_here.ask import sheet_of
@@ -113,6 +113,16 @@ class MadeUp:
         self.speeds = tuple(model.speeds[i] for i in gpus)
         self.ubatch = ubatch
         self.alike = len(set(self.speeds)) == 1
+
+    def layouts(self, context_tokens: int) -> Layouts:
+        return Layouts(
+            self.needs,
+            self.budgets,
+            context_tokens,
+            experts_end=self.experts_end,
+            host_short=self.host_short,
+            alike=self.alike,
+        )
 
     def overflow(self, context_tokens: int, ubatch: int) -> tuple[int, int, int]:
         stack = self.needs.stack(context_tokens)
@@ -302,9 +312,9 @@ def test_cut_blocks_leave_as_little_to_the_host_as_any_way_of_cutting() -> None:
         setup = MadeUp(model, "small", "f16", 512, tuple(range(len(model.budgets))))
         if not setup.experts_end or len(model.budgets) > 2:
             continue
-        layouts = layouts_of(setup, 4096)
+        layouts = setup.layouts(4096)
         expected = fewest_on_host(setup, 4096)
-        found = Cuts(layouts, setup.needs.expert_parts, setup.blocks + 1, range(setup.blocks)).best()
+        found = Cuts(layouts, setup.blocks + 1, Order(setup.needs.expert_parts, range(setup.blocks))).best()
         if expected is None:
             assert found is None, seed
             continue
@@ -320,7 +330,7 @@ def test_the_heaviest_blocks_go_to_the_host_first() -> None:
     experts = (30, 60, 30, 60, 30, 60)
     model = Model((5,) * 6, experts, 10, 5, 0, (30.0,), 5.0, (160,), 10_000)
     setup = MadeUp(model, "small", "f16", 512, (0,))
-    found = list(cut_layouts(layouts_of(setup, 4096)))
+    found = list(cut_layouts(setup.layouts(4096)))
     front, heavy = found
     assert {one.block for one in heavy.overrides if len(one.tensors) == 3} <= {1, 3, 5}
     assert front.kind(6) == "front"
@@ -441,6 +451,6 @@ def test_only_what_overlaps_shortens_a_bound() -> None:
 
 def test_units_that_do_not_fit_have_no_level_split() -> None:
     model = Model((10,) * 6, (0,) * 6, 10, 5, 0, (30.0, 30.0), 5.0, (30, 20), 10_000)
-    layouts = layouts_of(MadeUp(model, "small", "f16", 512, (0, 1)), 1024)
+    layouts = MadeUp(model, "small", "f16", 512, (0, 1)).layouts(1024)
     assert layouts.level(7, 0) is None
     assert sum(layouts.level(2, 0) or ()) == 2

@@ -32,12 +32,6 @@ def test_gpus_are_one_kind_whatever_their_name_and_memory():
     assert setup.speed_facts(gpu) is setup.speed_facts(gpu)
 
 
-def test_hosts_are_alike_whatever_their_memory():
-    host = on("64 GiB RAM, 8 cores").host
-    assert setup.host_facts(host) == setup.host_facts(structs.replace(host, ram_available_bytes=1))
-    assert setup.host_facts(host) != setup.host_facts(structs.replace(host, threads=3))
-
-
 def test_products_are_those_of_their_host(monkeypatch):
     monkeypatch.setattr(products, "_RECENT_LIMIT", 1)
     costs = shipped().host

@@ -13,7 +13,7 @@ from willitrun_estimator.device import Device, Devices, Host
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.throughput import SpeedModel
 from willitrun_estimator.throughput.constants import shipped
-from willitrun_estimator.throughput.groups import decode_groups, decode_spread, prefill_groups, prefill_spread
+from willitrun_estimator.throughput.groups import decode_spread, groups, prefill_spread
 from willitrun_estimator.weights import weight_profile
 
 GIB = 1024**3
@@ -407,13 +407,13 @@ def test_mxfp4_has_a_speed():
 def test_groups_follow_who_computes():
     weights = PROFILES["qwen3-30b-a3b", "Q4_K_M"]
     model = SpeedModel(weights, box(gpu()), SETTINGS)
-    assert decode_groups(model, everything(weights)) == ("ampere-moe", "new-family-moe")
-    assert decode_groups(model, Placement(gpu_layers=49, cpu_moe_layers=3)) == ("offload",)
-    assert decode_groups(model, Placement(gpu_layers=0)) == ("host-measured", "host")
-    assert prefill_groups(model, Placement(gpu_layers=5)) == ("offload",)
-    assert prefill_groups(model, everything(weights))[0] == "ampere-moe"
+    assert groups(model, everything(weights)) == ("ampere-moe", "new-family-moe")
+    assert groups(model, Placement(gpu_layers=49, cpu_moe_layers=3)) == ("offload",)
+    assert groups(model, Placement(gpu_layers=0)) == ("host-measured", "host")
+    assert groups(model, Placement(gpu_layers=5)) == ("offload",)
+    assert groups(model, everything(weights))[0] == "ampere-moe"
     dense = SpeedModel(PROFILES["llama-3.1-8b-instruct", "Q4_K_M"], box(gpu(family="new")), SETTINGS)
-    assert decode_groups(dense, Placement(gpu_layers=33, cpu_moe_layers=9)) == ("unknown-dense",)
+    assert groups(dense, Placement(gpu_layers=33, cpu_moe_layers=9)) == ("unknown-dense",)
 
 
 def test_bounds_are_wider_where_less_is_known():

@@ -13,7 +13,7 @@ from willitrun_estimator.device import Device, Devices, Host
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.throughput import SpeedModel
 from willitrun_estimator.throughput.constants import shipped as constants
-from willitrun_estimator.throughput.groups import basis, decode_groups, prefill_groups
+from willitrun_estimator.throughput.groups import basis, groups
 from willitrun_estimator.throughput.products import ALIKE, Products, elements_per_byte, mixes, of_type
 from willitrun_estimator.weights import WeightProfile, weight_profile
 from willitrun_probe.machine import ProductRate
@@ -170,8 +170,8 @@ def test_measured_hosts_have_an_interval_of_their_own():
     blocks = weights.spec.block_count
     offloaded = Placement(gpu_layers=blocks + 1, split=(blocks + 1,), cpu_moe_layers=4)
     everything = structs.replace(offloaded, cpu_moe_layers=0)
-    assert decode_groups(model, NOWHERE) == prefill_groups(model, NOWHERE) == ("host-calibrated", "host")
-    assert decode_groups(speed(weights), NOWHERE)[0] == "host-measured"
+    assert groups(model, NOWHERE) == ("host-calibrated", "host")
+    assert groups(speed(weights), NOWHERE)[0] == "host-measured"
     assert [basis(model, one) for one in (NOWHERE, offloaded, everything)] == ["calibrated", "calibrated", "estimated"]
     assert pace.decode(model, offloaded, depth_tokens=0).basis == "calibrated"
     assert pace.prefill(model, NOWHERE, prompt_tokens=64, depth_tokens=0).basis == "calibrated"

@@ -22,18 +22,8 @@ def _where(model: SpeedModel, placement: Placement) -> str:
     return "offload" if spans.host_blocks or moved else "gpu"
 
 
-def decode_groups(model: SpeedModel, placement: Placement) -> tuple[str, ...]:
-    """Return the names of the groups to look up for a decode speed."""
-    where = _where(model, placement)
-    if where == "host":
-        return _host_groups(model)
-    if where == "offload":
-        return ("offload",)
-    return _gpu_groups(model, placement)
-
-
-def prefill_groups(model: SpeedModel, placement: Placement) -> tuple[str, ...]:
-    """Return the names of the groups to look up for a prefill speed."""
+def groups(model: SpeedModel, placement: Placement) -> tuple[str, ...]:
+    """Return the names of the groups to look up, the most particular first."""
     where = _where(model, placement)
     if where == "host":
         return _host_groups(model)
@@ -63,13 +53,13 @@ def _family(model: SpeedModel, placement: Placement) -> str:
     return model.devices.gpus[model.spans(placement).gpus[0][0]].family
 
 
-def around(table: Mapping[str, Spread], model: SpeedModel, placement: Placement, groups: tuple[str, ...]) -> Spread:
+def around(table: Mapping[str, Spread], model: SpeedModel, placement: Placement) -> Spread:
     """Return the bounds of a prediction: those of its group, times what widens them.
 
     Vulkan and ollama scatter more on the same GPUs. Recurrent mixers of a kind without rows may be computed by kernels
     that are new: then the bounds also hold how far first builds were from what they became.
     """
-    found = spread(table, groups)
+    found = spread(table, groups(model, placement))
     if _where(model, placement) != "gpu":
         return found
     backend = model.devices.gpus[model.spans(placement).gpus[0][0]].backend
@@ -85,9 +75,9 @@ def around(table: Mapping[str, Spread], model: SpeedModel, placement: Placement,
 
 def decode_spread(model: SpeedModel, placement: Placement) -> Spread:
     """Return the ratios that hold 80 % of measured decode speeds."""
-    return around(model.constants.decode_spread, model, placement, decode_groups(model, placement))
+    return around(model.constants.decode_spread, model, placement)
 
 
 def prefill_spread(model: SpeedModel, placement: Placement) -> Spread:
     """Return the ratios that hold 80 % of measured prompt speeds."""
-    return around(model.constants.prefill_spread, model, placement, prefill_groups(model, placement))
+    return around(model.constants.prefill_spread, model, placement)

@@ -12,6 +12,7 @@ once, and each block is a chain of small kernels (ggml/src/ggml-cuda/mmvq.cu).
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 from willitrun_estimator.device import Device, Devices
@@ -92,20 +93,25 @@ class SpeedModel:
         self.weights, self.devices, self.settings, self.engine = weights, devices, settings, engine
         self.work = Work(weights, settings) if work is None else work
         alike: dict[tuple[object, ...], GpuCost | None] = {}
+        self.gpus: list[GpuCost | None] = []
         for device in devices.gpus:
-            if rate_facts(device) not in alike:
-                cost = GpuCost.of(device, self.work, self.constants, before_2025=before_2025)
-                alike[rate_facts(device)] = cost
-        self.gpus = [alike[rate_facts(device)] for device in devices.gpus]
-        self.host = HostCost.of(devices.host, self.work, self.constants)
+            facts = rate_facts(device)
+            if facts not in alike:
+                alike[facts] = GpuCost.of(device, self.work, self.constants, before_2025=before_2025)
+            self.gpus.append(alike[facts])
         self.token_s = self.constants.shared.token_s
         self.device_s = self.constants.shared.device_s
 
         self._latest: tuple[Placement, Spans, tuple[list[Stage], HostCost | None] | None] | None = None
 
+    @cached_property
+    def host(self) -> HostCost | None:
+        """The costs on the host, which a model wholly on GPUs does not need."""
+        return HostCost.of(self.devices.host, self.work, self.constants)
+
     def spans(self, placement: Placement) -> Spans:
         """Return who computes which blocks."""
-        return Spans(placement, self.work.blocks, len(self.gpus))
+        return self._shares(placement)[0]
 
     def _shares(self, placement: Placement) -> tuple[Spans, tuple[list[Stage], HostCost | None] | None]:
         """Return who computes which blocks at what costs; kept for the latest placement, which is asked several times.
@@ -114,7 +120,7 @@ class SpeedModel:
         """
         latest = self._latest
         if latest is None or latest[0] is not placement:
-            spans = self.spans(placement)
+            spans = Spans(placement, self.work.blocks, len(self.gpus))
             latest = self._latest = (placement, spans, self._costs(placement, spans))
         return latest[1], latest[2]
 
@@ -130,8 +136,9 @@ class SpeedModel:
             moved_any = moved_any or moved > first
             stages.append(Stage(cost, first, last, head, moved))
         moved_any = moved_any or any(one.device is None for one in placement.overrides)
-        wanted = moved_any or spans.host_blocks > 0 or spans.head_on_host or placement.kv_on_host
-        return None if wanted and self.host is None else (stages, self.host if wanted else None)
+        if not (moved_any or spans.host_blocks > 0 or spans.head_on_host or placement.kv_on_host):
+            return stages, None
+        return None if self.host is None else (stages, self.host)
 
     def decode_s(self, placement: Placement, depth_tokens: float = 0) -> float | None:
         """Return the seconds of one token of one stream at a depth."""
