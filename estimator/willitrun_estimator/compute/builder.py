@@ -20,6 +20,7 @@ from willitrun_estimator.compute import (
     stamp,
 )
 from willitrun_estimator.compute.form import WINDOW, U
+from willitrun_estimator.compute.fragment import ANYWHERE
 from willitrun_estimator.compute.graph import Graph
 from willitrun_estimator.compute.node import Node
 from willitrun_estimator.compute.operations import Homes, Operations
@@ -256,7 +257,7 @@ class Builder(Operations):
         x = self.graph.add("embedded", (hidden, U), self.graph.weight("token_embd", self.host), tokens, rows=0)
         inputs = None
         if width and "per_layer_token_embd.weight" in self.outside and layers:
-            inputs = per_layer.PerLayerInputs(self, width, layers[0][1].block)
+            inputs = per_layer.PerLayerInputs(self, width, streams, layers[0][1].block)
         if self.spec.architecture in SCALED_EMBEDDINGS:
             x = self.graph.add("scaled", x.dims, x, inplace=True)
         if inputs is not None:
@@ -299,37 +300,49 @@ class Builder(Operations):
         """Add a block, built before if one like it was."""
         shared, events = self.shared, self._events
         shared[STREAM] = x
+        self.enter(homes)
         taken = bool(layer.mixers and not isinstance(layer.mixers[0], NoMixer)) + isinstance(layer.ffn, Moe)
-        following = self._following(homes, taken)
+        structure, store, ahead = self._following(homes, taken)
+        # What only the first GPU can do for a block of the host is not told of a block of its own.
+        homed = (
+            self.host, homes.block, homes.cache, homes.experts, homes.elsewhere, store,
+            0 if homes.block == self.host else -1,
+        )  # fmt: skip
+        devices = tuple(dict.fromkeys(device for device in homed if device >= 0))
+        names = {device: name for name, device in enumerate(devices)}
+        sparse = inputs is not None and inputs.streams > 0 and homes.number < altup.SPARSE_BLOCKS
         key = (
-            self.graph.known, self.host, self.fused_streams, homes._replace(number=0, parts=frozenset()), last,
-            homes.number < altup.SPARSE_BLOCKS, following, x.dims, x.view_of is None, *shared,
+            self.graph.known, *map(names.get, homed), homes.structure, homes.apart, structure, ahead, last,
+            self.fused_streams, sparse, x.dims, x.view_of is None, *shared,
         )  # fmt: skip
         known = stamp.find(key)
         if known is not None:
             del events[: known.events]
-            stamp.again(self.graph, shared, known)
+            stamp.again(self.graph, shared, known, devices)
+            self.leave(homes)
             return shared[STREAM]
         before, waiting = shared.copy(), len(events)
         shared[STREAM] = self._whole(layer, x, homes, inputs, last=last)
-        section = self.graph.end()
-        if homes.structure is not None and waiting - len(events) == taken:
-            stamp.keep(key, section, before, shared, taken, following[-1] if following else 0)
+        section = self.graph.end(devices)
+        self.leave(homes)
+        told = homes.structure is not None and section.devices == devices
+        if told and waiting - len(events) == taken:
+            stamp.keep(key, section, before, shared, taken, ahead)
         return shared[STREAM]
 
-    def _following(self, homes: Homes, taken: int) -> tuple[Hashable, int, int] | None:
+    def _following(self, homes: Homes, taken: int) -> tuple[Hashable, int, int]:
         """Return the block whose state is fetched in this one, as far as that matters, and how far it is."""
-        if len(self._events) <= taken:
-            return None
-        mixer, other = self._events[taken]
-        fetches = isinstance(mixer, Recurrent) and self._fetches(mixer)
-        return (other.structure, other.cache, other.number - homes.number) if fetches else None
+        if len(self._events) > taken:
+            mixer, other = self._events[taken]
+            if isinstance(mixer, Recurrent) and self._fetches(mixer):
+                return other.structure, other.cache, other.number - homes.number
+        return None, ANYWHERE, 0
 
     def _whole(
         self, layer: Layer, x: Node, homes: Homes, inputs: per_layer.PerLayerInputs | None, *, last: bool
     ) -> Node:
         """Add a block with what some architectures have behind it."""
-        if inputs is not None and "altup_inputs" in dict(self.spec.sizes):
+        if inputs is not None and inputs.streams:
             return altup.block(self, layer, x, homes, inputs, homes.number)
         x = self.block(layer, x, homes, last=last)
         if inputs is not None:

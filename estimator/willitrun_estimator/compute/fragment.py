@@ -8,6 +8,7 @@ and a graph has the same one for all blocks that are built alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -39,7 +40,7 @@ class Fragment(Struct, eq=False, gc=False):
     computed: bytes
     """Whether it does, of each."""
     homes: tuple[int, ...]
-    """Where a tensor is for itself, else `ANYWHERE`."""
+    """Where a tensor is for itself, else `ANYWHERE`. Devices are named by their place in a list."""
     moves: tuple[tuple[int, Dim], ...]
     """Operations on the host's weights that a GPU can compute too, each with its rows."""
     able: tuple[int, ...]
@@ -65,8 +66,6 @@ class Fragment(Struct, eq=False, gc=False):
     """Inputs and leaves, in order."""
     outputs: tuple[int, ...]
     """What is never freed, others among it."""
-    own: tuple[int, ...] | None = None
-    """Devices before any is handed on, worked out by the scheduler."""
 
 
 class _Numbers:
@@ -101,10 +100,21 @@ class _Numbers:
         return number
 
 
+class Stand(NamedTuple):
+    """Where a section stands in its graph."""
+
+    base: int
+    """What its tensors' numbers are counted from."""
+    section: int
+    """Its own number."""
+    host: int
+
+
 def compiled(
-    nodes: Sequence[Node], early: Sequence[Node], base: int, section: int, host: int, known: Known
+    nodes: Sequence[Node], early: Sequence[Node], stand: Stand, devices: dict[int, int], known: Known
 ) -> tuple[Fragment, tuple[int, ...]]:
-    """Make a fragment of a section whose tensors are numbered from `base` on, and return its others' numbers too."""
+    """Make a fragment of a section, and return the numbers of its others; `devices` gets further names."""
+    base, section, host = stand
     numbers = _Numbers(nodes, early, base)
     sources = [tuple(map(numbers.of, node.sources)) for node in nodes]
     roots = {index: numbers.of(node.view_of) for index, node in enumerate(nodes) if node.view_of is not None}
@@ -117,6 +127,10 @@ def compiled(
             readers[one] += 1
     for root in roots.values():
         looks[root] += 1
+
+    def named(device: int) -> int:
+        return device if device < 0 else devices.setdefault(device, len(devices))
+
     own = slice(None, len(tensors))
     layouts = tuple([known.layout(node.dims, node.element_bytes) for node in tensors])
     fragment = Fragment(
@@ -130,9 +144,9 @@ def compiled(
         roots=roots,
         real=tuple([index for index, node in enumerate(nodes) if node.computed]),
         computed=bytes([node.computed for node in nodes]),
-        homes=tuple([_home(node, host) for node in tensors]),
+        homes=tuple([named(_home(node, host)) for node in tensors]),
         moves=tuple([(index, node.rows) for index, node in enumerate(nodes) if _moves(node, host)]),
-        able=tuple([_able(node, host) for node in tensors]),
+        able=tuple([named(_able(node, host)) for node in tensors]),
         sizes=tuple([known.size(node.size) for node in tensors]),
         extras=tuple(
             [

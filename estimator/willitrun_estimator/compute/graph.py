@@ -7,10 +7,11 @@ What stands before the blocks, each block and what follows them are its sections
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from willitrun_estimator.compute.form import ZERO, Dim, Form, U, form, plus
-from willitrun_estimator.compute.fragment import Fragment, compiled
+from willitrun_estimator.compute.fragment import Fragment, Stand, compiled
 from willitrun_estimator.compute.node import Node
 from willitrun_estimator.compute.steps import Known
 
@@ -23,6 +24,8 @@ class Section(NamedTuple):
     """What its tensors' numbers are counted from."""
     others: tuple[int, ...]
     """Numbers of the tensors of earlier sections that it names."""
+    devices: tuple[int, ...]
+    """The devices that it names."""
 
 
 class Graph:
@@ -42,15 +45,17 @@ class Graph:
         self.ahead = 0
         """How many blocks ahead of a block something was computed for it."""
 
-    def end(self) -> Section:
-        """Complete a section."""
-        fragment, others = compiled(self.nodes, self._early, self.count, len(self.sections), self.host, self.known)
+    def end(self, devices: Iterable[int] = ()) -> Section:
+        """Complete a section; the first of its devices may be given."""
+        names = {device: name for name, device in enumerate(devices)}
+        stand = Stand(self.count, len(self.sections), self.host)
+        fragment, others = compiled(self.nodes, self._early, stand, names, self.known)
         self.nodes, self._early = [], []
-        return self.place(fragment, others)
+        return self.place(fragment, others, tuple(names))
 
-    def place(self, fragment: Fragment, others: tuple[int, ...]) -> Section:
+    def place(self, fragment: Fragment, others: tuple[int, ...], devices: tuple[int, ...]) -> Section:
         """Add a whole section."""
-        section = Section(fragment, self.count, others)
+        section = Section(fragment, self.count, others, devices)
         self.sections.append(section)
         self.count += fragment.count
         return section
@@ -63,7 +68,7 @@ class Graph:
         def made(tensor: int) -> int:
             """Return the section that made the memory; 0 for what is there before all blocks."""
             number = bisect_right(bases, tensor) - 1
-            fragment, base, others = self.sections[number]
+            fragment, base, others, _ = self.sections[number]
             index = tensor - base
             root = fragment.roots.get(index)
             if root is not None:

@@ -17,6 +17,8 @@ from willitrun_estimator.placement import Settings
 
 INDEXER = "indexer"
 """The mask of a sparse indexer, f16 whatever attention reads."""
+FACTORS = "factors"
+"""Name of the rope factors of the block's device among what blocks share."""
 
 
 class Homes(NamedTuple):
@@ -71,6 +73,7 @@ class Operations:
         """Whether flash attention's buffer has room for f16 copies of a quantized cache (Vulkan reads it in place)."""
         self.shared: dict[Hashable, Node] = {}
         """Tensors that blocks have from each other: inputs and all that is made once and read again, by name."""
+        self._factors: dict[int, Node] = {}
         self.window = cache.model_window(spec)
         self.fused_streams = True
         """Whether one operation writes a block's result to all residual streams."""
@@ -85,6 +88,17 @@ class Operations:
         self._picked: Node | None = None
         self._normed: Node | None = None
         """What the mixer of the block in hand reads."""
+
+    def enter(self, homes: Homes) -> None:
+        """Share the rope factors of a block's device, once they are there."""
+        self.shared.pop(FACTORS, None)
+        if homes.block in self._factors:
+            self.shared[FACTORS] = self._factors[homes.block]
+
+    def leave(self, homes: Homes) -> None:
+        """Keep them."""
+        if FACTORS in self.shared:
+            self._factors[homes.block] = self.shared[FACTORS]
 
     def once(self, name: Hashable, add: Callable[[], Node]) -> Node:
         """Return what is shared under a name, and add it where it is asked for first."""
@@ -178,7 +192,7 @@ class Operations:
         factors: list[Node] = []
         if self.factors is not None and not (windowed and self.style.full_factors):
             name = self.factors
-            factors.append(self.once(("factors", homes.block), lambda: self.graph.weight(name, homes.block)))
+            factors.append(self.once(FACTORS, lambda: self.graph.weight(name, homes.block)))
         return self.graph.add("rope", source.dims, source, position, *factors, inplace=True, picks_device=False)
 
     def rotated(self, source: Node, dims: tuple[Dim, ...], which: str, size: int) -> Node:

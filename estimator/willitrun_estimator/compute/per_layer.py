@@ -19,9 +19,11 @@ EMBEDDED, SELECTED = "embedded", "per_layer_selected"
 class PerLayerInputs:
     """Looks the rows up at the start, projects them where the first block asks for its slice."""
 
-    def __init__(self, b: Builder, width: int, first: int) -> None:
+    def __init__(self, b: Builder, width: int, streams: int, first: int) -> None:
         """`width` is the length of one block's embedding, `first` the device of block 0, which has the projection."""
         self._builder = b
+        self.streams = streams
+        """How many a block stands between."""
         self._width = width
         self._first = first
         tokens = b.token_input("per_layer_tokens")

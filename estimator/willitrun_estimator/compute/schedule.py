@@ -90,7 +90,7 @@ class Schedule:
                 if device in {self.devices[copy.source], self.devices[copy.copy]}:
                     return copy.section
             for part, following in zip(split.parts, starts, strict=False):
-                fragment, base, _ = self.sections[part.section]
+                fragment, base, *_ = self.sections[part.section]
                 if device in self.devices[part.start : min(following, base + len(fragment.computed))]:
                     return part.section
         return 0
@@ -119,23 +119,18 @@ def schedule(graph: Graph, *, offload: bool, large: dict[Dim, bool], pipeline: b
     return planned
 
 
-def _own(fragment: Fragment, *, offload: bool, large: dict[Dim, bool]) -> tuple[int, ...]:
-    """Return the devices that the tensors of a fragment ask for."""
-    if fragment.own is None:
-        own = [*fragment.homes]
-        for index, rows in fragment.moves if offload else ():
-            if large.get(rows, False):
-                own[index] = 0
-        fragment.own = tuple(own)
-    return fragment.own
-
-
 def _join(planned: Schedule, *, offload: bool, large: dict[Dim, bool]) -> None:
     """Put the sections one behind the other."""
     roots, readers, looks = planned.roots, planned.readers, planned.looks
-    for number, (fragment, base, others) in enumerate(planned.sections):
-        planned.devices += _own(fragment, offload=offload, large=large)
-        planned.able += fragment.able
+    moved = {rows for rows, is_large in large.items() if is_large and offload}
+    for number, (fragment, base, others, named) in enumerate(planned.sections):
+        # The last item is what -1 stands for.
+        called = *named, ANYWHERE
+        planned.devices += [called[home] for home in fragment.homes]
+        planned.able += [called[only] for only in fragment.able]
+        for index, rows in fragment.moves:
+            if rows in moved:
+                planned.devices[base + index] = 0
         planned.sizes += fragment.sizes
         planned.layouts += fragment.layouts
         planned.solid += fragment.solid
@@ -163,7 +158,7 @@ def _assign(planned: Schedule) -> None:
     for tensor, root in enumerate(planned.roots):
         if root >= 0 and devices[tensor] < 0:
             devices[tensor] = devices[root]
-    for fragment, base, _ in planned.sections:
+    for fragment, base, *_ in planned.sections:
         for index, size in fragment.extras:
             if devices[base + index] != host:
                 planned.sizes[base + index] = size
@@ -192,7 +187,7 @@ def _most_at_home(planned: Schedule, node: int) -> int:
     """Choose the device that has most of an operation's sources (pass 3 of the scheduler)."""
     held: Counter[int] = Counter()
     section, fragment, index = planned.fragment(node)
-    _, base, others = planned.sections[section]
+    _, base, others, _ = planned.sections[section]
     for one in fragment.sources[index]:
         source = base + one if one >= 0 else others[~one]
         root = planned.roots[source]
@@ -211,7 +206,7 @@ def _split(planned: Schedule, copies: int) -> None:  # noqa: C901, PLR0912, PLR0
     current = ANYWHERE
     arrivals: list[Copy] = []
     parts: list[Part] = []
-    for section, (fragment, base, others) in enumerate(planned.sections):
+    for section, (fragment, base, others, _) in enumerate(planned.sections):
         sources, moving, fixed, computed = fragment.sources, fragment.moving, fragment.fixed, fragment.computed
         events: list[Event] = []
         parts.append(Part(section, base, events))
@@ -265,7 +260,7 @@ def _split(planned: Schedule, copies: int) -> None:  # noqa: C901, PLR0912, PLR0
 
 def _awaits_weight(planned: Schedule, section: int, index: int) -> bool:
     """Tell whether an operation reads a weight of another device."""
-    fragment, base, others = planned.sections[section]
+    fragment, base, others, _ = planned.sections[section]
     for one in fragment.sources[index]:
         source = base + one if one >= 0 else others[~one]
         if planned.devices[source] != planned.devices[base + index]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from copy import copy
 from typing import NamedTuple
 
@@ -36,19 +36,19 @@ class Stamp(NamedTuple):
 STAMPS: OrderedDict[Hashable, Stamp] = OrderedDict()
 
 
-def again(graph: Graph, shared: dict[Hashable, Node], stamp: Stamp) -> None:
+def again(graph: Graph, shared: dict[Hashable, Node], stamp: Stamp, devices: tuple[int, ...]) -> None:
     """Put a block into a graph, and what it makes among what is shared."""
     others = []
     for name, looks in stamp.others:
         node = shared[name]
         others.append(node.root.place if looks else node.place)
-    base = graph.place(stamp.fragment, tuple(others)).base
+    base = graph.place(stamp.fragment, tuple(others), devices).base
     for name in stamp.spent:
         del shared[name]
     for name, kept, root in stamp.made:
-        node = shared[name] = _at(kept, base + kept.place)
+        node = shared[name] = _at(kept, base + kept.place, devices)
         if kept.view_of is not None and root is not None:
-            node.view_of = _at(kept.view_of, base + root if root >= 0 else others[~root])
+            node.view_of = _at(kept.view_of, base + root if root >= 0 else others[~root], devices)
     graph.ahead = max(graph.ahead, stamp.ahead)
 
 
@@ -69,7 +69,8 @@ def keep(
     ahead: int,
 ) -> None:
     """Keep a block that was built, unless it reads or leaves something that has no name."""
-    fragment, base, others = section
+    fragment, base, others, devices = section
+    called = {device: name for name, device in enumerate(devices)}
     names: dict[int, tuple[Hashable, bool]] = {}
     for name, node in before.items():
         names.setdefault(node.root.place, (name, True))
@@ -78,9 +79,9 @@ def keep(
     made = []
     for name, node in shared.items():
         if node.place >= base:
-            kept = _at(node, node.place - base)
+            kept = _at(node, node.place - base, called)
             if node.view_of is not None:
-                kept.view_of = _at(node.view_of, -1)
+                kept.view_of = _at(node.view_of, -1, called)
             made.append((name, kept, fragment.roots.get(node.place - base)))
         elif before.get(name) is not node:
             return
@@ -92,9 +93,11 @@ def keep(
         STAMPS.popitem(last=False)
 
 
-def _at(node: Node, place: int) -> Node:
-    """Return a tensor like another in a place of its own, without what it was made from."""
+def _at(node: Node, place: int, devices: Mapping[int, int] | Sequence[int]) -> Node:
+    """Return a tensor like another in a place of its own, without its sources, on a device of another name."""
     found = copy(node)
     found.sources = []
     found.place = place
+    if node.fixed is not None:
+        found.fixed = devices[node.fixed]
     return found
