@@ -242,12 +242,14 @@ def test_graphs_of_their_own(name: str, options: dict[str, object], gpu: float, 
 
 def graph_peaks(graph: Graph, devices: int) -> tuple[int, ...]:
     """Bytes on each device for a micro-batch of 8."""
+    graph.end()
+    graph.end()
     values = Sizes(8, 0, 0, 0).values()
     return peaks(graph, values, (32,) * devices, offload=True, large={U: True}, pipeline=False)
 
 
 def test_unsupported_operations_fall_back_to_the_host() -> None:
-    graph = Graph()
+    graph = Graph(1)
     source = graph.input("x", (64, U))
     first = graph.add("up", (64, U), graph.weight("w", 0), source)
     odd = graph.add("odd", (64, U), first, gpu_supported=False)
@@ -342,7 +344,7 @@ def test_states_of_several_slots_are_moved_one_by_one() -> None:
 
 
 def test_an_operation_no_device_asks_for_goes_where_most_of_its_sources_are() -> None:
-    graph = Graph()
+    graph = Graph(2)
     x = graph.input("x", (64, U))
     odd = graph.add("odd", (64, U), x, graph.weight("first", 1), picks_device=False)
     graph.add("other", (64, U), odd, graph.weight("second", 0), picks_device=False)

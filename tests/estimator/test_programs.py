@@ -20,8 +20,7 @@ from willitrun_estimator.compute.model import ComputeModel
 from willitrun_estimator.compute.programs import Programs, peaks
 from willitrun_estimator.compute.replay import Replay
 from willitrun_estimator.compute.schedule import schedule
-from willitrun_estimator.compute.surroundings import Kind, Looks, surroundings
-from willitrun_estimator.compute.trace import (
+from willitrun_estimator.compute.steps import (
     ARRIVED,
     EARLY,
     GIVE,
@@ -30,12 +29,12 @@ from willitrun_estimator.compute.trace import (
     TAKE,
     TAKE_FOR_GOOD,
     TAKE_WEIGHT,
-    Known,
     Steps,
-    Tracer,
     code,
     decode,
 )
+from willitrun_estimator.compute.surroundings import Kind, Looks, surroundings
+from willitrun_estimator.compute.trace import traced
 from willitrun_estimator.placement import Placement, Settings
 from willitrun_estimator.weights import weight_profile
 
@@ -105,9 +104,9 @@ def test_layouts_of_a_shape_share_what_was_traced(monkeypatch: pytest.MonkeyPatc
     built = []
     build = ComputeModel._graph
 
-    def watched(self: ComputeModel, blocks, placement):  # type: ignore[no-untyped-def]
+    def watched(self: ComputeModel, blocks, *rest):  # type: ignore[no-untyped-def]
         built.append(len(blocks))
-        return build(self, blocks, placement)
+        return build(self, blocks, *rest)
 
     monkeypatch.setattr(ComputeModel, "_graph", watched)
     drawn = [(1, Placement(gpu_layers=49, split=(49,), cpu_moe_layers=moved)) for moved in (10, 11, 30)]
@@ -123,16 +122,15 @@ def test_layouts_of_a_shape_share_what_was_traced(monkeypatch: pytest.MonkeyPatc
 
 def test_what_a_split_needs_for_later_blocks_is_taken_where_it_begins() -> None:
     """Two blocks on a GPU that look at an input each in a way of its own: both copies are there from the start."""
-    graph = Graph()
+    graph = Graph(1)
     x = graph.input("x", (64, U))
     for _ in range(3):
-        graph.start()
+        graph.end()
         own = graph.view(graph.input("own", (32, U)), (32, U))
         x = graph.add("sum", (64, U), x, own, graph.weight("0/up", 0))
-    graph.start()
-    graph.number()
-    planned = schedule(graph, 2, offload=True, large={U: True}, pipeline=False)
-    sections = Tracer(5, 2, Known()).trace(planned)
+    graph.end()
+    graph.end()
+    sections = traced(schedule(graph, offload=True, large={U: True}, pipeline=False))
     assert [len(section.arrivals[0].codes) for section in sections] == [0, 0, 1, 1, 0]
     assert [section.splits for section in sections] == [False, True, False, False, False]
     found = peaks(graph, Sizes(8, 0, 0, 0).values(), (128, 32), offload=True, large={U: True}, pipeline=False)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from willitrun_estimator.compute.builder import Builder
-    from willitrun_estimator.compute.graph import Node
+    from willitrun_estimator.compute.node import Node
     from willitrun_estimator.compute.operations import Homes
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from willitrun_catalog.model import Attention
     from willitrun_estimator.compute.builder import Builder
-    from willitrun_estimator.compute.graph import Node
+    from willitrun_estimator.compute.node import Node
     from willitrun_estimator.compute.operations import Homes
 
 QUERY = "indexer.q_proj.weight"
@@ -159,9 +159,9 @@ def block_mask(b: Builder, groups: int, width: int, index_keys: Node, index_quer
     wide = g.add("cell_mask", (".wide",), low, g.view(numbers, (CELLS,)), size=part(spread), rows=0)
     mask = g.view(wide, (".turned",), size=part(spread), contiguous=False)
     mask = g.add("transposed", spread, mask, size=part(spread))
-    if b.plain_mask is None:
-        b.plain_mask = g.add("plain_mask", (CELLS, U), b.mask(CELLS))
-    causal = g.view(b.plain_mask, (CELLS, U), size=part((CELLS, U)))
+    # The f32 copy of the mask that the scores of all blocks are added to.
+    plain = b.once("plain_mask", lambda: g.add("plain_mask", (CELLS, U), b.mask(CELLS)))
+    causal = g.view(plain, (CELLS, U), size=part((CELLS, U)))
     mask = g.overwrite("masked", g.view(mask, spread, size=part(spread)), causal)
     mask = g.view(mask, spread, size=part(spread))
     return g.add("half_mask", spread, mask, element_bytes=2, size=part(spread, 2))

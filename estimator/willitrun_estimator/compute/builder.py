@@ -17,17 +17,24 @@ from willitrun_estimator.compute import (
     pooled,
     recurrent,
     residual_mix,
+    stamp,
 )
 from willitrun_estimator.compute.form import WINDOW, U
-from willitrun_estimator.compute.graph import Graph, Node
+from willitrun_estimator.compute.fragment import ANYWHERE
+from willitrun_estimator.compute.graph import Graph
+from willitrun_estimator.compute.node import Node
 from willitrun_estimator.compute.operations import Homes, Operations
 from willitrun_estimator.compute.style import SCALED_EMBEDDINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
 FETCHED_AHEAD = frozenset({"lightning", "mamba1", "mamba2", "shortconv"})
 """Mixers whose state is the first thing of their block that llama.cpp asks for."""
+FETCHED = ("fetched_store", "fetched_rows")
+"""Names of a state that was fetched ahead among what blocks share."""
+STREAM = "stream"
+"""Name of what a block reads of the one before it."""
 RESIDUAL_SCORE = "output_res_score.weight"
 """What scores the residual streams that an architecture banks."""
 HEAD = "output"
@@ -56,16 +63,19 @@ class Builder(Operations):
     def _fetch(self) -> None:
         following = self._events[0] if self._events else None
         if following is not None and isinstance(following[0], Recurrent) and self._fetches(following[0]):
-            self.graph.ahead = max(self.graph.ahead, following[1].number + 1 - len(self.graph.starts))
-            self._fetched = recurrent.fetch_ahead(self, following[0], following[1])
+            self.graph.ahead = max(self.graph.ahead, following[1].number + 1 - len(self.graph.sections))
+            self._hold(recurrent.fetch_ahead(self, following[0], following[1]))
 
     def _fetches(self, mixer: Recurrent) -> bool:
         return mixer.kind in FETCHED_AHEAD or self.style.fetched_ahead
 
     def fetched(self) -> tuple[Node, Node] | None:
         """Hand over the state that was fetched ahead."""
-        held, self._fetched = self._fetched, None
-        return held
+        store, rows = (self.shared.pop(name, None) for name in FETCHED)
+        return None if store is None or rows is None else (store, rows)
+
+    def _hold(self, fetched: tuple[Node, Node]) -> None:
+        self.shared |= zip(FETCHED, fetched, strict=True)
 
     def mixer(self, layer: Layer, source: Node, homes: Homes) -> Node | None:
         """Mix tokens; None for a block that does not."""
@@ -97,7 +107,7 @@ class Builder(Operations):
         if len(mixers) == 1:
             self.fetch_next()
         if len(mixers) > 1 and isinstance(mixers[1], Recurrent):
-            self._fetched = recurrent.load_state(self, "cache_r", mixers[1].conv_elements, homes)
+            self._hold(recurrent.load_state(self, "cache_r", mixers[1].conv_elements, homes))
             normed = self.norm(source, "attn_norm", homes)
             held: list[Node] = []
             state = recurrent.mamba2(
@@ -230,7 +240,7 @@ class Builder(Operations):
         self.fused_streams = not (given_up and any(homes.block == self.host for _, homes in layers))
         return hyper.stacked(self, x)
 
-    def build(  # noqa: C901, PLR0912, PLR0915
+    def build(  # noqa: C901, PLR0912
         self,
         layers: tuple[tuple[Layer, Homes], ...],
         head: int,
@@ -247,11 +257,11 @@ class Builder(Operations):
         x = self.graph.add("embedded", (hidden, U), self.graph.weight("token_embd", self.host), tokens, rows=0)
         inputs = None
         if width and "per_layer_token_embd.weight" in self.outside and layers:
-            inputs = per_layer.PerLayerInputs(self, width, layers[0][1].block)
+            inputs = per_layer.PerLayerInputs(self, width, streams, layers[0][1].block)
         if self.spec.architecture in SCALED_EMBEDDINGS:
             x = self.graph.add("scaled", x.dims, x, inplace=True)
         if inputs is not None:
-            inputs.hidden = x
+            self.shared[per_layer.EMBEDDED] = x
         if streams:
             x = altup.stacked(self, x, streams, head)
         if self.style.hyper:
@@ -265,22 +275,14 @@ class Builder(Operations):
         bank = residual_mix.Bank(self) if RESIDUAL_SCORE in self.outside else None
         first = x
         stream: Callable[[], Node] = lambda: first  # noqa: E731
+        self.graph.end()
         for index, (layer, homes) in enumerate(layers):
-            self.graph.start()
+            last = index == len(layers) - 1
             if bank is not None:
                 stream = residual_mix.block(self, bank, layer, stream, homes, index)
-                continue
-            if streams and inputs is not None:
-                x = altup.block(self, layer, x, homes, inputs, index)
-                continue
-            x = self.block(layer, x, homes, last=index == len(layers) - 1)
-            if inputs is not None:
-                x = self.graph.add("block_out", x.dims, x, inputs.gated(x, homes), inplace=True)
-            if "layer_output_scale.weight" in homes.parts:
-                x = self.graph.add(
-                    "block_out", x.dims, x, self.weight("layer_output_scale.weight", homes), inplace=True
-                )
-        self.graph.start()
+                self.graph.end()
+            else:
+                x = self._stamped(layer, x, homes, inputs, last=last)
         if streams:
             x = self.out_rows(altup.merged(self, x, streams, head))
         if self.style.hyper:
@@ -289,8 +291,65 @@ class Builder(Operations):
         if bank is not None:
             x = self.out_rows(bank.mixed(stream, self.graph.weight(RESIDUAL_SCORE, head)))
         self._logits(x, head)
-        self.graph.number()
+        self.graph.end()
         return self.graph
+
+    def _stamped(
+        self, layer: Layer, x: Node, homes: Homes, inputs: per_layer.PerLayerInputs | None, *, last: bool
+    ) -> Node:
+        """Add a block, built before if one like it was."""
+        shared, events = self.shared, self._events
+        shared[STREAM] = x
+        self.enter(homes)
+        taken = bool(layer.mixers and not isinstance(layer.mixers[0], NoMixer)) + isinstance(layer.ffn, Moe)
+        structure, store, ahead = self._following(homes, taken)
+        # What only the first GPU can do for a block of the host is not told of a block of its own.
+        homed = (
+            self.host, homes.block, homes.cache, homes.experts, homes.elsewhere, store,
+            0 if homes.block == self.host else -1,
+        )  # fmt: skip
+        devices = tuple(dict.fromkeys(device for device in homed if device >= 0))
+        names = {device: name for name, device in enumerate(devices)}
+        sparse = inputs is not None and inputs.streams > 0 and homes.number < altup.SPARSE_BLOCKS
+        key = (
+            self.graph.known, *map(names.get, homed), homes.structure, homes.apart, structure, ahead, last,
+            self.fused_streams, sparse, x.dims, x.view_of is None, *shared,
+        )  # fmt: skip
+        known = stamp.find(key)
+        if known is not None:
+            del events[: known.events]
+            stamp.again(self.graph, shared, known, devices)
+            self.leave(homes)
+            return shared[STREAM]
+        before, waiting = shared.copy(), len(events)
+        shared[STREAM] = self._whole(layer, x, homes, inputs, last=last)
+        section = self.graph.end(devices)
+        self.leave(homes)
+        told = homes.structure is not None and section.devices == devices
+        if told and waiting - len(events) == taken:
+            stamp.keep(key, section, before, shared, taken, ahead)
+        return shared[STREAM]
+
+    def _following(self, homes: Homes, taken: int) -> tuple[Hashable, int, int]:
+        """Return the block whose state is fetched in this one, as far as that matters, and how far it is."""
+        if len(self._events) > taken:
+            mixer, other = self._events[taken]
+            if isinstance(mixer, Recurrent) and self._fetches(mixer):
+                return other.structure, other.cache, other.number - homes.number
+        return None, ANYWHERE, 0
+
+    def _whole(
+        self, layer: Layer, x: Node, homes: Homes, inputs: per_layer.PerLayerInputs | None, *, last: bool
+    ) -> Node:
+        """Add a block with what some architectures have behind it."""
+        if inputs is not None and inputs.streams:
+            return altup.block(self, layer, x, homes, inputs, homes.number)
+        x = self.block(layer, x, homes, last=last)
+        if inputs is not None:
+            x = self.graph.add("block_out", x.dims, x, inputs.gated(x, homes), inplace=True)
+        if "layer_output_scale.weight" in homes.parts:
+            x = self.graph.add("block_out", x.dims, x, self.weight("layer_output_scale.weight", homes), inplace=True)
+        return x
 
     def _logits(self, x: Node, head: int) -> None:
         """Add the last norm and the head."""

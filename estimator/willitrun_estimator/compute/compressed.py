@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from willitrun_catalog.model import Attention
     from willitrun_estimator.compute.builder import Builder
-    from willitrun_estimator.compute.graph import Node
+    from willitrun_estimator.compute.node import Node
     from willitrun_estimator.compute.operations import Homes
 
 

@@ -1,109 +1,95 @@
-"""A compute graph as the planner needs it: tensors with sizes, who reads whom, and where fixed tensors live."""
+"""A compute graph as it is built: tensors with sizes, who reads whom, and where fixed tensors live.
+
+What stands before the blocks, each block and what follows them are its sections. One that is complete is kept as a
+`Fragment`, numbers alone.
+"""
 
 from __future__ import annotations
 
-from msgspec import Struct
+from bisect import bisect_right
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from willitrun_estimator.compute.form import ZERO, Dim, Form, U, form, plus
+from willitrun_estimator.compute.fragment import Fragment, Stand, compiled
+from willitrun_estimator.compute.node import Node
+from willitrun_estimator.compute.steps import Known
 
 
-class Node(Struct, eq=False):
-    """A tensor and the operation that makes it."""
+class Section(NamedTuple):
+    """A fragment in a graph."""
 
-    name: str
-    dims: tuple[Dim, ...]
-    size: Form
-    sources: list[Node] = []
-    view_of: Node | None = None
-    """The tensor whose memory it shares."""
-    contiguous: bool = True
-    inplace: bool = False
-    """The operation may write over a source of the same layout."""
-    element_bytes: int = 4
-    fixed: int | None = None
-    """Device of a tensor that exists outside the graph (a weight or a cache)."""
-    is_weight: bool = False
-    is_input: bool = False
-    is_output: bool = False
-    """Never freed."""
-    weight: str | None = None
-    """The key of a weight's bytes."""
-    picks_device: bool = True
-    """False for operations that do not follow their weights (rope factors, attention sinks)."""
-    gap_bytes: int = 0
-    """What CUDA adds to a copy of it: the rest of a quantized row of 512 elements."""
-    rows: Dim = 1
-    """Batch rows: what decides whether an operation on host weights is worth a copy to the GPU."""
-    gpu_supported: bool = True
-    gpu_extra: Form = ZERO
-    """Scratch that the operation has behind its result when a GPU computes it."""
-    computed: bool = True
-    """False for a mere look at another tensor's memory, which no device has to compute."""
-    device: int = -1
-    section: int = 0
-    """The part of the graph it is computed in: 0 before the blocks, then block by block, then what follows them."""
-    readers: int = 0
-    """Operations that are still to read it, and looks at its memory that are still to end: the tracer's counts."""
-    looks: int = 0
-    slot: int = -1
-    """Which of the memory that is held is its own, as the tracer numbers it."""
+    fragment: Fragment
+    base: int
+    """What its tensors' numbers are counted from."""
+    others: tuple[int, ...]
+    """Numbers of the tensors of earlier sections that it names."""
+    devices: tuple[int, ...]
+    """The devices that it names."""
 
 
 class Graph:
     """Records tensors in the order in which they are computed."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: int, known: Known | None = None) -> None:
+        self.host = host
+        self.known = Known() if known is None else known
+        self.sections: list[Section] = []
+        """Those that are complete."""
         self.nodes: list[Node] = []
-        self.inputs: list[Node] = []
-        self.leaves: list[Node] = []
-        self.early: list[Node] = []
-        """Inputs and leaves in the order in which they are first asked for."""
-        self.starts: list[int] = []
-        """How many nodes there were when each block began, and when the last one ended."""
+        """Of the section in hand."""
+        self._early: list[Node] = []
+        """Its inputs and leaves in the order in which they are first asked for."""
+        self.count = 0
+        """Tensors of complete sections: their numbers come before those of others."""
         self.ahead = 0
         """How many blocks ahead of a block something was computed for it."""
 
-    def start(self) -> None:
-        """Begin the next block, or what follows the last."""
-        self.starts.append(len(self.nodes))
+    def end(self, devices: Iterable[int] = ()) -> Section:
+        """Complete a section; the first of its devices may be given."""
+        names = {device: name for name, device in enumerate(devices)}
+        stand = Stand(self.count, len(self.sections), self.host)
+        fragment, others = compiled(self.nodes, self._early, stand, names, self.known)
+        self.nodes, self._early = [], []
+        return self.place(fragment, others, tuple(names))
 
-    def number(self) -> None:
-        """Tell every node its section."""
-        ends = [*self.starts[1:], len(self.nodes)]
-        for section, (start, end) in enumerate(zip(self.starts, ends, strict=True), 1):
-            for node in self.nodes[start:end]:
-                node.section = section
+    def place(self, fragment: Fragment, others: tuple[int, ...], devices: tuple[int, ...]) -> Section:
+        """Add a whole section."""
+        section = Section(fragment, self.count, others, devices)
+        self.sections.append(section)
+        self.count += fragment.count
+        return section
+
+    @property
+    def reach(self) -> int:
+        """How many sections away anything is read that was not there before all blocks."""
+        bases = [section.base for section in self.sections]
+
+        def made(tensor: int) -> int:
+            """Return the section that made the memory; 0 for what is there before all blocks."""
+            number = bisect_right(bases, tensor) - 1
+            fragment, base, others, _ = self.sections[number]
+            index = tensor - base
+            root = fragment.roots.get(index)
+            if root is not None:
+                return made(base + root if root >= 0 else others[~root])
+            return 0 if index in fragment.shared else number
+
+        read = {(number, other) for number, section in enumerate(self.sections) for other in section.others}
+        return max((number - at for number, other in read for at in [made(other)] if at), default=0)
 
     def input(self, name: str, dims: tuple[Dim, ...], element_bytes: int = 4) -> Node:
         """Add a tensor that the host fills before each batch."""
-        node = Node(
-            name,
-            dims,
-            form(dims, element_bytes),
-            element_bytes=element_bytes,
-            is_input=True,
-            section=len(self.starts),
-        )
-        self.inputs.append(node)
-        self.early.append(node)
+        node = Node(name, dims, form(dims, element_bytes), element_bytes=element_bytes, is_input=True)
+        self._early.append(node)
         return node
 
     def leaf(
         self, name: str, dims: tuple[Dim, ...], device: int, *, kept: bool = False, element_bytes: int = 4
     ) -> Node:
         """Add a tensor that nothing computes: it has its place from the start of the graph."""
-        node = Node(
-            name,
-            dims,
-            form(dims, element_bytes),
-            computed=False,
-            is_output=kept,
-            device=device,
-            element_bytes=element_bytes,
-            section=len(self.starts),
-        )
-        self.leaves.append(node)
-        self.early.append(node)
+        node = Node(name, dims, form(dims, element_bytes), is_output=kept, device=device, element_bytes=element_bytes)
+        self._early.append(node)
         return node
 
     def weight(self, key: str, device: int) -> Node:

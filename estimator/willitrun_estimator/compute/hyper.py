@@ -11,7 +11,7 @@ from willitrun_estimator.compute.form import ROWS, Dim, U
 
 if TYPE_CHECKING:
     from willitrun_estimator.compute.builder import Builder
-    from willitrun_estimator.compute.graph import Node
+    from willitrun_estimator.compute.node import Node
     from willitrun_estimator.compute.operations import Homes
 
 STREAMS = 4

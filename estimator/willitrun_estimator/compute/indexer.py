@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from willitrun_estimator import cache
 from willitrun_estimator.compute.form import CELLS, CHOSEN, COMPRESSED, ZERO, U, form
-from willitrun_estimator.compute.graph import Node
 from willitrun_estimator.compute.kernels import has_indexer_kernel
+from willitrun_estimator.compute.node import Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from willitrun_estimator.compute.builder import Builder
     from willitrun_estimator.compute.operations import Homes
 
+CHOICE = "chosen"
+"""The name of the last choice among what blocks share."""
 ROTATION = 128
 """Width of the Hadamard matrix that the indexer's keys and queries are turned by."""
 
@@ -46,7 +48,7 @@ def sparse_mask(b: Builder, mixer: Mla, low: Node, normed: Node, homes: Homes) -
     """Score all cells, keep the best, and mask the others; a block without an indexer keeps the last choice."""
     g, width, heads = b.graph, mixer.indexer_dim or 0, mixer.indexer_heads or 0
     fill = _opened(b, homes, 4)
-    if heads or b.chosen is None:
+    if heads or CHOICE not in b.shared:
         q = b.matmul("indexer.attn_q_b", homes, heads * width, low)
         q = b.rope(g.view(q, (width, heads, U)), homes)
         q = g.add("turned", (width, heads, U), b.rotation("indexer", ROTATION), q)
@@ -54,8 +56,8 @@ def sparse_mask(b: Builder, mixer: Mla, low: Node, normed: Node, homes: Homes) -
         weights = g.view(b.matmul("indexer.proj", homes, heads, normed), (heads, U))
         weights = g.add("scaled", (heads, U), weights)
         scores = scored(b, g.view(q, q.dims), keys, weights, b.mask("indexer"), b.settings.kv_type_k)
-        b.chosen = g.add("cont", (CHOSEN, U), g.add("top_k", (CHOSEN, U), scores))
-    return _masked(b, fill, b.chosen, b.mask(CELLS), CELLS)
+        b.shared[CHOICE] = g.add("cont", (CHOSEN, U), g.add("top_k", (CHOSEN, U), scores))
+    return _masked(b, fill, b.shared[CHOICE], b.mask(CELLS), CELLS)
 
 
 def chosen_mask(b: Builder, width: int, reads: tuple[Node, Node], plain: Callable[[], Node], homes: Homes) -> Node:

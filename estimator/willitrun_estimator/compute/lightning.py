@@ -9,7 +9,7 @@ from willitrun_estimator.compute.form import Dim, U, form
 if TYPE_CHECKING:
     from willitrun_catalog.model import Recurrent
     from willitrun_estimator.compute.builder import Builder
-    from willitrun_estimator.compute.graph import Node
+    from willitrun_estimator.compute.node import Node
     from willitrun_estimator.compute.operations import Homes
 
 

@@ -19,8 +19,8 @@ from willitrun_estimator.compute.programs import Programs
 from willitrun_estimator.compute.replay import Move
 from willitrun_estimator.compute.schedule import OFFLOAD_ROWS
 from willitrun_estimator.compute.shape import shape_of
+from willitrun_estimator.compute.steps import Known, Steps
 from willitrun_estimator.compute.surroundings import Kind
-from willitrun_estimator.compute.trace import Steps
 
 if TYPE_CHECKING:
     from willitrun_estimator.compute.graph import Graph
@@ -131,7 +131,7 @@ class ComputeModel:
             head = self._head(placement)
 
             def build(blocks: Sequence[int]) -> Graph:
-                return self._graph([(block, kinds[block]) for block in blocks], placement)
+                return self._graph([(block, kinds[block]) for block in blocks], placement, programs.known)
 
             program = programs.program(kinds, head, self.host, build)
             if len(self._lines) >= MOST_LINES:
@@ -196,7 +196,7 @@ class ComputeModel:
             HEAVY_GROUPS: extent.heavy_groups >= OFFLOAD_ROWS,
         }
 
-    def _graph(self, blocks: Sequence[tuple[int, Kind]], placement: Placement) -> Graph:
+    def _graph(self, blocks: Sequence[tuple[int, Kind]], placement: Placement, known: Known) -> Graph:
         """Build the graph of some of the blocks."""
         shape = self.shape
         builder = Builder(
@@ -207,6 +207,7 @@ class ComputeModel:
             build=self.build,
             backend=self.backend,
             whole_qk_norm=shape.whole_qk_norm,
+            known=known,
         )
         layers = []
         for number, (block, kind) in enumerate(blocks):
@@ -219,6 +220,7 @@ class ComputeModel:
                 shape.parts[block],
                 kind.tensors,
                 kind.apart,
+                kind.structure,
             )
             layers.append((self.spec.layers[block], homes))
         return builder.build(tuple(layers), self._head(placement))

@@ -69,6 +69,8 @@ def next_token_graph(b: Builder, layer: Layer, homes: Homes) -> Graph:
     own = HEAD_COPY in homes.parts
     logits = g.add("logits", (b.spec.vocab_size, ROWS), g.weight(HEAD_COPY if own else HEAD, homes.block), x)
     logits.is_output = True
+    g.end()
+    g.end()
     return g
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 from willitrun_catalog.model import Mixer, Mla, ModelSpec
 from willitrun_estimator import cache
 from willitrun_estimator.compute.build import CURRENT, Build
 from willitrun_estimator.compute.form import CELLS, ROWS, WINDOW, Dim, Form, U
-from willitrun_estimator.compute.graph import Graph, Node
+from willitrun_estimator.compute.graph import Graph
+from willitrun_estimator.compute.node import Node
+from willitrun_estimator.compute.steps import Known
 from willitrun_estimator.compute.style import FOUR_POSITIONS, style_of
 from willitrun_estimator.placement import Settings
 
 INDEXER = "indexer"
 """The mask of a sparse indexer, f16 whatever attention reads."""
+FACTORS = "factors"
+"""Name of the rope factors of the block's device among what blocks share."""
 
 
 class Homes(NamedTuple):
@@ -35,6 +40,8 @@ class Homes(NamedTuple):
     """Names without suffix of routed experts that are apart from the others."""
     elsewhere: int = -1
     """Their device."""
+    structure: Hashable = None
+    """Equal for blocks of a shape that are built alike, but for where they live; None where that is not known."""
 
 
 class Operations:
@@ -50,10 +57,11 @@ class Operations:
         build: Build = CURRENT,
         backend: str = "cuda",
         whole_qk_norm: bool = False,
+        known: Known | None = None,
     ) -> None:
         self.spec = spec
         self.settings = settings
-        self.graph = Graph()
+        self.graph = Graph(host, known)
         self.style = style_of(spec.architecture)
         self.flash = settings.flash_attention
         self.slots = max(1, settings.parallel)
@@ -63,45 +71,52 @@ class Operations:
         self.backend = backend
         self.copies_cache = build.reserved_scratch and backend not in {"metal", "vulkan"}
         """Whether flash attention's buffer has room for f16 copies of a quantized cache (Vulkan reads it in place)."""
-        self._states: dict[bool, Node] = {}
-        self._masks: dict[str, Node] = {}
+        self.shared: dict[Hashable, Node] = {}
+        """Tensors that blocks have from each other: inputs and all that is made once and read again, by name."""
+        self._factors: dict[int, Node] = {}
         self.window = cache.model_window(spec)
         self.fused_streams = True
         """Whether one operation writes a block's result to all residual streams."""
         self.sparse = any(isinstance(m, Mla) and m.indexer_dim for layer in spec.layers for m in layer.mixers)
-        self.chosen: Node | None = None
-        self.plain_mask: Node | None = None
-        """The f32 copy of the mask that blocks' scores are added to."""
         self.outside = outside
         self.factors = next((name for name in outside if name.startswith("rope_")), None)
-        self._factors: dict[int, Node] = {}
         self._weights: dict[tuple[int, str], Node] = {}
         self.whole_qk_norm = whole_qk_norm
-        self._inputs: dict[str, Node] = {}
         self._events: list[tuple[Mixer | None, Homes]] = []
-        self._fetched: tuple[Node, Node] | None = None
         self._waiting: Node | None = None
         """The residual whose rows are picked once nothing else is asked for before the sum that names it first."""
         self._picked: Node | None = None
         self._normed: Node | None = None
         """What the mixer of the block in hand reads."""
 
-    def _input(self, name: str, dims: tuple[Dim, ...], element_bytes: int) -> Node:
-        node = self._inputs.get(name)
+    def enter(self, homes: Homes) -> None:
+        """Share the rope factors of a block's device, once they are there."""
+        self.shared.pop(FACTORS, None)
+        if homes.block in self._factors:
+            self.shared[FACTORS] = self._factors[homes.block]
+
+    def leave(self, homes: Homes) -> None:
+        """Keep them."""
+        if FACTORS in self.shared:
+            self._factors[homes.block] = self.shared[FACTORS]
+
+    def once(self, name: Hashable, add: Callable[[], Node]) -> Node:
+        """Return what is shared under a name, and add it where it is asked for first."""
+        node = self.shared.get(name)
         if node is None:
-            node = self._inputs[name] = self.graph.input(name, dims, element_bytes)
+            node = self.shared[name] = add()
         return node
+
+    def _input(self, name: str, dims: tuple[Dim, ...], element_bytes: int) -> Node:
+        return self.once(("input", name), lambda: self.graph.input(name, dims, element_bytes))
 
     def mask(self, cells: str) -> Node:
         """Which cells a token may look at: f16 with flash attention, f32 without."""
         length = CELLS if cells not in {CELLS, WINDOW} else cells
         if self.rules.half_mask or not self.flash:
             return self._input("mask" + cells, (length, U), 2 if self.flash or cells == INDEXER else 4)
-        known = self._masks.get(cells)
-        if known is None:
-            full = self._input("mask" + cells, (length, U), 4)
-            known = self._masks[cells] = self.graph.add("half_mask", (length, U), full, element_bytes=2)
-        return known
+        full = self._input("mask" + cells, (length, U), 4)
+        return self.once(("half_mask", cells), lambda: self.graph.add("half_mask", (length, U), full, element_bytes=2))
 
     def token_input(self, name: str) -> Node:
         """Add a further input of one number per token."""
@@ -129,11 +144,8 @@ class Operations:
 
     def state_index(self, *, others: bool = False) -> Node:
         """Which slots' states the batch continues, or which others there are: none."""
-        known = self._states.get(others)
-        if known is None:
-            slots = self._input("s_copy", (self.slots,), 4)
-            known = self._states[others] = self.graph.view(slots, (0 if others else self.slots,))
-        return known
+        slots = self._input("s_copy", (self.slots,), 4)
+        return self.once(("slots", others), lambda: self.graph.view(slots, (0 if others else self.slots,)))
 
     def out_rows(self, source: Node) -> Node:
         """Pick the rows that get logits."""
@@ -179,10 +191,8 @@ class Operations:
         position = self._input("positions", (4, U) if self.spec.architecture in FOUR_POSITIONS else (U,), 4)
         factors: list[Node] = []
         if self.factors is not None and not (windowed and self.style.full_factors):
-            known = self._factors.get(homes.block)
-            if known is None:
-                known = self._factors[homes.block] = self.graph.weight(self.factors, homes.block)
-            factors.append(known)
+            name = self.factors
+            factors.append(self.once(FACTORS, lambda: self.graph.weight(name, homes.block)))
         return self.graph.add("rope", source.dims, source, position, *factors, inplace=True, picks_device=False)
 
     def rotated(self, source: Node, dims: tuple[Dim, ...], which: str, size: int) -> Node:

@@ -12,8 +12,8 @@ from willitrun_estimator import cache
 from willitrun_estimator.compute import indexer
 from willitrun_estimator.compute.extent import pool_of
 from willitrun_estimator.compute.form import CELLS, CHOSEN, COMPRESSED, GROUPS, ZERO, Form, U, form, plus
-from willitrun_estimator.compute.graph import Node
 from willitrun_estimator.compute.kernels import gathers_rows, has_flash_kernel
+from willitrun_estimator.compute.node import Node
 
 if TYPE_CHECKING:
     from willitrun_catalog.model import Mla
@@ -64,9 +64,9 @@ def pooled_attention(b: Builder, mixer: Mla, normed: Node, homes: Homes) -> Node
     keys, values = (g.view(whole, (".k", ".p"), size=size, contiguous=False, gap_bytes=gap) for _ in range(2))
 
     def mask() -> Node:
-        if mixer.indexer_dim or b.chosen is None:
-            b.chosen = _choose(b, mixer, (low, normed), store, homes)
-        return g.view(b.chosen, (CELLS, U))
+        if mixer.indexer_dim or indexer.CHOICE not in b.shared:
+            b.shared[indexer.CHOICE] = _choose(b, mixer, (low, normed), store, homes)
+        return g.view(b.shared[indexer.CHOICE], (CELLS, U))
 
     if b.flash:
         copied = b.copies_cache and b.settings.kv_type_k != "f16"

@@ -8,13 +8,14 @@ from functools import partial
 from typing import NamedTuple
 
 from willitrun_estimator.compute import trace
-from willitrun_estimator.compute.form import Dim, Form
+from willitrun_estimator.compute.form import Dim
 from willitrun_estimator.compute.graph import Graph
 from willitrun_estimator.compute.periods import shortened
 from willitrun_estimator.compute.replay import Replay
 from willitrun_estimator.compute.schedule import schedule
+from willitrun_estimator.compute.steps import Known, Steps
 from willitrun_estimator.compute.surroundings import Kind, Looks, Surroundings, surroundings
-from willitrun_estimator.compute.trace import Known, Steps, Tracer
+from willitrun_estimator.compute.trace import traced
 
 ROUNDS = 3
 ARRIVALS, CLOSED, OPEN = range(ROUNDS, 6)
@@ -82,8 +83,7 @@ class Programs:
         self._alike = alike
         self._schedule = partial(schedule, offload=offload, large=large, pipeline=pipeline)
         self._offload = offload
-        self._known = Known()
-        self._forms: list[Form] = []
+        self.known = Known()
         self._sections: dict[Hashable, Section] = {}
         self._repeating: OrderedDict[Hashable, list[Section]] = OrderedDict()
         """Those of layouts that are planned for themselves, but for like blocks."""
@@ -110,7 +110,7 @@ class Programs:
         key = values, alignment
         known = self._replays.get(key)
         if known is None:
-            known = self._replays[key] = Replay(self._forms, values, alignment)
+            known = self._replays[key] = Replay(self.known.forms, values, alignment)
             if len(self._replays) > MOST_REPLAYS:
                 self._replays.popitem(last=False)
         else:
@@ -128,13 +128,13 @@ class Programs:
             key = tuple(kinds[block] for block in kept), head, host
             sections = self._repeating.get(key)
             if sections is None:
-                sections = self._repeating[key] = self._traced(build(kept), host)
+                sections = self._repeating[key] = self._traced(build(kept))
                 if len(self._repeating) > MOST_PROGRAMS:
                     self._repeating.popitem(last=False)
             if repeats(sections, same):
                 return expanded(sections, same, host)
         every = range(len(kinds))
-        return expanded(self._traced(build(every), host), every, host)
+        return expanded(self._traced(build(every)), every, host)
 
     def _sections_of(
         self, kinds: Sequence[Kind], kept: Sequence[int], ends: Ends, build: Build, looks: Looks
@@ -151,7 +151,7 @@ class Programs:
             among = self._places([kinds[block] for block in blocks], ends, looks)
             if not missing.keys() <= {place.key for place in among}:
                 blocks, among = [*kept], places
-            if not self._learn(among, build(blocks), ends.host, looks):
+            if not self._learn(among, build(blocks), looks):
                 return None
         found = (
             self._sections[place.key].renamed({name: gpu for gpu, name in place.names.items()}) for place in places
@@ -163,26 +163,23 @@ class Programs:
         whole = Kind(BEFORE, host, host, host, host), *kinds, Kind(BEHIND, head, head, head, head)
         return surroundings(whole, host, looks, offload=self._offload)
 
-    def _learn(self, places: Sequence[Surroundings], graph: Graph, host: int, looks: Looks) -> bool:
+    def _learn(self, places: Sequence[Surroundings], graph: Graph, looks: Looks) -> bool:
         """Keep what the sections of a graph do; False where that does not follow from their surroundings."""
-        farthest = Looks(max(looks.reach, reach_of(graph)), max(looks.ahead, graph.ahead))
+        farthest = Looks(max(looks.reach, graph.reach), max(looks.ahead, graph.ahead))
         if farthest != looks:
             self._sections.clear()
             self._programs.clear()
             self.looks = farthest if farthest.reach <= FARTHEST else None
             return False
-        for place, section in zip(places, self._traced(graph, host), strict=True):
+        for place, section in zip(places, self._traced(graph), strict=True):
             called = section.renamed(place.names)
             if called is None or self._sections.setdefault(place.key, called) != called:
                 self.looks = None
         return self.looks is not None
 
-    def _traced(self, graph: Graph, host: int) -> list[Section]:
+    def _traced(self, graph: Graph) -> list[Section]:
         """Schedule a graph and follow the allocator through it."""
-        planned = self._schedule(graph, host + 1)
-        traced = Tracer(len(graph.starts) + 1, host + 1, self._known).trace(planned)
-        self._forms.extend([*self._known.sizes][len(self._forms) :])
-        return [Section.of(section) for section in traced]
+        return [Section.of(section) for section in traced(self._schedule(graph))]
 
 
 def repeats(sections: Sequence[Section], same: Sequence[int]) -> bool:
@@ -196,20 +193,6 @@ def repeats(sections: Sequence[Section], same: Sequence[int]) -> bool:
         else:
             first[place] = block
     return True
-
-
-def reach_of(graph: Graph) -> int:
-    """Return how many sections away anything is read that was not there before all blocks."""
-    return max(
-        (
-            node.section - root.section
-            for node in graph.nodes
-            for source in node.sources
-            for root in (source.view_of or source,)
-            if root.section and not root.is_input
-        ),
-        default=0,
-    )
 
 
 def expanded(sections: Sequence[Section], same: Sequence[int], host: int) -> Program:
@@ -249,14 +232,11 @@ def peaks(
     pipeline: bool,
 ) -> tuple[int, ...]:
     """Return the buffers of one graph that no layout shares, weights not copied; the host is the last device."""
-    devices = len(alignments)
-    graph.start()
-    planned = schedule(graph, devices, offload=offload, large=large, pipeline=pipeline)
-    known = Known()
-    traced = Tracer(len(graph.starts) + 1, devices, known).trace(planned)
-    sections = [Section.of(section) for section in traced]
-    lines = expanded(sections, range(len(sections) - 2), devices - 1)
+    sections = [
+        Section.of(section) for section in traced(schedule(graph, offload=offload, large=large, pipeline=pipeline))
+    ]
+    lines = expanded(sections, range(len(sections) - 2), graph.host)
     return tuple(
-        Replay([*known.sizes], values, alignment).peak([(steps, (0,) * len(steps.weights)) for steps, _ in line])
+        Replay(graph.known.forms, values, alignment).peak([(steps, (0,) * len(steps.weights)) for steps, _ in line])
         for line, alignment in zip(lines, alignments, strict=True)
     )

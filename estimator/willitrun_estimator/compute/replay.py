@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from willitrun_estimator.compute.allocator import Arena
 from willitrun_estimator.compute.form import Form, evaluate
-from willitrun_estimator.compute.trace import GIVE, LATEST, SINCE, TAKE_FOR_GOOD, TAKE_WEIGHT, Steps, decode
+from willitrun_estimator.compute.steps import GIVE, LATEST, SINCE, TAKE_FOR_GOOD, TAKE_WEIGHT, Steps, decode
 
 MOST_STATES = 512
 """States kept of one kind of device and one set of values."""

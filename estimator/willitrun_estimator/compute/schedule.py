@@ -6,185 +6,290 @@ unassigned neighbours follow them, and sources on another device are copied at t
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from willitrun_estimator.compute.form import ZERO, Dim, form, plus
-from willitrun_estimator.compute.graph import Graph, Node
+from willitrun_estimator.compute.form import Dim
+from willitrun_estimator.compute.fragment import ANYWHERE, Fragment
+from willitrun_estimator.compute.graph import Graph
+from willitrun_estimator.compute.steps import Name
 
 OFFLOAD_ROWS = 32
 """Smallest batch for which CUDA computes with host weights (`GGML_OP_OFFLOAD_MIN_BATCH`)."""
 PIPELINE_COPIES = 4
 """`GGML_SCHED_MAX_COPIES`."""
 
-KEEP = "keep"
-"""Marks a dependency that holds a source until it is copied and is no view of it."""
+Event = tuple[int, Sequence[int]]
+"""A tensor that is computed or looked at, and what that reads that is allocated."""
 
 
-class Scheduled(NamedTuple):
-    """One node or copy of a schedule."""
+class Copy(NamedTuple):
+    """A copy that a split begins with."""
 
-    node: Node | None
-    """None marks where a split begins, behind what it needs at once."""
-    device: int
+    source: int
+    copy: int
     section: int
-    """Of a copy, the section that asks for it."""
-    ahead: bool = False
-    """It is copied for a section that comes later in the split."""
+    """The one that asks for it."""
 
 
-class Schedule(NamedTuple):
-    """A graph with its copies."""
+class Part(NamedTuple):
+    """What is computed of one section in one split."""
 
-    order: list[Scheduled]
-    early: tuple[list[Node], ...]
-    """What has its place before anything is computed, in three rounds."""
+    section: int
+    start: int
+    """The first tensor."""
+    events: list[Event]
 
 
-def schedule(graph: Graph, devices: int, *, offload: bool, large: dict[Dim, bool], pipeline: bool) -> Schedule:
-    """Schedule a graph on devices of which the host is the last.
+class Split(NamedTuple):
+    """What one device computes without a break."""
+
+    section: int
+    """In which it begins."""
+    arrivals: list[Copy]
+    """What it needs at once, then what later sections do that begin in it."""
+    parts: list[Part]
+    """What is computed."""
+
+
+class Schedule:
+    """A graph with its copies. Lists have one item for each tensor, copies behind the others."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.sections = graph.sections
+        self.known = graph.known
+        self.host = graph.host
+        self.count = graph.count
+        self.devices: list[int] = []
+        self.able: list[int] = []
+        self.sizes: list[int] = []
+        self.layouts: list[int] = []
+        self.solid: list[int] = []
+        self.readers: list[int] = []
+        self.looks: list[int] = []
+        self.inplace: list[int] = []
+        self.roots: list[int] = []
+        """Of looks at another tensor's memory that one, else -1."""
+        self.outputs: set[int] = set()
+        self.names: dict[int, Name] = {}
+        """Names of weights that are copied, seen from the section that asks."""
+        self.splits: list[Split] = []
+        self.early: tuple[list[int], list[int], list[int]] = ([], [], [])
+        """What has its place before anything is computed, in three rounds."""
+        self.asked: dict[int, int] = {}
+        """Sections of inputs, leaves and copies."""
+        self.bases = [section.base for section in graph.sections]
+
+    def first(self, device: int) -> int:
+        """Find the section that first names a device, 0 where none does."""
+        starts = iter([*(part.start for split in self.splits for part in split.parts), self.count][1:])
+        for split in self.splits:
+            for copy in split.arrivals:
+                if device in {self.devices[copy.source], self.devices[copy.copy]}:
+                    return copy.section
+            for part, following in zip(split.parts, starts, strict=False):
+                fragment, base, *_ = self.sections[part.section]
+                if device in self.devices[part.start : min(following, base + len(fragment.computed))]:
+                    return part.section
+        return 0
+
+    def is_input(self, tensor: int) -> bool:
+        """Tell inputs from leaves."""
+        _, fragment, index = self.fragment(tensor)
+        return index in fragment.shared
+
+    def fragment(self, tensor: int) -> tuple[int, Fragment, int]:
+        """Find the section of a tensor, its fragment, and what the tensor is called there."""
+        number = bisect_right(self.bases, tensor) - 1
+        return number, self.sections[number].fragment, tensor - self.bases[number]
+
+
+def schedule(graph: Graph, *, offload: bool, large: dict[Dim, bool], pipeline: bool) -> Schedule:
+    """Schedule a graph on the host and the GPUs before it.
 
     `offload` lets the first GPU compute with host weights for batches that are `large`; a `pipeline` over several GPUs
     keeps four copies of every input.
     """
-    _assign(graph, devices - 1, offload=offload and devices > 1, large=large)
-    return _split(graph, devices - 1, PIPELINE_COPIES if pipeline else 1)
+    planned = Schedule(graph)
+    _join(planned, offload=offload and graph.host > 0, large=large)
+    _assign(planned)
+    _split(planned, PIPELINE_COPIES if pipeline else 1)
+    return planned
 
 
-def _own_device(node: Node, host: int, offload: bool, large: dict[Dim, bool]) -> int:
-    """Choose the device that a node's own memory or weights ask for, -1 where they ask for none."""
-    if node.view_of is not None and node.view_of.fixed is not None:
-        return node.view_of.fixed
-    if node.picks_device:
-        for source in node.sources:
-            if source.is_weight and source.fixed is not None:
-                if source.fixed == host and offload and node.gpu_supported and large.get(node.rows, False):
-                    return 0
-                return source.fixed
-    return -1
+def _join(planned: Schedule, *, offload: bool, large: dict[Dim, bool]) -> None:
+    """Put the sections one behind the other."""
+    roots, readers, looks = planned.roots, planned.readers, planned.looks
+    moved = {rows for rows, is_large in large.items() if is_large and offload}
+    for number, (fragment, base, others, named) in enumerate(planned.sections):
+        # The last item is what -1 stands for.
+        called = *named, ANYWHERE
+        planned.devices += [called[home] for home in fragment.homes]
+        planned.able += [called[only] for only in fragment.able]
+        for index, rows in fragment.moves:
+            if rows in moved:
+                planned.devices[base + index] = 0
+        planned.sizes += fragment.sizes
+        planned.layouts += fragment.layouts
+        planned.solid += fragment.solid
+        readers += fragment.readers
+        looks += fragment.looks
+        planned.inplace += fragment.inplace
+        roots += [-1] * fragment.count
+        for index, root in fragment.roots.items():
+            roots[base + index] = base + root if root >= 0 else others[~root]
+        for other, (read, looked) in zip(others, fragment.read, strict=True):
+            readers[other] += read
+            looks[other] += looked
+        for index in fragment.early:
+            planned.asked[base + index] = number
+        for index in fragment.outputs:
+            planned.outputs.add(base + index if index >= 0 else others[~index])
 
 
-def _supports(node: Node, device: int, host: int) -> bool:
-    """Tell whether a device can compute an operation: a GPU cannot with another one's weights."""
-    if device == host:
-        return True
-    return node.gpu_supported and all(source.fixed in {None, host, device} for source in node.sources)
+def _assign(planned: Schedule) -> None:
+    """Choose the device of everything."""
+    devices, host = planned.devices, planned.host
+    real = [section.base + index for section in planned.sections for index in section.fragment.real]
+    for node in _hand_on(planned, real):
+        devices[node] = _most_at_home(planned, node)
+    for tensor, root in enumerate(planned.roots):
+        if root >= 0 and devices[tensor] < 0:
+            devices[tensor] = devices[root]
+    for fragment, base, *_ in planned.sections:
+        for index, size in fragment.extras:
+            if devices[base + index] != host:
+                planned.sizes[base + index] = size
 
 
-def _most_at_home(node: Node, host: int) -> int:
+def _hand_on(planned: Schedule, real: list[int]) -> list[int]:
+    """Hand devices on to neighbours, those of GPUs first, down and up; returns what no device was handed to."""
+    devices, able, host = planned.devices, planned.able, planned.host
+    left: list[int] = []
+    for ordered, skipped in ((real, host), (real[::-1], host), (real, ANYWHERE), (real[::-1], ANYWHERE)):
+        left, current = [], ANYWHERE
+        for node in ordered:
+            device = devices[node]
+            if device >= 0:
+                current = ANYWHERE if device == skipped else device
+            elif current >= 0 and (able[node] < 0 or able[node] == current or current == host):
+                devices[node] = current
+            else:
+                left.append(node)
+        if not left:
+            break
+    return left[::-1]
+
+
+def _most_at_home(planned: Schedule, node: int) -> int:
     """Choose the device that has most of an operation's sources (pass 3 of the scheduler)."""
     held: Counter[int] = Counter()
-    for source in node.sources:
-        root = source.view_of or source
-        place = root.fixed if root.fixed is not None else root.device
-        if place != -1:
+    section, fragment, index = planned.fragment(node)
+    _, base, others, _ = planned.sections[section]
+    for one in fragment.sources[index]:
+        source = base + one if one >= 0 else others[~one]
+        root = planned.roots[source]
+        place = planned.devices[root if root >= 0 else source]
+        if place >= 0:
             held[place] += 1
-    able = [device for device in range(host + 1) if _supports(node, device, host)]
+    only = planned.able[node]
+    able = range(planned.host + 1) if only < 0 else {only, planned.host}
     return max(able, key=lambda device: (held[device], -device))
 
 
-def _assign(graph: Graph, host: int, *, offload: bool, large: dict[Dim, bool]) -> None:  # noqa: C901, PLR0912
-    """Choose the device of every node."""
-    nodes = graph.nodes
-    for node in graph.inputs:
-        node.device = host
-    for node in nodes:
-        node.device = _own_device(node, host, offload, large)
-    real = [node for node in nodes if node.computed]
-    for ordered, skip_host in ((real, True), (real[::-1], True), (real, False), (real[::-1], False)):
-        current = -1
-        for node in ordered:
-            device = node.device
-            if device != -1:
-                current = -1 if skip_host and device == host else device
-            elif current != -1 and _supports(node, current, host):
-                node.device = current
-    for node in real:
-        if node.device == -1:
-            node.device = _most_at_home(node, host)
-    for node in nodes:
-        device = node.device
-        if device == -1 and node.view_of is not None:
-            device = node.device = node.view_of.device
-        for source in node.sources:
-            if source.device == -1:
-                source.device = device if source.fixed is None else source.fixed
-        if node.gpu_extra is not ZERO and device != host:
-            node.size = plus(node.size, node.gpu_extra)
-
-
-def _split(graph: Graph, host: int, copies: int) -> Schedule:  # noqa: C901
+def _split(planned: Schedule, copies: int) -> None:  # noqa: C901, PLR0912, PLR0915
     """Cut the order into splits of one device each, and copy what they read from others where they start."""
-    order: list[Scheduled] = []
-    copied: dict[tuple[int, int], Node] = {}
-    extra: list[Node] = []
-    current = -1
-    section = 0
-    pending: list[Scheduled] = []
-    arrivals: list[tuple[Node, Node]] = []
-
-    def flush() -> None:
-        began = False
-        for source, copy in arrivals:
-            ahead = copy.section > section
-            if ahead and not began:
-                began = True
-                order.append(Scheduled(None, -1, section))
-            keep = Node(KEEP, (), ZERO, [source], view_of=source.view_of or source)
-            order.append(Scheduled(keep, source.device, copy.section, ahead))
-            order.append(Scheduled(copy, copy.device, copy.section, ahead))
-        if not began:
-            order.append(Scheduled(None, -1, section))
-        order.extend(pending)
-
-    for node in graph.nodes:
-        if node.computed:
-            fresh = node.device != current
-            if not fresh and arrivals:
-                for source in node.sources:
-                    if source.is_weight and source.device != current:
-                        fresh = True
-            if fresh:
-                if current != -1:
-                    flush()
-                    pending, arrivals = [], []
-                current, section = node.device, node.section
-            for index, source in enumerate(node.sources):
-                if source.device == current:
+    devices, readers, roots = planned.devices, planned.readers, planned.roots
+    copied: dict[tuple[int, int], int] = {}
+    current = ANYWHERE
+    arrivals: list[Copy] = []
+    parts: list[Part] = []
+    for section, (fragment, base, others, _) in enumerate(planned.sections):
+        sources, moving, fixed, computed = fragment.sources, fragment.moving, fragment.fixed, fragment.computed
+        events: list[Event] = []
+        parts.append(Part(section, base, events))
+        for index, real in enumerate(computed):
+            node, named = base + index, sources[index]
+            apart = False
+            if real:
+                device = devices[node]
+                for one in named:
+                    if devices[base + one if one >= 0 else others[~one]] != device:
+                        apart = True
+                        break
+                if device != current or (apart and arrivals and _awaits_weight(planned, section, index)):
+                    if current >= 0:
+                        arrivals, events = [], []
+                        parts = [Part(section, node, events)]
+                    planned.splits.append(Split(section, arrivals, parts))
+                    current = device
+            if not apart:
+                reads = [base + one if one >= 0 else others[~one] for one in moving[index]]
+                if reads or (roots[node] < 0 and index not in fixed):
+                    events.append((node, reads))
+                continue
+            reads = []
+            for one in named:
+                source = base + one if one >= 0 else others[~one]
+                if devices[source] == current:
+                    if one not in fixed:
+                        reads.append(source)
                     continue
-                key = (id(source), current)
-                copy = copied.get(key)
+                copy = copied.get((source, current))
                 if copy is None:
-                    gap = source.gap_bytes if current != host else 0
-                    copy = copied[key] = Node(
-                        source.name,
-                        source.dims,
-                        plus(source.size, form((gap,), 1)) if gap else source.size,
-                        element_bytes=source.element_bytes,
-                        weight=source.weight,
-                        is_output=copies > 1,
-                        device=current,
-                        section=node.section,
-                    )
-                    arrivals.append((source, copy))
-                    if copies > 1:
-                        extra.append(copy)
-                node.sources[index] = copy
-        pending.append(Scheduled(node, node.device, node.section))
-    flush()
+                    copy = copied[source, current] = _copy(planned, source, current, section)
+                    arrivals.append(Copy(source, copy, section))
+                    readers[source] += 1
+                readers[source] -= 1
+                readers[copy] += 1
+                reads.append(copy)
+            events.append((node, reads))
+    early = [*planned.asked][: len(planned.asked) - len(copied)]
     if copies == 1:
-        return Schedule(order, (graph.early, [], []))
-    return Schedule(order, (_kept(graph.inputs, copies), _kept(extra, copies), graph.leaves))
+        planned.early = early, [], []
+    else:
+        inputs = [tensor for tensor in early if planned.is_input(tensor)]
+        leaves = [tensor for tensor in early if not planned.is_input(tensor)]
+        planned.outputs.update(inputs, copied.values())
+        planned.early = _kept(inputs, copies), _kept(copied.values(), copies), leaves
+    for tensor in planned.outputs:
+        planned.solid[tensor] = 0
 
 
-def _kept(nodes: list[Node], copies: int) -> list[Node]:
+def _awaits_weight(planned: Schedule, section: int, index: int) -> bool:
+    """Tell whether an operation reads a weight of another device."""
+    fragment, base, others, _ = planned.sections[section]
+    for one in fragment.sources[index]:
+        source = base + one if one >= 0 else others[~one]
+        if planned.devices[source] != planned.devices[base + index]:
+            _, origin, place = planned.fragment(source)
+            if place in origin.weights:
+                return True
+    return False
+
+
+def _copy(planned: Schedule, source: int, device: int, section: int) -> int:
+    """Add a copy that a section asks for; returns its number."""
+    number, fragment, index = planned.fragment(source)
+    copy = len(planned.devices)
+    gap = fragment.gaps.get(index, 0) if device != planned.host else 0
+    planned.devices.append(device)
+    planned.sizes.append(planned.known.widened(planned.sizes[source], gap))
+    planned.solid.append(planned.layouts[source])
+    planned.readers.append(0)
+    planned.looks.append(0)
+    planned.inplace.append(0)
+    planned.roots.append(-1)
+    planned.asked[copy] = section
+    name = fragment.weights.get(index)
+    if name is not None:
+        ahead, key = name
+        planned.names[copy] = (None if ahead is None else ahead + number - section), key
+    return copy
+
+
+def _kept(tensors: Iterable[int], copies: int) -> list[int]:
     """Return as many of each as a pipeline keeps."""
-    kept = []
-    for node in nodes:
-        node.is_output = True
-        kept.append(node)
-        kept.extend(
-            Node(node.name, (), node.size, weight=node.weight, is_output=True, device=node.device, section=node.section)
-            for _ in range(copies - 1)
-        )
-    return kept
+    return [tensor for tensor in tensors for _ in range(copies)]

@@ -6,59 +6,31 @@ may be written over a source that nobody else reads, and a tensor is freed after
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from msgspec import Struct
+from willitrun_estimator.compute.schedule import Event, Schedule, Split
+from willitrun_estimator.compute.steps import (
+    ARRIVED,
+    EARLY,
+    GIVE,
+    LATEST,
+    NOTHING,
+    SINCE,
+    TAKE,
+    TAKE_FOR_GOOD,
+    TAKE_WEIGHT,
+    Name,
+    Steps,
+    code,
+)
 
-from willitrun_estimator.compute.form import Form
-from willitrun_estimator.compute.graph import Node
-from willitrun_estimator.compute.schedule import KEEP, Schedule
-
-TAKE, TAKE_FOR_GOOD, TAKE_WEIGHT, GIVE, LATEST = range(5)
-"""What a step does."""
-SINCE, EARLY, ARRIVED = range(3)
-"""Lists of what is held: taken while sections are computed, from the start, or as copies that a split begins with."""
-
-Name = tuple[int | None, str]
-"""A weight: how many blocks after the section's own (None for one outside the blocks), and its name."""
-
-
-class Steps(Struct, frozen=True, eq=False):
-    """The allocator's steps on one device during one section. Equal ones are the same object (`Known`)."""
-
-    codes: tuple[int, ...]
-    """One number each (`code`). Arguments are: of TAKE an index of a size, of TAKE_WEIGHT one into `weights`, of GIVE a
-    place in one of the lists of what is held, which does not have what is taken for good. LATEST puts a place last
-    among what is held since: between sections that is in the order in which the tensors came that have the memory.
-    """
-    weights: tuple[Name, ...]
-    """The weights whose copies are taken."""
-
-
-def code(argument: int, what: int, held: int) -> int:
-    """Pack a step."""
-    return argument << 5 | what << 2 | held
-
-
-def decode(packed: int) -> tuple[int, int, int]:
-    """Unpack a step."""
-    return packed >> 5, packed >> 2 & 7, packed & 3
-
-
-class Known:
-    """Sizes and steps that traces share, so that equal ones are told by identity."""
-
-    def __init__(self) -> None:
-        self.sizes: dict[Form, int] = {}
-        """Each size with its index."""
-        self._steps: dict[tuple[tuple[int, ...], tuple[Name, ...]], Steps] = {}
-
-    def steps(self, codes: tuple[int, ...], weights: tuple[Name, ...]) -> Steps:
-        """Return the one object for these steps."""
-        known = self._steps.get((codes, weights))
-        if known is None:
-            known = self._steps[codes, weights] = Steps(codes, weights)
-        return known
+LISTS = 3
+"""Lists of what is held on a device."""
+NOWHERE, FOR_GOOD = -1, -2
+"""Where a tensor is that none of them has: not taken, or never given back."""
+KEEP = -1
+"""Stands for what holds a tensor until it is copied."""
 
 
 class Section(NamedTuple):
@@ -81,168 +53,202 @@ class Section(NamedTuple):
 class _Record:
     """The steps of one section on one device while they grow."""
 
+    __slots__ = ("codes", "cut", "weights")
+
     def __init__(self) -> None:
         self.codes: list[int] = []
         self.weights: dict[Name, int] = {}
         self.cut = 0
 
-    def steps(self, known: Known, first: int = 0, last: int | None = None) -> Steps:
-        """Return what has grown."""
-        return known.steps(tuple(self.codes[first:last]), tuple(self.weights))
+
+Records = dict[int, list[_Record]]
+"""By section, those of every device."""
 
 
-class Tracer:
+def traced(planned: Schedule) -> list[Section]:
+    """Write the steps of a scheduled graph down."""
+    return _Tracer(planned).trace()
+
+
+class _Tracer:
     """Counts readers as the allocator does and writes its steps down."""
 
-    def __init__(self, sections: int, devices: int, known: Known) -> None:
-        self._known, self._sizes = known, known.sizes
-        self._rounds = [[[_Record() for _ in range(devices)] for _ in range(sections)] for _ in range(3)]
-        self._arrivals, self._steps = ([[_Record() for _ in range(devices)] for _ in range(sections)] for _ in range(2))
-        self._splits = [False] * sections
-        self._held: list[list[list[int]]] = [[[] for _ in range(devices)] for _ in range(3)]
-        self._places: list[tuple[int, int]] = []
-        """Device and list of each slot."""
-        self._came: list[int] = []
-        """When the tensor came that has the slot."""
+    def __init__(self, planned: Schedule) -> None:
+        self._planned = planned
+        self._devices = planned.host + 1
+        self._rounds: tuple[Records, ...] = {}, {}, {}
+        self._arrivals: Records = {}
+        self._steps: Records = {}
+        self._splits: set[int] = set()
+        self._held: list[list[int]] = [[] for _ in range(LISTS * self._devices)]
+        """The lists of what is held, device by device."""
+        self._where = [NOWHERE] * len(planned.devices)
+        """The list that has each tensor."""
+        self._came = [0] * len(planned.devices)
+        """When each came."""
         self._now = 0
+        self._section = 0
         self._reused: dict[int, list[int]] = {}
-        """By device, slots of which the tensor changed in this section."""
+        """By device, what was written over tensors from the start or over copies in this section."""
 
-    def _take(self, node: Node, device: int, section: int, records: list[list[_Record]], held: int) -> None:
-        node.slot = slot = len(self._places)
-        self._places.append((device, held))
-        self._came.append(self._now)
-        record = records[section][device]
-        if node.weight is not None:
-            number, _, name = node.weight.rpartition("/")
-            weights = record.weights
-            argument = weights.setdefault(((int(number) - section + 1 if number else None), name), len(weights))
-            what = TAKE_WEIGHT
+    def trace(self) -> list[Section]:
+        """Follow the schedule."""
+        planned = self._planned
+        for records, taken in zip(self._rounds, planned.early, strict=True):
+            for tensor in taken:
+                # What a device holds throughout belongs to the section that first names it.
+                device = planned.devices[tensor]
+                section = planned.asked[tensor] or planned.first(device)
+                self._take(tensor, EARLY, self._of(records, section))
+        for split in planned.splits:
+            self._begin(split)
+            for section, _, events in split.parts:
+                if events:
+                    self._turn(section)
+                    self._follow(events, self._of(self._steps, section))
+        return [self._done(section) for section in range(len(planned.sections))]
+
+    def _of(self, records: Records, section: int) -> list[_Record]:
+        known = records.get(section)
+        if known is None:
+            known = records[section] = [_Record() for _ in range(self._devices)]
+        return known
+
+    def _turn(self, section: int) -> None:
+        """Go on with the next section."""
+        if section != self._section:
+            self._sort()
+            self._section = section
+
+    def _begin(self, split: Split) -> None:
+        """Take the copies that a split needs, and give back what was held for them."""
+        self._turn(split.section)
+        here = self._of(self._steps, split.section)
+        later = [copy for copy in split.arrivals if copy.section > split.section]
+        for copy in split.arrivals[: len(split.arrivals) - len(later)]:
+            self._follow(((KEEP, (copy.source,)), (copy.copy, ())), here)
+        self._splits.add(split.section)
+        for record in here:
+            record.cut = len(record.codes)
+        for copy in later:
+            self._follow(((KEEP, (copy.source,)), (copy.copy, ())), self._of(self._arrivals, copy.section))
+
+    def _follow(self, events: Sequence[Event], records: Sequence[_Record]) -> None:  # noqa: C901, PLR0912
+        """Allocate what is computed, and give back what was read for the last time."""
+        planned, where, held = self._planned, self._where, self._held
+        readers, looks, roots = planned.readers, planned.looks, planned.roots
+        solid, inplace, outputs = planned.solid, planned.inplace, planned.outputs
+        for node, reads in events:
+            self._now += 1
+            if node >= 0 and roots[node] < 0 and where[node] == NOWHERE:
+                layout = inplace[node]
+                parent = NOWHERE
+                if layout:
+                    for parent in reads:
+                        if (
+                            solid[parent] == layout
+                            and readers[parent] == 1
+                            and not looks[parent]
+                            and where[parent] >= 0
+                        ):
+                            self._write_over(parent, node)
+                            break
+                    else:
+                        parent = NOWHERE
+                if parent == NOWHERE:
+                    self._take(node, ARRIVED if node >= planned.count else SINCE, records)
+            for source in reads:
+                left = readers[source] - 1
+                readers[source] = left
+                if left or looks[source]:
+                    continue
+                root = roots[source]
+                if root < 0:
+                    root = source
+                else:
+                    looks[root] -= 1
+                    if looks[root] or readers[root]:
+                        continue
+                listed = where[root]
+                if listed < 0 or root in outputs:
+                    continue
+                where[root] = NOWHERE
+                slots = held[listed]
+                place = slots.index(root)
+                del slots[place]
+                device, kind = divmod(listed, LISTS)
+                records[device].codes.append(code(place, GIVE, kind))
+
+    def _take(self, tensor: int, kind: int, records: Sequence[_Record]) -> None:
+        """Allocate a tensor."""
+        planned = self._planned
+        device = planned.devices[tensor]
+        record = records[device]
+        self._came[tensor] = self._now
+        name = planned.names.get(tensor)
+        if name is not None:
+            what, argument = TAKE_WEIGHT, record.weights.setdefault(name, len(record.weights))
         else:
-            argument = self._sizes.setdefault(node.size, len(self._sizes))
-            what = TAKE_FOR_GOOD if node.is_output else TAKE
-        if what != TAKE_FOR_GOOD:
-            self._held[held][device].append(slot)
-        record.codes.append(code(argument, what, held))
+            what, argument = TAKE_FOR_GOOD if tensor in planned.outputs else TAKE, planned.sizes[tensor]
+        record.codes.append(code(argument, what, kind))
+        if what == TAKE_FOR_GOOD:
+            self._where[tensor] = FOR_GOOD
+        else:
+            listed = self._where[tensor] = LISTS * device + kind
+            self._held[listed].append(tensor)
 
-    def _give(self, node: Node, section: int, records: list[list[_Record]]) -> None:
-        slot = node.slot
-        if slot < 0 or node.is_output:
-            return
-        node.slot = -1
-        device, held = self._places[slot]
-        slots = self._held[held][device]
-        place = slots.index(slot)
-        del slots[place]
-        records[section][device].codes.append(code(place, GIVE, held))
+    def _write_over(self, parent: int, node: int) -> None:
+        """Give the memory of one tensor to another."""
+        listed = self._where[node] = self._where[parent]
+        self._where[parent] = NOWHERE
+        slots = self._held[listed]
+        slots[slots.index(parent)] = node
+        self._came[node] = self._now
+        device, kind = divmod(listed, LISTS)
+        moved = self._reused.setdefault(device, [])
+        if parent in moved:
+            moved[moved.index(parent)] = node
+        elif kind != SINCE:
+            moved.append(node)
 
-    def _allocate(self, node: Node, device: int, section: int) -> None:
-        if node.inplace:
-            dims, width = node.dims, node.element_bytes
-            for parent in node.sources:
-                if (
-                    parent.readers == 1
-                    and parent.slot >= 0
-                    and not parent.looks
-                    and not parent.is_output
-                    and parent.contiguous
-                    and parent.dims == dims
-                    and parent.element_bytes == width
-                ):
-                    node.slot, parent.slot = parent.slot, -1
-                    self._came[node.slot] = self._now
-                    self._reused.setdefault(self._places[node.slot][0], []).append(node.slot)
-                    return
-        self._take(node, device, section, self._steps, SINCE)
-
-    def _sort(self, section: int) -> None:
-        """Bring what is held since into order at the end of a section, with copies that were written over."""
-        for device, reused in self._reused.items():
-            since = self._held[SINCE][device]
-            codes = self._steps[section][device].codes
-            for slot in dict.fromkeys(reused):
-                held = self._places[slot][1]
-                slots = self._held[held][device]
-                if held != SINCE and slot in slots:
-                    codes.append(code(slots.index(slot), LATEST, held))
-                    slots.remove(slot)
-                    since.append(slot)
-                    self._places[slot] = device, SINCE
-            ordered = sorted(since, key=self._came.__getitem__)
-            right = next((place for place, slot in enumerate(since) if slot != ordered[place]), len(since))
-            for slot in ordered[right:]:
-                codes.append(code(since.index(slot), LATEST, SINCE))
-                since.remove(slot)
-                since.append(slot)
+    def _sort(self) -> None:
+        """Bring what is held since into order at the end of a section, with what was written over other tensors."""
+        came = self._came
+        for device, moved in self._reused.items():
+            codes = self._of(self._steps, self._section)[device].codes
+            since = self._held[LISTS * device + SINCE]
+            for tensor in moved:
+                listed = self._where[tensor]
+                if listed >= 0:
+                    slots = self._held[listed]
+                    codes.append(code(slots.index(tensor), LATEST, listed % LISTS))
+                    slots.remove(tensor)
+                    since.append(tensor)
+                    self._where[tensor] = LISTS * device + SINCE
+            ordered = sorted(since, key=came.__getitem__)
+            right = next((place for place, tensor in enumerate(since) if tensor != ordered[place]), len(since))
+            for tensor in ordered[right:]:
+                codes.append(code(since.index(tensor), LATEST, SINCE))
+                since.remove(tensor)
+                since.append(tensor)
         self._reused.clear()
 
-    def _give_after(self, node: Node, section: int, records: list[list[_Record]]) -> None:
-        """Give back what an operation was the last to read."""
-        for source in node.sources:
-            source.readers -= 1
-            if source.readers or source.looks:
-                continue
-            root = source.view_of
-            if root is None:
-                self._give(source, section, records)
-            else:
-                root.looks -= 1
-                if not root.looks and not root.readers:
-                    self._give(root, section, records)
-
-    def _begin(self, planned: Schedule) -> None:
-        """Take what has its place from the start, and count who reads what."""
-        first: dict[int, int] = {}
-        for place in planned.order:
-            if place.node is None:
-                continue
-            first.setdefault(place.device, place.section)
-            root = place.node.view_of
-            if root is not None and place.node.name is not KEEP:
-                root.looks += 1
-            for source in place.node.sources:
-                source.readers += 1
-        for records, taken in zip(self._rounds, planned.early, strict=True):
-            for node in taken:
-                # What a device holds throughout belongs to the section that first computes on it.
-                self._take(node, node.device, node.section or first.get(node.device, 0), records, EARLY)
-
-    def trace(self, planned: Schedule) -> list[Section]:
-        """Write the steps of a scheduled graph down."""
-        self._begin(planned)
-        current = 0
-        for self._now, (node, device, section, ahead) in enumerate(planned.order, 1):
-            if section != current and not ahead:
-                self._sort(current)
-                current = section
-            if node is None:
-                self._splits[section] = True
-                for record in self._steps[section]:
-                    record.cut = len(record.codes)
-                continue
-            records = self._arrivals if ahead else self._steps
-            for source in node.sources:
-                if source.slot < 0 and source.fixed is None and source.view_of is None:
-                    self._allocate(source, device, section)
-            if node.slot < 0 and node.fixed is None and node.view_of is None:
-                if node.sources:
-                    self._allocate(node, device, section)
-                else:
-                    self._take(node, device, section, records, ARRIVED)
-            self._give_after(node, section, records)
-        return [self._done(section) for section in range(len(self._steps))]
-
     def _done(self, section: int) -> Section:
-        known = self._known
-        first, second, third, arrivals, steps = (
-            records[section] for records in (*self._rounds, self._arrivals, self._steps)
-        )
+        steps = self._planned.known.steps
+        nothing = [NOTHING] * self._devices
+
+        def whole(records: Records) -> list[Steps]:
+            found = records.get(section)
+            return nothing if found is None else [steps(tuple(one.codes), tuple(one.weights)) for one in found]
+
+        first, second, third = map(whole, self._rounds)
+        own = self._steps.get(section, ())
         return Section(
-            self._splits[section],
-            [record.steps(known) for record in first],
-            [record.steps(known) for record in second],
-            [record.steps(known) for record in third],
-            [record.steps(known) for record in arrivals],
-            [record.steps(known, 0, record.cut) for record in steps],
-            [record.steps(known, record.cut) for record in steps],
+            section in self._splits,
+            first,
+            second,
+            third,
+            whole(self._arrivals),
+            [steps(tuple(one.codes[: one.cut]), tuple(one.weights)) for one in own] or nothing,
+            [steps(tuple(one.codes[one.cut :]), tuple(one.weights)) for one in own] or nothing,
         )

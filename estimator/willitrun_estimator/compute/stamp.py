@@ -1,0 +1,103 @@
+"""Blocks that were built before are not built again: their fragments are put where they are needed next."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from copy import copy
+from typing import NamedTuple
+
+from willitrun_estimator.compute.fragment import Fragment
+from willitrun_estimator.compute.graph import Graph, Section
+from willitrun_estimator.compute.node import Node
+
+MOST_STAMPS = 512
+"""Blocks kept, of all shapes together."""
+ROOT = "root"
+"""Names what a shared look looks at."""
+
+
+class Stamp(NamedTuple):
+    """A block, wherever it stands."""
+
+    fragment: Fragment
+    others: tuple[tuple[Hashable, bool], ...]
+    """The others by what the builder calls them, and whether it is what such a one looks at."""
+    made: tuple[tuple[Hashable, Node, int | None], ...]
+    """What later blocks may read of it: its name, its number in the block, and that of what it looks at."""
+    spent: tuple[Hashable, ...]
+    """What nothing can read behind it."""
+    events: int
+    """How many of the builder's events it takes."""
+    ahead: int
+    """How many blocks ahead of it something is computed in it."""
+
+
+STAMPS: OrderedDict[Hashable, Stamp] = OrderedDict()
+
+
+def again(graph: Graph, shared: dict[Hashable, Node], stamp: Stamp, devices: tuple[int, ...]) -> None:
+    """Put a block into a graph, and what it makes among what is shared."""
+    others = []
+    for name, looks in stamp.others:
+        node = shared[name]
+        others.append(node.root.place if looks else node.place)
+    base = graph.place(stamp.fragment, tuple(others), devices).base
+    for name in stamp.spent:
+        del shared[name]
+    for name, kept, root in stamp.made:
+        node = shared[name] = _at(kept, base + kept.place, devices)
+        if kept.view_of is not None and root is not None:
+            node.view_of = _at(kept.view_of, base + root if root >= 0 else others[~root], devices)
+    graph.ahead = max(graph.ahead, stamp.ahead)
+
+
+def find(key: Hashable) -> Stamp | None:
+    """Return the block that was built with a key."""
+    known = STAMPS.get(key)
+    if known is not None:
+        STAMPS.move_to_end(key)
+    return known
+
+
+def keep(
+    key: Hashable,
+    section: Section,
+    before: Mapping[Hashable, Node],
+    shared: Mapping[Hashable, Node],
+    events: int,
+    ahead: int,
+) -> None:
+    """Keep a block that was built, unless it reads or leaves something that has no name."""
+    fragment, base, others, devices = section
+    called = {device: name for name, device in enumerate(devices)}
+    names: dict[int, tuple[Hashable, bool]] = {}
+    for name, node in before.items():
+        names.setdefault(node.root.place, (name, True))
+    for name, node in before.items():
+        names[node.place] = name, False
+    made = []
+    for name, node in shared.items():
+        if node.place >= base:
+            kept = _at(node, node.place - base, called)
+            if node.view_of is not None:
+                kept.view_of = _at(node.view_of, -1, called)
+            made.append((name, kept, fragment.roots.get(node.place - base)))
+        elif before.get(name) is not node:
+            return
+    if not names.keys() >= {*others}:
+        return
+    spent = tuple(name for name in before if name not in shared)
+    STAMPS[key] = Stamp(fragment, tuple(names[other] for other in others), tuple(made), spent, events, ahead)
+    if len(STAMPS) > MOST_STAMPS:
+        STAMPS.popitem(last=False)
+
+
+def _at(node: Node, place: int, devices: Mapping[int, int] | Sequence[int]) -> Node:
+    """Return a tensor like another in a place of its own, without its sources, on a device of another name."""
+    found = copy(node)
+    found.sources = []
+    found.place = place
+    if node.fixed is not None:
+        found.fixed = devices[node.fixed]
+    return found
