@@ -48,8 +48,8 @@ class Timed(Protocol):
 class Extremes(Struct, frozen=True):
     """Seconds (of a token or a wait): all on the fastest GPU, its experts on the host, its blocks, and everything.
 
-    None where a device's speed is unknown, infinite what cannot be. Time is linear in what lies where, so a mixture that leaves so many bytes
-    to the host is no faster than `least` says.
+    None where a device's speed is unknown, infinite what cannot be. Time is linear in what lies where, so a mixture
+    that leaves so many bytes to the host is no faster than `least` says.
     """
 
     whole: float | None

@@ -14,8 +14,8 @@ from itertools import accumulate, pairwise
 
 from willitrun_estimator.latest import Latest
 from willitrun_estimator.layout import Layouts
-from willitrun_estimator.layout import Parts as Buffers
 from willitrun_estimator.monotone import smallest
+from willitrun_estimator.needs import Parts as Buffers
 from willitrun_estimator.placement import Kind, Override, Placement
 
 Parts = Sequence[tuple[str, int]]

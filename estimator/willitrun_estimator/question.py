@@ -18,10 +18,11 @@ from willitrun_estimator.errors import EstimatorError
 from willitrun_estimator.found import Bar, Found
 from willitrun_estimator.ollama import KV_TYPES as OLLAMA_KV_TYPES
 from willitrun_estimator.placement import Settings
+from willitrun_estimator.points import Combination, Space, bounded
 from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import LENSES, PURPOSES, Objective, Purpose
-from willitrun_estimator.search import NO_BAR, Combination, Space, bounded, search_paging, search_quant
+from willitrun_estimator.search import NO_BAR, search_paging, search_quant
 from willitrun_estimator.setup import LlamaSetup, logical_batch, speed_facts
 from willitrun_estimator.weights import WeightProfile
 
@@ -181,9 +182,7 @@ class Question:
         if narrow:
             space = structs.replace(space, ubatches=space.ubatches[:1])
         points = self.points(quant, space)
-        return search_quant(
-            quant, space, self.objective, self.kl_divergence, self.setup, bar=bar, combinations=points
-        )
+        return search_quant(quant, space, self.objective, self.kl_divergence, self.setup, bar=bar, combinations=points)
 
     def points(self, quant: str, space: Space) -> list[Combination]:
         """Return the points of a space with what each can reach at most, worked out once."""

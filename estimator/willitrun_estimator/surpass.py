@@ -25,7 +25,8 @@ def surpassing(question: Question, best: Found, per_quant: Mapping[str, Sequence
         if not able:
             return best
         question.lenient = True
-        found = [one for _, plans in sweep(question, able, bar=bar) for one in plans]
+        swept = sweep(question, able, bar=bar) if len(able) > 1 else [(able[0], question.search(able[0], bar=bar))]
+        found = [one for _, plans in swept for one in plans]
         question.lenient = False
         first = by_merit([best, *found])[0]
         if place(first) == place(best):

@@ -140,7 +140,11 @@ def test_host_lines() -> None:
     wanted = Settings(context_tokens=32768)
     assert [name for name, _, _ in overhead.host_notes(wanted)] == ["prompt cache, at most"]
     lines = overhead.host_notes(wanted, checkpoint_bytes=7, repacked_bytes=5)
-    assert [name for name, _, _ in lines] == ["prompt cache, at most", "context checkpoints, at most", "repacked weights"]
+    assert [name for name, _, _ in lines] == [
+        "prompt cache, at most",
+        "context checkpoints, at most",
+        "repacked weights",
+    ]
     assert [held for _, held, _ in lines[1:]] == [7 * overhead.CHECKPOINTS, 5]
     assert CacheSums(model("llama-3.1-8b-instruct"), wanted).checkpoint_bytes == 0
     assert CacheSums(windowed, wanted).checkpoint_bytes == 40 * 1024 * 2 * 2 * 8 * 256

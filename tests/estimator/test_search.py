@@ -16,11 +16,12 @@ from willitrun_estimator.found import Bar, Found, by_merit
 from willitrun_estimator.hardware import devices
 from willitrun_estimator.layout import ROOM_STEP, Layouts
 from willitrun_estimator.placement import Override, Placement
+from willitrun_estimator.points import Space, bounded
 from willitrun_estimator.question import Question
 from willitrun_estimator.quick import Buffers
 from willitrun_estimator.request import Request
 from willitrun_estimator.score import LENSES, PURPOSES, Objective, quality_factor
-from willitrun_estimator.search import NO_BAR, Space, bounded, search_paging, search_quant, worked_out
+from willitrun_estimator.search import NO_BAR, search_paging, search_quant, worked_out
 from willitrun_estimator.setup import least_overlap
 from willitrun_estimator.stack import Stack
 from willitrun_here.ask import sheet_of
