@@ -47,9 +47,7 @@ def answer_line(line: bytes) -> bytes:
     """Answer one line; errors become an object with the request's id, a message and an exit code."""
     identity: Any = None
     try:
-        if len(line) > MOST_LINE_BYTES:
-            raise UsageError(f"a line of more than {MOST_LINE_BYTES} bytes", "Longer ones are not read.")
-        asked = _decoder.decode(line)
+        asked = read(line)
         identity = asked.pop("id", None)
         request = _encoder.encode(asked)
         answer = RECENT.get(request)
@@ -63,6 +61,13 @@ def answer_line(line: bytes) -> bytes:
         return failed(identity, str(error), getattr(error, "advice", ""), int(getattr(error, "exit_code", 4)))
     except Exception as error:  # noqa: BLE001 - a defect that one line shows must not cost the others their answers
         return failed(identity, f"a defect: {error!r}", "Please report the line that shows it.", 4)
+
+
+def read(line: bytes) -> dict[str, Any]:
+    """Decode a line. Raises UsageError for one that is too long and MsgspecError for one that is no object."""
+    if len(line) > MOST_LINE_BYTES:
+        raise UsageError(f"a line of more than {MOST_LINE_BYTES} bytes", "Longer ones are not read.")
+    return _decoder.decode(line)
 
 
 RECENT = Recent(MOST_ANSWER_BYTES)
