@@ -171,7 +171,7 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "MOST_LINES", 2)
     for name in ("MOST_PROGRAMS", "MOST_REPLAYS", "MOST_SECTIONS"):
         monkeypatch.setattr(programs, name, 2)
-    monkeypatch.setattr(replay_of, "MOST_STATES", 2)
+    monkeypatch.setattr(replay_of, "MOST_MOVES", 2)
     spec, wanted = model("gpt-oss-20b"), Settings(context_tokens=CONTEXT)
     known = ComputeModel(weight_profile(spec, "Q4_K_M"), machine(2), wanted)
     placements = [Placement(gpu_layers=25, split=(first, 25 - first)) for first in range(9, 15)]

@@ -19,28 +19,26 @@ class Arena:
 
     def take(self, size: int) -> int:
         """Reserve `size` bytes (already aligned) and return their offset."""
-        lengths = self.lengths
-        last = len(lengths) - 1
-        best, best_length = last, END + 1
-        for index in range(last):
-            length = lengths[index]
+        best, best_length = -1, END + 1
+        for index, length in enumerate(self.lengths):
             if size <= length <= best_length:
                 best, best_length = index, length
         offset = self.starts[best]
-        if lengths[best] == size:
-            del self.starts[best], lengths[best]
+        end = offset + size
+        if best_length == size:
+            del self.starts[best], self.lengths[best]
         else:
-            self.starts[best] = offset + size
-            lengths[best] -= size
-        self.peak = max(self.peak, offset + size)
+            self.starts[best] = end
+            self.lengths[best] = best_length - size
+        if end > self.peak:  # noqa: PLR1730 - a call would take as long as the rest
+            self.peak = end
         return offset
 
     def give(self, offset: int, size: int) -> None:
         """Return `size` bytes at `offset`, merged with the first neighbour that is found."""
         starts, lengths = self.starts, self.lengths
         end = offset + size
-        for index, start in enumerate(starts):
-            length = lengths[index]
+        for index, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             if start + length == offset:
                 lengths[index] = length + size
                 if index + 1 < len(starts) and end == starts[index + 1]:

@@ -26,7 +26,7 @@ MOST_PROGRAMS = 64
 """Programs kept of one shape."""
 MOST_SECTIONS = 512
 """Sections kept of one shape."""
-MOST_REPLAYS = 12
+MOST_REPLAYS = 32
 """Values whose states are kept of one shape."""
 
 FARTHEST = 3
