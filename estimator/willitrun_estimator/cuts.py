@@ -8,9 +8,10 @@ the heaviest on the host the same bytes are in fewer blocks, so that a token cro
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 from willitrun_estimator.latest import Latest
 from willitrun_estimator.layout import Layouts
@@ -91,9 +92,10 @@ class Cuts:
         self.front = layouts.units - units
         """Blocks on the host."""
         stack = layouts.stack
-        self.lean = [after - before for before, after in pairwise(stack.lean[self.front :])]
+        lean, whole = stack.lean[self.front :], stack.whole[self.front :]
+        self.lean = list(map(operator.sub, lean[1:], lean))
         """Of the blocks on GPUs without their experts."""
-        self.sizes = [after - before for before, after in pairwise(stack.whole[self.front :])]
+        self.sizes = list(map(operator.sub, whole[1:], whole))
         self.held = stack.gpu_bytes(self.front, units, 0)
 
     def best(self) -> Placement | None:
@@ -201,11 +203,11 @@ class Packing:
         """Return what another GPU has to take of a block's experts for the block to fit; None where nothing helps."""
         if block >= len(self.parts) or block in self.away:
             return None
-        whole = self.ends[block + 1] - self.ends[block]
-        for count in range(1, len(self.parts[block]) + 1):
-            one = leaving(block, self.parts[block][:count], device)
-            if whole - one.bytes <= room_bytes:
-                return one
+        left = self.ends[block + 1] - self.ends[block]
+        for count, (_, size) in enumerate(self.parts[block], 1):
+            left -= size
+            if left <= room_bytes:
+                return leaving(block, self.parts[block][:count], device)
         return None
 
 

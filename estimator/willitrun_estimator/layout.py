@@ -221,7 +221,7 @@ class Layouts:
         known = self._feasible.get(key)
         if known is None:
             held = self.stack.gpu_bytes(self.units - units, units, moved)
-            known = self._feasible[key] = held <= self._room(self.kind(units, moved)) and (
+            known = self._feasible[key] = held <= self._capacity(units, moved) and (
                 self.even(units, moved) is not None
                 or (
                     len(self.budgets) > 1
@@ -231,9 +231,13 @@ class Layouts:
             )
         return known
 
-    def _room(self, kind: Kind) -> int:
-        """Return what all GPUs together have for spans and buffers."""
-        return sum([room for room in self.rooms(kind) if room > 0])
+    def _capacity(self, units: int, moved: int) -> int:
+        """Return bytes that no spans of so many units exceed."""
+        several = self.needs.buffers(self.context_tokens, units, moved, many=True)
+        alone = self.needs.buffers(self.context_tokens, units, moved, many=False)
+        least = min(several.first, several.between, several.last)
+        rooms = self.rooms(self.kind(units, moved))
+        return max(sum([room - least for room in rooms if room > least]), max(rooms, default=0) - alone.only, 0)
 
     def candidates(
         self, units: int | None, cpu_moe: int | None, *, gpu_first: bool = False, paging: bool = False

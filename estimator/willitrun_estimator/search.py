@@ -7,6 +7,7 @@ combinations are worked out in falling order of that bound until it drops below 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from msgspec import structs
@@ -107,19 +108,25 @@ def worked_out(
         )
     )
     if one.experts_end and space.cpu_moe_layers is None:
-        least = min((plan.parted for plan in found if plan.placement.gpu_layers > one.blocks), default=one.experts_end)
-        # Cutting saves less than a block on each GPU, and putting the heaviest on the host less than a fifth of them.
-        moved = max(0, int(MOST_SAVED * least) - len(combination.gpus))
-        ideal = Placement(gpu_layers=one.blocks + 1, split=layouts.proportional(one.blocks + 1), cpu_moe_layers=moved)
-        bound = objective.judge(
-            quality=combination.quality,
-            rate=one.rate(ideal),
-            ttft_s=one.ttft(ideal),
-            context_tokens=context_tokens,
-        )
+        bound = math.inf if bar is NO_BAR else cut_bound(one, combination, objective, found)
         if bar.passes(bound, may_be_whole=combination.may_be_whole):
             judge(layouts.laid("cut", lambda: cut_layouts(layouts, space.gpu_layers)))
     return found
+
+
+def cut_bound(one: Setup, combination: Combination, objective: Objective, found: Iterable[Found]) -> float:
+    """Return a score that no cut layout exceeds, from those of whole blocks.
+
+    Cutting saves less than a block on each GPU, and putting the heaviest on the host less than a fifth of them.
+    """
+    units, context_tokens = one.blocks + 1, combination.context_tokens
+    least = min((plan.parted for plan in found if plan.placement.gpu_layers == units), default=one.experts_end)
+    moved = max(0, int(MOST_SAVED * least) - len(combination.gpus))
+    split = one.layouts(context_tokens).proportional(units)
+    ideal = Placement(gpu_layers=units, split=split, cpu_moe_layers=moved)
+    return objective.judge(
+        quality=combination.quality, rate=one.rate(ideal), ttft_s=one.ttft(ideal), context_tokens=context_tokens
+    )
 
 
 def judged(
