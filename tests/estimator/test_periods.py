@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from willitrun_estimator.compute.kinds import Looks
 from willitrun_estimator.compute.periods import shortened, units_of
-from willitrun_estimator.compute.surroundings import Looks
 
 NEAR, AHEAD = Looks(1, 0), Looks(1, 1)
 

@@ -14,13 +14,13 @@ from willitrun_estimator.compute.builder import Builder
 from willitrun_estimator.compute.copies import copy_bytes
 from willitrun_estimator.compute.extent import sizes_of
 from willitrun_estimator.compute.form import GROUPS, HEAVY_GROUPS, ROWS, Dim, U
+from willitrun_estimator.compute.kinds import Kind
 from willitrun_estimator.compute.operations import Homes
 from willitrun_estimator.compute.programs import Programs
 from willitrun_estimator.compute.replay import Move
 from willitrun_estimator.compute.schedule import OFFLOAD_ROWS
 from willitrun_estimator.compute.shape import shape_of
 from willitrun_estimator.compute.steps import Known, Steps
-from willitrun_estimator.compute.surroundings import Kind
 
 if TYPE_CHECKING:
     from willitrun_estimator.compute.graph import Graph
@@ -35,7 +35,9 @@ HOST_ALIGNMENT = 32
 
 _SHAPES: OrderedDict[tuple[object, ...], Programs] = OrderedDict()
 _SHAPES_LIMIT = 128
-"""Shapes, with settings and number of GPUs, of which programs are kept."""
+"""Shapes, with settings, of which programs are kept."""
+MOST_KEPT = 300_000
+"""Parts of programs that are kept of all shapes together, of some 100 bytes each."""
 RESERVED_FOR_ONE_SLOT = frozenset({"minimax-01"})
 """Architectures whose buffers are reserved once more for a batch of one slot (`llama_context::sched_reserve`).
 
@@ -134,6 +136,8 @@ class ComputeModel:
                 return self._graph([(block, kinds[block]) for block in blocks], placement, programs.known)
 
             program = programs.program(kinds, head, self.host, build)
+            while len(_SHAPES) > 1 and sum([kept.size for kept in _SHAPES.values()]) > MOST_KEPT:
+                _SHAPES.popitem(last=False)
             if len(self._lines) >= MOST_LINES:
                 self._lines.clear()
                 self._moves.clear()
@@ -259,8 +263,12 @@ class ComputeModel:
         tensors: list[tuple[str, ...]] = [()] * self.blocks
         apart = [*units]
         for one in placement.overrides:
-            tensors[one.block] = one.tensors
-            apart[one.block] = host if one.device is None else one.device
+            block, device = one.block, host if one.device is None else one.device
+            if {*one.tensors} >= shape.experts[block]:
+                experts[block] = device
+            elif device != experts[block]:
+                apart[block] = device
+                tensors[block] = tuple(sorted(one.tensors))
         return tuple(map(Kind, shape.kinds, units, caches, experts, apart, tensors))
 
     def _head(self, placement: Placement) -> int:

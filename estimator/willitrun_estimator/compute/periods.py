@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from willitrun_estimator.compute.surroundings import Looks
+from willitrun_estimator.compute.kinds import Looks
 
 LONGEST = 8
 """Blocks of the longest unit looked for: patterns of windowed and full attention, of recurrent and full blocks."""

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from willitrun_estimator.compute import trace
+from willitrun_estimator.compute.assembly import Inputs, Program, Section, expanded
 from willitrun_estimator.compute.form import Dim
 from willitrun_estimator.compute.graph import Graph
+from willitrun_estimator.compute.kinds import Kind, Layout, Looks
 from willitrun_estimator.compute.periods import shortened
 from willitrun_estimator.compute.replay import Replay
 from willitrun_estimator.compute.schedule import schedule
-from willitrun_estimator.compute.steps import Known, Steps
-from willitrun_estimator.compute.surroundings import Kind, Looks, Surroundings, surroundings
+from willitrun_estimator.compute.showing import Showing, edges_of, filled_of
+from willitrun_estimator.compute.steps import Known
+from willitrun_estimator.compute.surroundings import Seen
 from willitrun_estimator.compute.trace import traced
 
-ROUNDS = 3
-ARRIVALS, CLOSED, OPEN = range(ROUNDS, 6)
-"""Parts of a section (`trace.Section`)."""
 BEFORE, BEHIND = "before", "behind"
 """What is built before and behind the blocks."""
 MOST_PROGRAMS = 64
 """Programs kept of one shape."""
+SECTION = 20
+"""What a section takes with its surroundings, in parts of a program."""
 MOST_SECTIONS = 512
 """Sections kept of one shape."""
 MOST_REPLAYS = 32
@@ -31,63 +32,48 @@ MOST_REPLAYS = 32
 
 FARTHEST = 3
 """Where blocks look farther than this, layouts are planned for themselves."""
-CHECKED = Looks(1, 1)
-"""So that two units of a run are kept that both have some before and behind them."""
 
 Build = Callable[[Sequence[int]], Graph]
 """Makes the graph of some of the blocks."""
-Part = tuple[tuple[int, Steps], ...]
-"""Devices that have something to do, each with its steps."""
-Program = tuple[tuple[tuple[Steps, int], ...], ...]
-"""For each device its steps, and the block whose weights they copy."""
 
 
-class Section(NamedTuple):
-    """What a section does on the devices that have something to do (`trace.Section`)."""
+class Asked(NamedTuple):
+    """A layout: its blocks, the head's device, the host's number, and what makes the graph of some of the blocks."""
 
-    splits: bool
-    parts: tuple[Part, ...]
-    """Three rounds before anything is computed, arrivals, what is closed and what is open."""
-
-    @staticmethod
-    def of(traced: trace.Section) -> Section:
-        """Leave out the devices that have nothing to do."""
-        splits, *parts = traced
-        found = [tuple([(device, steps) for device, steps in enumerate(part) if steps.codes]) for part in parts]
-        return Section(splits, tuple(found))
-
-    def renamed(self, names: Mapping[int, int]) -> Section | None:
-        """Return the same on devices of other names; None where one has no name."""
-        if any(device not in names for part in self.parts for device, _ in part):
-            return None
-        return Section(
-            self.splits, tuple([tuple([(names[device], steps) for device, steps in part]) for part in self.parts])
-        )
-
-
-class Ends(NamedTuple):
-    """Where what stands before and behind the blocks lives."""
-
+    kinds: tuple[Kind, ...]
     head: int
     host: int
+    build: Build
+
+    def among(self, blocks: Sequence[int], looks: Looks, *, local: bool) -> Layout:
+        """Return the sections of a graph of some of the blocks."""
+        host, head = self.host, self.head
+        kinds = [self.kinds[block] for block in blocks]
+        whole = Kind(BEFORE, host, host, host, host), *kinds, Kind(BEHIND, head, head, head, head)
+        apart = not local and head != host and any(kind.block == host for kind in kinds)
+        return Layout(whole, host, looks, (host > 0, apart))
 
 
 class Programs:
     """The programs of one shape, for any number of GPUs."""
 
     def __init__(self, *, alike: bool, local: bool, offload: bool, large: dict[Dim, bool], pipeline: bool) -> None:
-        """`alike` unless blocks are told apart by their number, `local` unless they are by where others live."""
-        self.looks = Looks(1, 0) if alike and local else None
+        """`alike` unless blocks are told apart by their number, `local` unless by whether any of them is the host's."""
+        self.looks = Looks(1, 0) if alike else None
         """How far blocks look, as far as is known; None where what happens in a block does not follow from its
         surroundings: then each layout is planned for itself."""
-        self._alike = alike
+        self._local = local
         self._schedule = partial(schedule, offload=offload, large=large, pipeline=pipeline)
-        self._offload = offload
         self.known = Known()
-        self._sections: dict[Hashable, Section] = {}
-        self._repeating: OrderedDict[Hashable, list[Section]] = OrderedDict()
-        """Those of layouts that are planned for themselves, but for like blocks."""
+        self._inputs = Inputs(self.known)
+        self._seen = Seen()
+        self._sections: dict[Hashable, tuple[Section, bool]] = {}
+        """By surroundings and whether the split that is open before began with copies, with the same of that behind."""
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
+        self._lines = 0
+        """The length of all programs."""
+        self.size = 0
+        """How much is kept, in parts of programs."""
         self._replays: OrderedDict[tuple[tuple[int, ...], int], Replay] = OrderedDict()
 
     def program(self, kinds: tuple[Kind, ...], head: int, host: int, build: Build) -> Program:
@@ -98,9 +84,12 @@ class Programs:
         key = kinds, head, host
         known = self._programs.get(key)
         if known is None:
-            known = self._programs[key] = self._put_together(kinds, head, host, build)
+            known = self._put_together(Asked(kinds, head, host, build))
+            self._programs[key] = known
+            self._lines += sum(map(len, known))
             if len(self._programs) > MOST_PROGRAMS:
-                self._programs.popitem(last=False)
+                self._lines -= sum(map(len, self._programs.popitem(last=False)[1]))
+            self.size = self._lines + SECTION * len(self._sections) + len(self._seen)
         else:
             self._programs.move_to_end(key)
         return known
@@ -117,109 +106,98 @@ class Programs:
             self._replays.move_to_end(key)
         return known
 
-    def _put_together(self, kinds: tuple[Kind, ...], head: int, host: int, build: Build) -> Program:
+    def _put_together(self, asked: Asked) -> Program:
+        kinds, _, host, build = asked
+        numbers: dict[Kind, int] = {}
+        alike = [numbers.setdefault(kind, len(numbers)) for kind in kinds]
         while self.looks is not None:
-            kept, same = shortened(kinds, self.looks)
-            sections = self._sections_of(kinds, kept, Ends(head, host), build, self.looks)
+            kept, same = shortened(alike, self.looks)
+            sections = self._sections_of(asked, kept, self.looks)
             if sections is not None:
-                return expanded(sections, same, host)
-        if self._alike:
-            kept, same = shortened(kinds, CHECKED)
-            key = tuple(kinds[block] for block in kept), head, host
-            sections = self._repeating.get(key)
-            if sections is None:
-                sections = self._repeating[key] = self._traced(build(kept))
-                if len(self._repeating) > MOST_PROGRAMS:
-                    self._repeating.popitem(last=False)
-            if repeats(sections, same):
-                return expanded(sections, same, host)
+                return expanded(sections, same, host, self._inputs)
         every = range(len(kinds))
-        return expanded(self._traced(build(every)), every, host)
+        return expanded(self._traced(build(every)), every, host, self._inputs)
 
-    def _sections_of(
-        self, kinds: Sequence[Kind], kept: Sequence[int], ends: Ends, build: Build, looks: Looks
-    ) -> list[Section] | None:
+    def _sections_of(self, asked: Asked, kept: Sequence[int], looks: Looks) -> list[Section] | None:
         """Return what each section does; None where blocks look farther than was thought."""
-        places = self._places([kinds[block] for block in kept], ends, looks)
-        if len(self._sections) > MOST_SECTIONS:
-            self._sections.clear()
-        missing = {place.key: place for place in places if place.key not in self._sections}
-        if missing:
-            # A few blocks show the same, as long as what is missing has the same surroundings among them.
-            some = sorted(frozenset[int]().union(*(place.needed for place in missing.values())))[1:-1]
-            blocks = [kept[place - 1] for place in some]
-            among = self._places([kinds[block] for block in blocks], ends, looks)
-            if not missing.keys() <= {place.key for place in among}:
-                blocks, among = [*kept], places
-            if not self._learn(among, build(blocks), looks):
-                return None
-        found = (
-            self._sections[place.key].renamed({name: gpu for gpu, name in place.names.items()}) for place in places
-        )
-        return [section for section in found if section is not None]
+        layout = asked.among(kept, looks, local=self._local)
+        sections, missing = self._found(layout)
+        if missing and len(self._sections) > MOST_SECTIONS:
+            self._forget()
+            sections, missing = self._found(layout)
+        for last in (False, False, True):
+            if missing:
+                blocks = kept if last else [kept[place - 1] for place in self._seen.some_of(layout, missing)]
+                among = asked.among(blocks, looks, local=self._local)
+                if not self._learn(among, asked.build(blocks), whole=len(blocks) == len(kept)):
+                    return None
+                sections, missing = self._found(layout)
+        return sections
 
-    def _places(self, kinds: Sequence[Kind], ends: Ends, looks: Looks) -> list[Surroundings]:
-        host, head = ends.host, ends.head
-        whole = Kind(BEFORE, host, host, host, host), *kinds, Kind(BEHIND, head, head, head, head)
-        return surroundings(whole, host, looks, offload=self._offload)
+    def _found(self, layout: Layout) -> tuple[list[Section], list[int]]:
+        """Return what the sections of a layout do, and those of which too little is known."""
+        parts = self._seen.parts(layout)
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return [], [place for place, part in enumerate(parts) if part is None]
+        found: list[Section] = []
+        missing = []
+        filled = False
+        for place, (key, names) in enumerate(self._seen.places(layout, known)):
+            section = self._sections.get((key, filled))
+            renamed = section and section[0].renamed({name: gpu for gpu, name in names.items()})
+            if section is None or renamed is None:
+                missing.append(place)
+                filled = True
+            else:
+                filled = section[1]
+                found.append(renamed)
+        return found, missing
 
-    def _learn(self, places: Sequence[Surroundings], graph: Graph, looks: Looks) -> bool:
-        """Keep what the sections of a graph do; False where that does not follow from their surroundings."""
-        farthest = Looks(max(looks.reach, graph.reach), max(looks.ahead, graph.ahead))
-        if farthest != looks:
-            self._sections.clear()
+    def _forget(self) -> None:
+        self._sections.clear()
+        self._seen.clear()
+        self._inputs = Inputs(self.known)
+
+    def _learn(self, layout: Layout, graph: Graph, *, whole: bool) -> bool:
+        """Keep what the sections of a graph do; False where that does not follow from their surroundings.
+
+        Blocks may look farther in a graph of some of them: that is not `whole` and then shows nothing.
+        """
+        looks = layout.looks
+        shared = self._seen.shared
+        known = len(shared.lasting)
+        showing = Showing(graph, layout.firsts())
+        reach, asks = shared.handed(showing)
+        farthest = Looks(max(looks.reach, reach), max(looks.ahead, graph.ahead))
+        if farthest != looks and not whole:
+            return True
+        if farthest != looks or len(shared.lasting) > known:
+            self._forget()
             self._programs.clear()
+            self._lines = 0
+        if farthest != looks:
             self.looks = farthest if farthest.reach <= FARTHEST else None
             return False
-        for place, section in zip(places, self._traced(graph), strict=True):
-            called = section.renamed(place.names)
-            if called is None or self._sections.setdefault(place.key, called) != called:
-                self.looks = None
-        return self.looks is not None
+        planned = self._schedule(graph)
+        right = showing.orderly and self._seen.learn(layout, edges_of(planned, asks), shared.uses(showing, planned))
+        if right:
+            parts = [part for part in self._seen.parts(layout) if part is not None]
+            filled = filled_of(planned)
+            sections = [Section.of(section) for section in traced(planned)]
+            for (key, names), before, section, after in zip(
+                self._seen.places(layout, parts), [False, *filled[:-1]], sections, filled, strict=True
+            ):
+                called = section.renamed(names)
+                if called is None or self._sections.setdefault((key, before), (called, after)) != (called, after):
+                    right = False
+        if not right:
+            self.looks = None
+        return right
 
     def _traced(self, graph: Graph) -> list[Section]:
         """Schedule a graph and follow the allocator through it."""
         return [Section.of(section) for section in traced(self._schedule(graph))]
-
-
-def repeats(sections: Sequence[Section], same: Sequence[int]) -> bool:
-    """Tell whether every unit of a run that stands for more does the same as the next."""
-    first: dict[int, int] = {}
-    for block, place in enumerate(same):
-        if place not in first:
-            first[place] = block
-        elif sections[1 + place] != sections[1 + place + block - first[place]]:
-            return False
-        else:
-            first[place] = block
-    return True
-
-
-def expanded(sections: Sequence[Section], same: Sequence[int], host: int) -> Program:
-    """Return the program of all blocks from the sections of some; `same` names for each block one that is like it."""
-    lines: list[list[tuple[Steps, int]]] = [[] for _ in range(host + 1)]
-    blocks = [(sections[0], -1), *((sections[1 + like], block) for block, like in enumerate(same))]
-    blocks.append((sections[-1], len(same)))
-
-    def add(part: Part, block: int) -> None:
-        for device, steps in part:
-            lines[device].append((steps, block))
-
-    for part in range(ROUNDS):
-        for section, block in blocks:
-            add(section.parts[part], block)
-    begun: list[tuple[Section, int]] = []
-    for section, block in blocks:
-        add(section.parts[ARRIVALS], block)
-        if section.splits:
-            for before, number in begun:
-                add(before.parts[OPEN], number)
-            begun.clear()
-            add(section.parts[CLOSED], block)
-        begun.append((section, block))
-    for before, number in begun:
-        add(before.parts[OPEN], number)
-    return tuple(map(tuple, lines))
 
 
 def peaks(
@@ -235,7 +213,7 @@ def peaks(
     sections = [
         Section.of(section) for section in traced(schedule(graph, offload=offload, large=large, pipeline=pipeline))
     ]
-    lines = expanded(sections, range(len(sections) - 2), graph.host)
+    lines = expanded(sections, range(len(sections) - 2), graph.host, Inputs(graph.known))
     return tuple(
         Replay(graph.known.forms, values, alignment).peak([(steps, (0,) * len(steps.weights)) for steps, _ in line])
         for line, alignment in zip(lines, alignments, strict=True)

@@ -83,22 +83,16 @@ class Schedule:
         self.bases = [section.base for section in graph.sections]
 
     def first(self, device: int) -> int:
-        """Find the section that first names a device, 0 where none does."""
-        starts = iter([*(part.start for split in self.splits for part in split.parts), self.count][1:])
-        for split in self.splits:
-            for copy in split.arrivals:
-                if device in {self.devices[copy.source], self.devices[copy.copy]}:
-                    return copy.section
-            for part, following in zip(split.parts, starts, strict=False):
-                fragment, base, *_ = self.sections[part.section]
-                if device in self.devices[part.start : min(following, base + len(fragment.computed))]:
-                    return part.section
+        """Find the section that first computes on a device, 0 where none does."""
+        for number, (fragment, base, *_) in enumerate(self.sections):
+            if any(self.devices[base + index] == device for index in fragment.real):
+                return number
         return 0
 
     def is_input(self, tensor: int) -> bool:
         """Tell inputs from leaves."""
         _, fragment, index = self.fragment(tensor)
-        return index in fragment.shared
+        return tensor < self.count and index in fragment.shared
 
     def fragment(self, tensor: int) -> tuple[int, Fragment, int]:
         """Find the section of a tensor, its fragment, and what the tensor is called there."""

@@ -44,7 +44,11 @@ class Shape:
         """Whether each block's attention rotates by position."""
         self.routed = tuple(isinstance(layer.ffn, Moe) for layer in spec.layers)
         """Whether each block has routed experts."""
-        self.alike = not {"per_layer_dim", "altup_inputs"} & {*dict(spec.sizes)} and RESIDUAL_SCORE not in self.outside
+        self.experts = tuple(
+            [frozenset(name.partition(".")[0] for name in part if "_exps." in name) for part in self.parts]
+        )
+        """For each block the names of its routed experts' tensors."""
+        self.alike = "altup_inputs" not in dict(spec.sizes) and RESIDUAL_SCORE not in self.outside
         """No block is told apart by its number."""
         self.local = not self.style.hyper
         """No block depends on where others live: residual streams are written to in another way beside the host's."""

@@ -8,8 +8,10 @@ from willitrun_estimator.compute.form import Dim, Form, form, plus
 
 TAKE, TAKE_FOR_GOOD, TAKE_WEIGHT, GIVE, LATEST = range(5)
 """What a step does."""
-SINCE, EARLY, ARRIVED = range(3)
-"""Lists of what is held: taken while sections are computed, from the start, or as copies that a split begins with."""
+SINCE, EARLY, ARRIVED, INPUTS = range(4)
+"""Lists of what is held: taken while sections are computed, from the start, or as copies that a split begins with. In
+the steps of a section inputs are in a list of their own, where each has its place whatever became of others; in those
+of a whole graph (`programs.expanded`) they are among what is taken from the start."""
 
 Name = tuple[int | None, str]
 """A weight: how many blocks after the section's own (None for one outside the blocks), and its name."""

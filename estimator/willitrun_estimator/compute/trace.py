@@ -14,6 +14,7 @@ from willitrun_estimator.compute.steps import (
     ARRIVED,
     EARLY,
     GIVE,
+    INPUTS,
     LATEST,
     NOTHING,
     SINCE,
@@ -25,12 +26,14 @@ from willitrun_estimator.compute.steps import (
     code,
 )
 
-LISTS = 3
+LISTS = 4
 """Lists of what is held on a device."""
 NOWHERE, FOR_GOOD = -1, -2
 """Where a tensor is that none of them has: not taken, or never given back."""
 KEEP = -1
 """Stands for what holds a tensor until it is copied."""
+GIVEN = -1
+"""Stands in the place of an input that was given back."""
 
 
 class Section(NamedTuple):
@@ -99,7 +102,7 @@ class _Tracer:
                 # What a device holds throughout belongs to the section that first names it.
                 device = planned.devices[tensor]
                 section = planned.asked[tensor] or planned.first(device)
-                self._take(tensor, EARLY, self._of(records, section))
+                self._take(tensor, INPUTS if planned.is_input(tensor) else EARLY, self._of(records, section))
         for split in planned.splits:
             self._begin(split)
             for section, _, events in split.parts:
@@ -173,11 +176,8 @@ class _Tracer:
                 if listed < 0 or root in outputs:
                     continue
                 where[root] = NOWHERE
-                slots = held[listed]
-                place = slots.index(root)
-                del slots[place]
                 device, kind = divmod(listed, LISTS)
-                records[device].codes.append(code(place, GIVE, kind))
+                records[device].codes.append(code(_left(held[listed], root, kind), GIVE, kind))
 
     def _take(self, tensor: int, kind: int, records: Sequence[_Record]) -> None:
         """Allocate a tensor."""
@@ -189,7 +189,9 @@ class _Tracer:
         if name is not None:
             what, argument = TAKE_WEIGHT, record.weights.setdefault(name, len(record.weights))
         else:
-            what, argument = TAKE_FOR_GOOD if tensor in planned.outputs else TAKE, planned.sizes[tensor]
+            unread = kind == SINCE and not planned.readers[tensor] and not planned.looks[tensor]
+            what = TAKE_FOR_GOOD if unread or tensor in planned.outputs else TAKE
+            argument = planned.sizes[tensor]
         record.codes.append(code(argument, what, kind))
         if what == TAKE_FOR_GOOD:
             self._where[tensor] = FOR_GOOD
@@ -220,9 +222,8 @@ class _Tracer:
             for tensor in moved:
                 listed = self._where[tensor]
                 if listed >= 0:
-                    slots = self._held[listed]
-                    codes.append(code(slots.index(tensor), LATEST, listed % LISTS))
-                    slots.remove(tensor)
+                    kind = listed % LISTS
+                    codes.append(code(_left(self._held[listed], tensor, kind), LATEST, kind))
                     since.append(tensor)
                     self._where[tensor] = LISTS * device + SINCE
             ordered = sorted(since, key=came.__getitem__)
@@ -252,3 +253,13 @@ class _Tracer:
             [steps(tuple(one.codes[: one.cut]), tuple(one.weights)) for one in own] or nothing,
             [steps(tuple(one.codes[one.cut :]), tuple(one.weights)) for one in own] or nothing,
         )
+
+
+def _left(slots: list[int], tensor: int, kind: int) -> int:
+    """Take a tensor out of a list of what is held, and return its place there."""
+    place = slots.index(tensor)
+    if kind == INPUTS:
+        slots[place] = GIVEN
+    else:
+        del slots[place]
+    return place
