@@ -191,9 +191,7 @@ def _most_at_home(planned: Schedule, node: int) -> int:
     for one in fragment.sources[index]:
         source = base + one if one >= 0 else others[~one]
         root = planned.roots[source]
-        place = planned.devices[root if root >= 0 else source]
-        if place >= 0:
-            held[place] += 1
+        held[planned.devices[root if root >= 0 else source]] += 1
     only = planned.able[node]
     able = range(planned.host + 1) if only < 0 else {only, planned.host}
     return max(able, key=lambda device: (held[device], -device))
