@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from willitrun_catalog.model import Attention, Dense, Layer, Mixer, Mla, Moe, NoMixer, Recurrent
@@ -27,14 +28,12 @@ from willitrun_estimator.compute.operations import Homes, Operations
 from willitrun_estimator.compute.style import SCALED_EMBEDDINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable
 
 FETCHED_AHEAD = frozenset({"lightning", "mamba1", "mamba2", "shortconv"})
 """Mixers whose state is the first thing of their block that llama.cpp asks for."""
 FETCHED = ("fetched_store", "fetched_rows")
 """Names of a state that was fetched ahead among what blocks share."""
-STREAM = "stream"
-"""Name of what a block reads of the one before it."""
 RESIDUAL_SCORE = "output_res_score.weight"
 """What scores the residual streams that an architecture banks."""
 HEAD = "output"
@@ -46,7 +45,7 @@ class Builder(Operations):
 
     def expect(self, mixer: Mixer | None, homes: Homes) -> None:
         """Note a mixer, or with None a sum of experts, that llama.cpp will add to the graph at once."""
-        self._events.append((mixer, homes))
+        self.events.append((mixer, homes))
 
     def fetch_next(self) -> None:
         """Fetch the next block's convolution state where nothing else is asked for before it.
@@ -54,14 +53,14 @@ class Builder(Operations):
         llama.cpp adds a token mixer and a sum of experts to the graph at once, and everything after them only when it
         is read: the state's rows come before the tail of the block that precedes them.
         """
-        self._events.pop(0)
+        self.events.pop(0)
         self._fetch()
         if self._waiting is not None:
             self._picked = self.out_rows(self._waiting)
             self._waiting = None
 
     def _fetch(self) -> None:
-        following = self._events[0] if self._events else None
+        following = self.events[0] if self.events else None
         if following is not None and isinstance(following[0], Recurrent) and self._fetches(following[0]):
             self.graph.ahead = max(self.graph.ahead, following[1].number + 1 - len(self.graph.sections))
             self._hold(recurrent.fetch_ahead(self, following[0], following[1]))
@@ -282,7 +281,7 @@ class Builder(Operations):
                 stream = residual_mix.block(self, bank, layer, stream, homes, index)
                 self.graph.end()
             else:
-                x = self._stamped(layer, x, homes, inputs, last=last)
+                x = self._placed(layer, x, homes, inputs, last=last)
         if streams:
             x = self.out_rows(altup.merged(self, x, streams, head))
         if self.style.hyper:
@@ -294,49 +293,27 @@ class Builder(Operations):
         self.graph.end()
         return self.graph
 
-    def _stamped(
+    def _placed(
         self, layer: Layer, x: Node, homes: Homes, inputs: per_layer.PerLayerInputs | None, *, last: bool
     ) -> Node:
-        """Add a block, built before if one like it was."""
-        shared, events = self.shared, self._events
-        shared[STREAM] = x
-        self.enter(homes)
+        """Add a block, or put one like it there that was built before."""
         taken = bool(layer.mixers and not isinstance(layer.mixers[0], NoMixer)) + isinstance(layer.ffn, Moe)
-        structure, store, ahead = self._following(homes, taken)
-        # What only the first GPU can do for a block of the host is not told of a block of its own.
-        homed = (
-            self.host, homes.block, homes.cache, homes.experts, homes.elsewhere, store,
-            0 if homes.block == self.host else -1,
-        )  # fmt: skip
-        devices = tuple(dict.fromkeys(device for device in homed if device >= 0))
-        names = {device: name for name, device in enumerate(devices)}
         sparse = inputs is not None and inputs.streams > 0 and homes.number < altup.SPARSE_BLOCKS
-        key = (
-            self.graph.known, *map(names.get, homed), homes.structure, homes.apart, structure, ahead, last,
-            self.fused_streams, sparse, x.dims, x.view_of is None, *shared,
-        )  # fmt: skip
-        known = stamp.find(key)
-        if known is not None:
-            del events[: known.events]
-            stamp.again(self.graph, shared, known, devices)
-            self.leave(homes)
-            return shared[STREAM]
-        before, waiting = shared.copy(), len(events)
-        shared[STREAM] = self._whole(layer, x, homes, inputs, last=last)
-        section = self.graph.end(devices)
+        told = last, sparse, self.fused_streams
+        following = self._following(homes, taken)
+        self.enter(homes)
+        add = partial(self._whole, layer, x, homes, inputs, last=last)
+        x = stamp.placed(self, x, homes, taken, following, told, add)
         self.leave(homes)
-        told = homes.structure is not None and section.devices == devices
-        if told and waiting - len(events) == taken:
-            stamp.keep(key, section, before, shared, taken, ahead)
-        return shared[STREAM]
+        return x
 
-    def _following(self, homes: Homes, taken: int) -> tuple[Hashable, int, int]:
-        """Return the block whose state is fetched in this one, as far as that matters, and how far it is."""
-        if len(self._events) > taken:
-            mixer, other = self._events[taken]
+    def _following(self, homes: Homes, taken: int) -> stamp.Following:
+        """Return the block whose state is fetched in this one, behind so many events of its own."""
+        if len(self.events) > taken:
+            mixer, other = self.events[taken]
             if isinstance(mixer, Recurrent) and self._fetches(mixer):
-                return other.structure, other.cache, other.number - homes.number
-        return None, ANYWHERE, 0
+                return stamp.Following(other.structure, other.cache, other.number - homes.number)
+        return stamp.Following(None, ANYWHERE, 0)
 
     def _whole(
         self, layer: Layer, x: Node, homes: Homes, inputs: per_layer.PerLayerInputs | None, *, last: bool

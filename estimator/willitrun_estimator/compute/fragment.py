@@ -37,8 +37,8 @@ class Fragment(Struct, eq=False, gc=False):
     """Looks at other tensors' memory, each with the tensor that has it."""
     real: tuple[int, ...]
     """What a device computes."""
-    computed: bytes
-    """Whether it does, of each."""
+    edges: tuple[int, ...]
+    """What of this reads more than results of the section, and so may need a copy where one device has all of these."""
     homes: tuple[int, ...]
     """Where a tensor is for itself, else `ANYWHERE`. Devices are named by their place in a list."""
     moves: tuple[tuple[int, Dim], ...]
@@ -131,6 +131,8 @@ def compiled(
     def named(device: int) -> int:
         return device if device < 0 else devices.setdefault(device, len(devices))
 
+    # Results of the section, and looks at them.
+    inner = {index for index in range(len(nodes)) if 0 <= roots.get(index, index) < len(nodes)}
     own = slice(None, len(tensors))
     layouts = tuple([known.layout(node.dims, node.element_bytes) for node in tensors])
     fragment = Fragment(
@@ -143,7 +145,9 @@ def compiled(
         shared=frozenset([index for index, node in enumerate(tensors) if node.is_input or node.fixed is not None]),
         roots=roots,
         real=tuple([index for index, node in enumerate(nodes) if node.computed]),
-        computed=bytes([node.computed for node in nodes]),
+        edges=tuple(
+            [index for index, read in enumerate(sources) if nodes[index].computed and not inner.issuperset(read)]
+        ),
         homes=tuple([named(_home(node, host)) for node in tensors]),
         moves=tuple([(index, node.rows) for index, node in enumerate(nodes) if _moves(node, host)]),
         able=tuple([named(_able(node, host)) for node in tensors]),

@@ -82,7 +82,7 @@ class Operations:
         self.factors = next((name for name in outside if name.startswith("rope_")), None)
         self._weights: dict[tuple[int, str], Node] = {}
         self.whole_qk_norm = whole_qk_norm
-        self._events: list[tuple[Mixer | None, Homes]] = []
+        self.events: list[tuple[Mixer | None, Homes]] = []
         self._waiting: Node | None = None
         """The residual whose rows are picked once nothing else is asked for before the sum that names it first."""
         self._picked: Node | None = None

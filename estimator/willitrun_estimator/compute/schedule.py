@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from willitrun_estimator.compute.form import Dim
@@ -20,9 +20,6 @@ OFFLOAD_ROWS = 32
 """Smallest batch for which CUDA computes with host weights (`GGML_OP_OFFLOAD_MIN_BATCH`)."""
 PIPELINE_COPIES = 4
 """`GGML_SCHED_MAX_COPIES`."""
-
-Event = tuple[int, Sequence[int]]
-"""A tensor that is computed or looked at, and what that reads that is allocated."""
 
 
 class Copy(NamedTuple):
@@ -39,8 +36,12 @@ class Part(NamedTuple):
 
     section: int
     start: int
-    """The first tensor."""
-    events: list[Event]
+    stop: int
+    """Of its tensors those from the first on to before the second."""
+    changed: dict[int, list[int]]
+    """What those read that read copies."""
+    others: list[int]
+    """Numbers of the others of the section, and of copies, counted from the end."""
 
 
 class Split(NamedTuple):
@@ -88,6 +89,15 @@ class Schedule:
             if any(self.devices[base + index] == device for index in fragment.real):
                 return number
         return 0
+
+    def events(self, part: Part) -> Iterator[tuple[int, list[int]]]:
+        """Return what is computed in a part of a section, each with what it reads that is allocated."""
+        fragment, base, *_ = self.sections[part.section]
+        moving, others, changed, roots = fragment.moving, part.others, part.changed, self.roots
+        for index in range(part.start, part.stop):
+            reads = changed.get(index) or moving[index]
+            if reads or roots[base + index] < 0:
+                yield base + index, [base + one if one >= 0 else others[one] for one in reads]
 
     def is_input(self, tensor: int) -> bool:
         """Tell inputs from leaves."""
@@ -185,52 +195,43 @@ def _most_at_home(planned: Schedule, node: int) -> int:
     for one in fragment.sources[index]:
         source = base + one if one >= 0 else others[~one]
         root = planned.roots[source]
-        place = planned.devices[root if root >= 0 else source]
-        if place >= 0:
-            held[place] += 1
+        held[planned.devices[root if root >= 0 else source]] += 1
     only = planned.able[node]
     able = range(planned.host + 1) if only < 0 else {only, planned.host}
     return max(able, key=lambda device: (held[device], -device))
 
 
-def _split(planned: Schedule, copies: int) -> None:  # noqa: C901, PLR0912, PLR0915
+def _split(planned: Schedule, copies: int) -> None:  # noqa: C901
     """Cut the order into splits of one device each, and copy what they read from others where they start."""
-    devices, readers, roots = planned.devices, planned.readers, planned.roots
+    devices, readers = planned.devices, planned.readers
     copied: dict[tuple[int, int], int] = {}
     current = ANYWHERE
     arrivals: list[Copy] = []
     parts: list[Part] = []
     for section, (fragment, base, others, _) in enumerate(planned.sections):
-        sources, moving, fixed, computed = fragment.sources, fragment.moving, fragment.fixed, fragment.computed
-        events: list[Event] = []
-        parts.append(Part(section, base, events))
-        for index, real in enumerate(computed):
-            node, named = base + index, sources[index]
-            apart = False
-            if real:
-                device = devices[node]
-                for one in named:
-                    if devices[base + one if one >= 0 else others[~one]] != device:
-                        apart = True
-                        break
-                if device != current or (apart and arrivals and _awaits_weight(planned, section, index)):
-                    if current >= 0:
-                        arrivals, events = [], []
-                        parts = [Part(section, node, events)]
-                    planned.splits.append(Split(section, arrivals, parts))
-                    current = device
+        sources, fixed = fragment.sources, fragment.fixed
+        named = [*reversed(others)]
+        changed: dict[int, list[int]] = {}
+        start = 0
+        steady = [devices[base + index] for index in fragment.real].count(current) == len(fragment.real)
+        for index in fragment.edges if steady else fragment.real:
+            device = devices[base + index]
+            apart = [one for one in sources[index] if devices[base + one if one >= 0 else named[one]] != device]
+            if device != current or (apart and arrivals and _weighs(planned, base, named, apart)):
+                if current >= 0:
+                    parts.append(Part(section, start, index, changed, named))
+                    start, arrivals, parts = index, [], []
+                planned.splits.append(Split(section, arrivals, parts))
+                current = device
             if not apart:
-                reads = [base + one if one >= 0 else others[~one] for one in moving[index]]
-                if reads or (roots[node] < 0 and index not in fixed):
-                    events.append((node, reads))
                 continue
-            reads = []
-            for one in named:
-                source = base + one if one >= 0 else others[~one]
-                if devices[source] == current:
+            found = []
+            for one in sources[index]:
+                if one not in apart:
                     if one not in fixed:
-                        reads.append(source)
+                        found.append(one)
                     continue
+                source = base + one if one >= 0 else named[one]
                 copy = copied.get((source, current))
                 if copy is None:
                     copy = copied[source, current] = _copy(planned, source, current, section)
@@ -238,8 +239,10 @@ def _split(planned: Schedule, copies: int) -> None:  # noqa: C901, PLR0912, PLR0
                     readers[source] += 1
                 readers[source] -= 1
                 readers[copy] += 1
-                reads.append(copy)
-            events.append((node, reads))
+                named.insert(0, copy)
+                found.append(-len(named))
+            changed[index] = found
+        parts.append(Part(section, start, len(fragment.sources), changed, named))
     early = [*planned.asked][: len(planned.asked) - len(copied)]
     if copies == 1:
         planned.early = early, [], []
@@ -252,15 +255,12 @@ def _split(planned: Schedule, copies: int) -> None:  # noqa: C901, PLR0912, PLR0
         planned.solid[tensor] = 0
 
 
-def _awaits_weight(planned: Schedule, section: int, index: int) -> bool:
-    """Tell whether an operation reads a weight of another device."""
-    fragment, base, others, _ = planned.sections[section]
-    for one in fragment.sources[index]:
-        source = base + one if one >= 0 else others[~one]
-        if planned.devices[source] != planned.devices[base + index]:
-            _, origin, place = planned.fragment(source)
-            if place in origin.weights:
-                return True
+def _weighs(planned: Schedule, base: int, others: Sequence[int], names: Sequence[int]) -> bool:
+    """Tell whether a weight is among tensors of a section."""
+    for one in names:
+        _, fragment, place = planned.fragment(base + one if one >= 0 else others[one])
+        if place in fragment.weights:
+            return True
     return False
 
 

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import copy
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from willitrun_estimator.compute.fragment import Fragment
+from willitrun_estimator.compute.fragment import ANYWHERE, Fragment
 from willitrun_estimator.compute.graph import Graph, Section
 from willitrun_estimator.compute.node import Node
 
+if TYPE_CHECKING:
+    from willitrun_estimator.compute.builder import Builder
+    from willitrun_estimator.compute.operations import Homes
+
 MOST_STAMPS = 512
 """Blocks kept, of all shapes together."""
-ROOT = "root"
-"""Names what a shared look looks at."""
+
+
+STREAM = "stream"
+"""Name of what a block reads of the one before it."""
+
+
+class Following(NamedTuple):
+    """The block whose state is fetched in the one in hand."""
+
+    structure: Hashable
+    cache: int
+    """Device of its state."""
+    ahead: int
+    """How many blocks farther it is; 0 where there is none."""
 
 
 class Stamp(NamedTuple):
@@ -34,6 +50,45 @@ class Stamp(NamedTuple):
 
 
 STAMPS: OrderedDict[Hashable, Stamp] = OrderedDict()
+
+
+def placed(
+    b: Builder,
+    x: Node,
+    homes: Homes,
+    taken: int,
+    following: Following,
+    told: tuple[bool, ...],
+    add: Callable[[], Node],
+) -> Node:
+    """Put a block that takes so many events behind `x`; one that was not built before is added, and kept.
+
+    `told` is what else tells blocks apart.
+    """
+    shared, events = b.shared, b.events
+    shared[STREAM] = x
+    # What only the first GPU can do for a block of the host is not told of a block of its own.
+    homed = (
+        b.host, homes.block, homes.cache, homes.experts, homes.elsewhere, following.cache,
+        0 if homes.block == b.host else ANYWHERE,
+    )  # fmt: skip
+    devices = tuple(dict.fromkeys(device for device in homed if device >= 0))
+    names = {device: name for name, device in enumerate(devices)}
+    key = (
+        b.graph.known, *map(names.get, homed), homes.structure, homes.apart, following.structure, following.ahead,
+        told, x.dims, x.view_of is None, *shared,
+    )  # fmt: skip
+    known = find(key)
+    if known is not None:
+        del events[: known.events]
+        again(b.graph, shared, known, devices)
+        return shared[STREAM]
+    before, waiting = shared.copy(), len(events)
+    shared[STREAM] = add()
+    section = b.graph.end(devices)
+    if homes.structure is not None and section.devices == devices and waiting - len(events) == taken:
+        keep(key, section, before, shared, taken, following.ahead)
+    return shared[STREAM]
 
 
 def again(graph: Graph, shared: dict[Hashable, Node], stamp: Stamp, devices: tuple[int, ...]) -> None:

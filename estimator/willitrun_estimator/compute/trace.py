@@ -6,10 +6,10 @@ may be written over a source that nobody else reads, and a tensor is freed after
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from willitrun_estimator.compute.schedule import Event, Schedule, Split
+from willitrun_estimator.compute.schedule import Copy, Schedule, Split
 from willitrun_estimator.compute.steps import (
     ARRIVED,
     EARLY,
@@ -105,10 +105,10 @@ class _Tracer:
                 self._take(tensor, INPUTS if planned.is_input(tensor) else EARLY, self._of(records, section))
         for split in planned.splits:
             self._begin(split)
-            for section, _, events in split.parts:
-                if events:
-                    self._turn(section)
-                    self._follow(events, self._of(self._steps, section))
+            for part in split.parts:
+                if part.stop > part.start:
+                    self._turn(part.section)
+                    self._follow(planned.events(part), self._of(self._steps, part.section))
         return [self._done(section) for section in range(len(planned.sections))]
 
     def _of(self, records: Records, section: int) -> list[_Record]:
@@ -129,21 +129,28 @@ class _Tracer:
         here = self._of(self._steps, split.section)
         later = [copy for copy in split.arrivals if copy.section > split.section]
         for copy in split.arrivals[: len(split.arrivals) - len(later)]:
-            self._follow(((KEEP, (copy.source,)), (copy.copy, ())), here)
+            self._arrive(copy, here)
         self._splits.add(split.section)
         for record in here:
             record.cut = len(record.codes)
         for copy in later:
-            self._follow(((KEEP, (copy.source,)), (copy.copy, ())), self._of(self._arrivals, copy.section))
+            self._arrive(copy, self._of(self._arrivals, copy.section))
 
-    def _follow(self, events: Sequence[Event], records: Sequence[_Record]) -> None:  # noqa: C901, PLR0912
+    def _arrive(self, copy: Copy, records: Sequence[_Record]) -> None:
+        """Take a copy, and give back what was only held for it."""
+        self._follow([(KEEP, [copy.source])], records)
+        self._now += 1
+        if self._where[copy.copy] == NOWHERE:
+            self._take(copy.copy, ARRIVED, records)
+
+    def _follow(self, events: Iterable[tuple[int, Sequence[int]]], records: Sequence[_Record]) -> None:  # noqa: C901, PLR0912
         """Allocate what is computed, and give back what was read for the last time."""
         planned, where, held = self._planned, self._where, self._held
         readers, looks, roots = planned.readers, planned.looks, planned.roots
         solid, inplace, outputs = planned.solid, planned.inplace, planned.outputs
         for node, reads in events:
             self._now += 1
-            if node >= 0 and roots[node] < 0 and where[node] == NOWHERE:
+            if node >= 0 and roots[node] < 0:
                 layout = inplace[node]
                 parent = NOWHERE
                 if layout:
@@ -159,7 +166,7 @@ class _Tracer:
                     else:
                         parent = NOWHERE
                 if parent == NOWHERE:
-                    self._take(node, ARRIVED if node >= planned.count else SINCE, records)
+                    self._take(node, SINCE, records)
             for source in reads:
                 left = readers[source] - 1
                 readers[source] = left
