@@ -112,15 +112,11 @@ class LlamaSetup:
     @cached_property
     def needs(self) -> QuickMemory:
         """The quick look at memory, made when bytes are first asked for."""
-        made = QuickMemory(self.prepared, self.quant, self.devices, self.settings)
-        made.lenient = self.lenient
-        return made
+        return QuickMemory(self.prepared, self.quant, self.devices, self.settings)
 
     def look(self, *, lenient: bool) -> None:
         """Say whether the quick look passes over nothing that may fit."""
-        self.lenient = lenient
-        if "needs" in vars(self):
-            self.needs.lenient = lenient
+        self.lenient = self.needs.lenient = lenient
 
     def layouts(self, context_tokens: int) -> Layouts:
         """Return the layouts at a context, made anew where an exact look has changed what is known of memory."""
