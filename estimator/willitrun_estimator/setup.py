@@ -78,7 +78,7 @@ class LlamaSetup:
     @property
     def alike(self) -> bool:
         """Whether the GPUs are equally fast."""
-        return len(set(self.kinds)) <= 1
+        return all(kind == self.kinds[0] for kind in self.kinds[1:])
 
     @cached_property
     def build(self) -> Build:
