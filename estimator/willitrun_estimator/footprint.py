@@ -8,7 +8,7 @@ powers of two of the context. `footprint` is the same answer as named parts for 
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from willitrun_estimator import cache, overhead
 from willitrun_estimator.cache_sums import CacheSums
@@ -26,13 +26,8 @@ LOADED_TWICE = frozenset({"gemma3n", "gemma4"})
 """Architectures that ask for the tied head before the table: a CPU loads both as well (src/models/gemma4.cpp)."""
 
 
-class Parts(NamedTuple):
-    """What devices hold of a placement, the GPUs in order and the host last."""
-
-    weights: tuple[int, ...]
-    caches: tuple[tuple[int, int], ...]
-    compute: tuple[int, ...]
-    growth: tuple[int, ...]
+Parts = tuple[tuple[int, ...], tuple[tuple[int, int], ...], tuple[int, ...], tuple[int, ...]]
+"""Weights, cache and state, planned buffers and their growth, of the GPUs in order and the host last."""
 
 
 class MemoryModel:
@@ -64,6 +59,8 @@ class MemoryModel:
         self._notes = [overhead.runtime_notes(gpu, weights, settings) for gpu in devices.gpus]
         self._runtime = [sum([amount for _, amount, _ in notes]) for notes in self._notes]
         self._output = cache.output_bytes(weights.spec, settings)
+        self._beside = (*self._runtime, self._output)
+        self._still = (0,) * (len(devices.gpus) + 1)
         self._host_weights = weights.embedding_bytes + weights.host_extra_bytes
         self._padded = any(gpu.backend in {"cuda", "rocm"} for gpu in devices.gpus)
         self._latest: tuple[Placement, int, Parts] | None = None
@@ -130,22 +127,19 @@ class MemoryModel:
         latest = self._latest
         if latest is None or latest[0] is not placement or latest[1] != context_tokens:
             compute = self.compute.bytes(placement, context_tokens)
-            growth = self.compute.growth(placement, context_tokens) if self.compute.grows else (0,) * len(compute)
-            parts = Parts(self.weights_bytes(placement), self.cache_bytes(placement, context_tokens), compute, growth)
+            growth = self.compute.growth(placement, context_tokens) if self.compute.grows else self._still
+            parts = self.weights_bytes(placement), self.cache_bytes(placement, context_tokens), compute, growth
             latest = self._latest = placement, context_tokens, parts
         return latest[2]
 
     def per_device_bytes(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
         """Sum everything each device holds, context and workspaces of the GPU runtime included."""
-        beside = (*self._runtime, self._output)
-        return tuple(
-            [
-                held + kv + state + planned + more + own
-                for held, (kv, state), planned, more, own in zip(
-                    *self._parts(placement, context_tokens), beside, strict=False
-                )
-            ]
-        )
+        weights, caches, compute, growth = self._parts(placement, context_tokens)
+        total = [
+            held + kv + state + planned + beside
+            for held, (kv, state), planned, beside in zip(weights, caches, compute, self._beside, strict=False)
+        ]
+        return tuple(total if growth is self._still else map(operator.add, total, growth))
 
     def safe_tokens(self, placement: Placement, limits: tuple[int, ...], max_tokens: int | None = None) -> int:
         """Find the largest context that keeps every device within its limit in bytes; 0 when none does.

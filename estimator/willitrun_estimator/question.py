@@ -319,8 +319,8 @@ def useful(ubatches: tuple[int, ...], prompt_tokens: int) -> tuple[int, ...]:
 
 def kinds(gpus: tuple[Device, ...]) -> tuple[int, ...]:
     """Return for each GPU the first one that is as fast."""
-    first: dict[Device, int] = {}
-    return tuple([first.setdefault(speed_facts(gpu), index) for index, gpu in enumerate(gpus)])
+    facts = [speed_facts(gpu) for gpu in gpus]
+    return tuple(map(facts.index, facts))
 
 
 def kv_types(request: Request) -> tuple[str, ...]:

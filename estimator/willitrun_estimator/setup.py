@@ -78,7 +78,7 @@ class LlamaSetup:
     @property
     def alike(self) -> bool:
         """Whether the GPUs are equally fast."""
-        return len(set(self.kinds)) <= 1
+        return all(kind == self.kinds[0] for kind in self.kinds[1:])
 
     @cached_property
     def build(self) -> Build:
@@ -112,15 +112,11 @@ class LlamaSetup:
     @cached_property
     def needs(self) -> QuickMemory:
         """The quick look at memory, made when bytes are first asked for."""
-        made = QuickMemory(self.prepared, self.quant, self.devices, self.settings)
-        made.lenient = self.lenient
-        return made
+        return QuickMemory(self.prepared, self.quant, self.devices, self.settings)
 
     def look(self, *, lenient: bool) -> None:
         """Say whether the quick look passes over nothing that may fit."""
-        self.lenient = lenient
-        if "needs" in vars(self):
-            self.needs.lenient = lenient
+        self.lenient = self.needs.lenient = lenient
 
     def layouts(self, context_tokens: int) -> Layouts:
         """Return the layouts at a context, made anew where an exact look has changed what is known of memory."""

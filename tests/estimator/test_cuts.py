@@ -7,6 +7,7 @@ from msgspec import structs
 
 from tests.estimator.test_fit import MIB, devices
 from willitrun_catalog.shipped import model, models
+from willitrun_estimator.cuts import orders_of
 from willitrun_estimator.expert_parts import expert_parts
 from willitrun_estimator.found import Found
 from willitrun_estimator.placement import Override, Placement
@@ -122,3 +123,32 @@ def test_a_fixed_number_of_expert_layers_is_not_cut() -> None:
     request = Request(quant="Q4_K_M", context=8192, cpu_moe_layers=30)
     question = Question(model("qwen3-30b-a3b"), devices([[12288, 11900]]), request)
     assert all(not plan.placement.overrides for plan in question.search("Q4_K_M"))
+
+
+def test_orders_of_matrices_add_up_and_are_kept() -> None:
+    parts = expert_parts(model("qwen3-30b-a3b"), "Q4_K_M")
+    orders = orders_of(parts)
+    assert orders_of(parts) is orders
+    for order in orders.from_block(3):
+        assert sorted(order.blocks) == list(range(3, len(parts)))
+        for count, total in enumerate(order.bytes):
+            full, rest = order.at(count)
+            gone = [size for block in order.blocks[:full] for _, size in parts[block]]
+            gone += [size for _, size in parts[order.blocks[full]][:rest]] if rest else []
+            assert (len(gone), sum(gone)) == (count, total)
+        assert order.whole(order.blocks[0]) is order.whole(order.blocks[0])
+
+
+def test_layouts_are_kept_until_an_exact_look() -> None:
+    question = asked("qwen3-30b-a3b", [[12288, 11900]])
+    setup = question.setup("Q4_K_M", "f16", 512, (0,))
+    known = setup.layouts(8192)
+    assert setup.layouts(8192) is known
+    assert setup.layouts(4096) is not known
+    setup.look(lenient=True)
+    assert setup.layouts(8192) is not known
+    setup.look(lenient=False)
+    assert setup.layouts(8192) is known
+    (plan, *_) = question.search("Q4_K_M")
+    setup.holds(plan)
+    assert setup.layouts(8192) is not known

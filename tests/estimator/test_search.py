@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 import random
 from typing import NamedTuple
 
 import pytest
+from msgspec import structs
 
 from willitrun_catalog.quant import ladder
 from willitrun_catalog.shipped import models
+from willitrun_estimator.bounds import extremes
 from willitrun_estimator.cuts import Cuts, Order, cut_layouts, leaving
 from willitrun_estimator.found import Bar, Found, by_merit
 from willitrun_estimator.hardware import devices
 from willitrun_estimator.layout import ROOM_STEP, Layouts
 from willitrun_estimator.placement import Override, Placement
-from willitrun_estimator.points import Space, bounded
+from willitrun_estimator.points import Combination, Space, bounded
 from willitrun_estimator.question import Question
 from willitrun_estimator.quick import Buffers
 from willitrun_estimator.request import Request
@@ -215,7 +218,7 @@ def brute_force(model: Model, space: Space) -> float:
         QUANTS, space.kv_types, space.contexts, space.ubatches, space.gpu_sets
     ):
         setup = MadeUp(model, quant, kv_type, ubatch, gpus)
-        for units in range(blocks + 2):
+        for units in range(blocks + 2) if space.gpu_layers is None else (space.gpu_layers,):
             for split in splits(units, len(gpus)):
                 for cpu_moe in range(setup.experts_end + 1):
                     placement = Placement(gpu_layers=units, split=split, cpu_moe_layers=cpu_moe)
@@ -259,8 +262,9 @@ def searched(model: Model, space: Space) -> Found | None:
     return best
 
 
+@pytest.mark.parametrize("all_units", [False, True])
 @pytest.mark.parametrize("chunk", range(10))
-def test_the_search_finds_what_brute_force_finds_on_a_thousand_machines(chunk: int) -> None:
+def test_the_search_finds_what_brute_force_finds_on_a_thousand_machines(chunk: int, *, all_units: bool) -> None:
     for seed in range(chunk * 100, chunk * 100 + 100):
         rng = random.Random(seed)
         model = made_up_model(rng)
@@ -270,13 +274,58 @@ def test_the_search_finds_what_brute_force_finds_on_a_thousand_machines(chunk: i
             contexts=SPACE.contexts,
             ubatches=SPACE.ubatches,
             gpu_sets=sets,
-            kinds=tuple(range(len(model.budgets))),
+            kinds=tuple(model.speeds.index(speed) for speed in model.speeds),
+            gpu_layers=len(model.resident) + 1 if all_units else None,
         )
         expected = brute_force(model, space)
         best = searched(model, space)
         assert (0.0 if best is None else best.score) >= expected * (1 - 1e-9), (seed, model)
         if best is None or not best.placement.overrides:
             assert (0.0 if best is None else best.score) == pytest.approx(expected, rel=1e-9), (seed, model)
+
+
+def test_gpus_that_a_whole_plan_does_without_are_not_looked_at() -> None:
+    model = Model((10,) * 4, (0,) * 4, 10, 5, 0, (30.0,) * 3, 5.0, (100,) * 3, 10_000)
+    asked: set[tuple[int, ...]] = set()
+
+    def setup(quant: str, kv_type: str, ubatch: int, gpus: tuple[int, ...]) -> MadeUp:
+        asked.add(gpus)
+        return MadeUp(model, quant, kv_type, ubatch, gpus)
+
+    sets = ((0,), (0, 1), (0, 1, 2))
+    space = Space(kv_types=("f16",), contexts=(1024,), ubatches=(512,), gpu_sets=sets, kinds=(0, 0, 0))
+    (plan,) = search_quant("small", space, OBJECTIVE, lambda q, kv: 0.0, setup)
+    assert (plan.gpus, plan.whole, asked) == ((0,), True, {(0,)})
+    unlike = structs.replace(space, kinds=(0, 1, 0))
+    assert len(search_quant("small", unlike, OBJECTIVE, lambda q, kv: 0.0, setup)) > 1
+
+
+def test_a_cut_between_gpus_settles_nothing_for_more_of_them() -> None:
+    point = Combination(
+        bound=90.0, gpus=(0, 1, 2), kv_type="f16", context_tokens=4096, ubatch=512, quality=0.9, gpu_first=True,
+        may_be_whole=True, as_one=True,
+    )  # fmt: skip
+    whole = found_plan(whole=True)
+    cut = Placement(gpu_layers=7, split=(4, 3), overrides=(Override(block=3, tensors=("a",), device=1, bytes=1),))
+    assert point.settled_by(whole)
+    assert not point.settled_by(found_plan())
+    assert not point.settled_by(found_plan(whole=True, context_tokens=8192))
+    assert not point.settled_by(found_plan(whole=True, placement=cut))
+    assert structs.replace(point, gpus=(0, 1)).settled_by(found_plan(whole=True, placement=cut))
+    assert not structs.replace(point, as_one=False).settled_by(whole)
+
+
+def test_blocks_that_must_be_on_gpus_are_not_bounded_by_a_host() -> None:
+    for host_speed in (5.0, 50.0):
+        model = Model((40,) * 4, (60,) * 4, 10, 5, 0, (30.0,), host_speed, (300,), 10_000)
+        one = MadeUp(model, "small", "f16", 512, (0,))
+        free, pinned = (extremes(one, rates=True, all_units=flag) for flag in (False, True))
+        assert free.gpu_first == pinned.gpu_first == (host_speed < 30.0)
+        assert pinned.least(0, 240, 400) == min(pinned.whole or 0.0, pinned.experts or 0.0)
+        assert pinned.least(240, 240, 400) == pytest.approx(pinned.experts)
+        assert (free.least(241, 240, 400) or 0.0) < math.inf
+    slow = extremes(MadeUp(model._replace(host_speed=5.0), "small", "f16", 512, (0,)), rates=True, all_units=True)
+    assert slow.least(241, 240, 400) == math.inf
 
 
 def fewest_on_host(setup: MadeUp, context: int) -> int | None:
@@ -414,6 +463,26 @@ def test_paging_is_offered_when_ram_is_short_and_is_slower() -> None:
     assert paged.rate == pytest.approx(
         800.0 / (setup("big", "f16", 512, (0,)).seconds(paged.placement) + paged.short_bytes)
     )
+
+
+def test_with_all_blocks_on_gpus_paging_plans_leave_few_experts_or_all_of_them() -> None:
+    def found(model: Model) -> tuple[list[Found], list[Found]]:
+        def setup(quant: str, kv_type: str, ubatch: int, gpus: tuple[int, ...]) -> MadeUp:
+            return MadeUp(model, quant, kv_type, ubatch, gpus)
+
+        gpus = tuple(range(len(model.budgets)))
+        units = len(model.resident) + 1
+        space = Space(
+            kv_types=("f16",), contexts=(1024,), ubatches=(512,), gpu_sets=(gpus,), kinds=(0, 0), gpu_layers=units
+        )
+        asked = "small", space, OBJECTIVE, lambda q, kv: 0.0, setup
+        return search_quant(*asked), search_paging(*asked)
+
+    plans, paging = found(Model((10,) * 4, (42,) * 4, 10, 5, 0, (30.0,), 5.0, (160,), 60))
+    assert not plans
+    assert {plan.placement.cpu_moe_layers for plan in paging if not plan.placement.overrides} == {2, 4}
+    assert {plan.placement.gpu_layers for plan in paging} == {5}
+    assert found(Model((25, 25), (10, 10), 10, 5, 0, (30.0, 30.0), 5.0, (34, 34), 60)) == ([], [])
 
 
 def test_a_demand_that_is_missed_scales_the_score_down() -> None:

@@ -62,6 +62,8 @@ def test_guesses_are_exact_where_nothing_but_spans_counts(sizes, head, room, dat
     end = data.draw(st.integers(0, units))
     fitting = [n for n in range(end + 1) if stack.gpu_bytes(end - n, n, moved) <= room]
     assert stack.down_to(end, room, moved) == max(fitting)
+    held = [n for n in range(len(sizes) + 1) if stack.host_use(units - first, n) <= room]
+    assert not held or min(stack.most_moved(units - first, room), len(sizes)) == max(held)
 
 
 @given(st.integers(-5, 20), st.integers(-5, 20), st.integers(-9, 24), st.none() | st.integers(-9, 24))
