@@ -141,11 +141,12 @@ def _handed(graph: Showing) -> dict[int, set[int]]:
 def _computed(planned: Schedule) -> Iterable[tuple[int, int, Iterable[int]]]:
     """Yield what devices compute: the section, the tensor, and what that reads."""
     for split in planned.splits:
-        for number, _, events in split.parts:
-            fragment, base, *_ = planned.sections[number]
-            for node, reads in events:
-                if fragment.computed[node - base]:
-                    yield number, node, reads
+        for part in split.parts:
+            fragment, base, *_ = planned.sections[part.section]
+            computed = frozenset(fragment.real)
+            for node, reads in planned.events(part):
+                if node - base in computed:
+                    yield part.section, node, reads
 
 
 def union(bits: Iterable[int]) -> int:
