@@ -129,7 +129,7 @@ class Programs:
             if missing:
                 blocks = kept if last else [kept[place - 1] for place in self._seen.some_of(layout, missing)]
                 among = asked.among(blocks, looks, local=self._local)
-                if not self._learn(among, asked.build(blocks), whole=len(blocks) == len(kept)):
+                if not self._learn(among, asked.build(blocks)):
                     return None
                 sections, missing = self._found(layout)
         return sections
@@ -159,19 +159,14 @@ class Programs:
         self._seen.clear()
         self._inputs = Inputs(self.known)
 
-    def _learn(self, layout: Layout, graph: Graph, *, whole: bool) -> bool:
-        """Keep what the sections of a graph do; False where that does not follow from their surroundings.
-
-        Blocks may look farther in a graph of some of them: that is not `whole` and then shows nothing.
-        """
+    def _learn(self, layout: Layout, graph: Graph) -> bool:
+        """Keep what the sections of a graph do; False where that does not follow from their surroundings."""
         looks = layout.looks
         shared = self._seen.shared
         known = len(shared.lasting)
         showing = Showing(graph, layout.firsts())
         reach, asks = shared.handed(showing)
         farthest = Looks(max(looks.reach, reach), max(looks.ahead, graph.ahead))
-        if farthest != looks and not whole:
-            return True
         if farthest != looks or len(shared.lasting) > known:
             self._forget()
             self._programs.clear()

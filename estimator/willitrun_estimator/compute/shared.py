@@ -99,6 +99,7 @@ class Shared:
     def uses(self, graph: Showing, planned: Schedule) -> list[Uses]:
         """Return what each section of a scheduled graph does with shared tensors."""
         devices = planned.devices
+        bits = self._bits(graph)
         copies: list[dict[int, dict[int, None]]] = [
             {devices[base + index]: {} for index in fragment.real} for fragment, base, *_ in graph.sections
         ]
@@ -107,24 +108,33 @@ class Shared:
         for number, node, reads in _computed(planned):
             for read in reads:
                 origin = origins.get(read, read)
-                if origin != read and self.has(graph, origin):
-                    copies[number][devices[node]][self.bit(graph, origin)] = None
-                elif not graph.is_fixed(origin) and self.has(graph, graph.root(origin)):
-                    direct[number] |= self.bit(graph, graph.root(origin))
+                if origin != read and origin in bits:
+                    copies[number][devices[node]][bits[origin]] = None
+                else:
+                    direct[number] |= bits.get(graph.root(origin), 0)
         found = []
         for here, there, (fragment, base, *_) in zip(copies, direct, graph.sections, strict=True):
-            unread = [base + index for index in fragment.roots if not planned.readers[base + index]]
-            looked = [graph.root(look) for look in unread if not graph.is_fixed(look)]
-            made = [base + index for index in fragment.real if graph.ident(base + index) in self.lasting]
+            unread = [graph.root(base + look) for look in fragment.roots if not planned.readers[base + look]]
+            made = [base + index for index in fragment.real if base + index in bits]
             found.append(
                 Uses(
-                    tuple([(device, union(bits), tuple(bits)) for device, bits in sorted(here.items())]),
+                    tuple([(device, union(asked), tuple(asked)) for device, asked in sorted(here.items())]),
                     there,
-                    union([self.bit(graph, root) for root in looked if self.has(graph, root)]),
-                    tuple([(self.bit(graph, node), devices[node]) for node in made if graph.root(node) == node]),
+                    union([bits.get(root, 0) for root in unread]),
+                    tuple([(bits[node], devices[node]) for node in made if graph.root(node) == node]),
                 )
             )
         return found
+
+    def _bits(self, graph: Showing) -> dict[int, int]:
+        """Return the numbers of a graph's shared tensors."""
+        found = []
+        for first, (fragment, base, *_) in zip(graph.firsts, graph.sections, strict=True):
+            found += [base + index for index in fragment.early if index in fragment.shared]
+            found += [base + index for index, name in fragment.weights.items() if name[0] is None]
+            if first is not None:
+                found += [base + index for index in range(fragment.count) if (first, index) in self.lasting]
+        return {tensor: self.bit(graph, tensor) for tensor in found}
 
 
 def _handed(graph: Showing) -> dict[int, set[int]]:

@@ -23,7 +23,7 @@ class Part(NamedTuple):
     """A section between its neighbours, wherever they stand."""
 
     key: int
-    """Equal for those that do the same with shared tensors, with devices called by the names below."""
+    """Equal for those that are built, live and border on each other alike, with devices called by the names below."""
     names: dict[int, int]
     uses: Uses
 
@@ -97,9 +97,12 @@ class Seen:
         """Choose sections that are likely to show, without the others, what some do.
 
         They are those with their neighbours, the first and the last that read on the same devices, and the first of
-        every structure, so that inputs come in the same order.
+        every structure, so that inputs come in the same order. Where something is computed several sections ahead it
+        might be still more if some were left out.
         """
         ahead, host = layout.looks.ahead, layout.host
+        if ahead > 1:
+            return [*range(1, len(layout.kinds) - 1)]
         chosen = {place for place, first in enumerate(layout.firsts()) if first is not None}
         chosen.update([place + further for place in chosen for further in range(1, ahead + 1)])
         readers: dict[int, dict[Hashable, list[int]]] = {}
