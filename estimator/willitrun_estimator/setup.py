@@ -39,6 +39,21 @@ EXACT_STEPS = 3
 the kink where another phase becomes the largest."""
 
 
+class HostRoom:
+    """What the host may be given; unified GPUs draw on the same memory.
+
+    Layouts hold it and not their setup: a cycle would stay until the collector runs.
+    """
+
+    def __init__(self, budget: int, gpus: Sequence[Device]) -> None:
+        self.budget = budget
+        self.unified = [index for index, gpu in enumerate(gpus) if gpu.unified]
+
+    def short(self, used_bytes: Sequence[int]) -> int:
+        """Return the bytes the host lacks, 0 or less when it has room."""
+        return used_bytes[-1] + sum([used_bytes[index] for index in self.unified]) - self.budget
+
+
 class LlamaSetup:
     """One point of the space but for the context and the layout. Not thread-safe: it keeps what it has worked out."""
 
@@ -63,7 +78,7 @@ class LlamaSetup:
         experts = weights.cumulative_expert_bytes
         self.experts_end = bisect_left(experts, experts[-1])
         self.host_budget = devices.host.ram_available_bytes - HOST_RESERVE_BYTES
-        self.unified = any(gpu.unified for gpu in devices.gpus)
+        self.host_room = HostRoom(self.host_budget, devices.gpus)
         self.depth_tokens = request.depth_tokens or 0
         self.prompt_tokens = request.prompt_tokens or purpose.prompt_tokens
         self.concurrency = max(lens.concurrency, request.concurrency)
@@ -128,7 +143,7 @@ class LlamaSetup:
                 self.budgets,
                 context_tokens,
                 experts_end=self.experts_end,
-                host_short=self.host_short,
+                host_short=self.host_room.short,
                 alike=self.alike,
             )
         return known
@@ -161,11 +176,8 @@ class LlamaSetup:
         return least_overlap(len(self.devices.gpus) + spilled, ubatch, self.prompt_tokens)
 
     def host_short(self, used_bytes: Sequence[int]) -> int:
-        """Return the bytes the host lacks, 0 or less when it has room; unified GPUs draw on the same memory."""
-        needed = used_bytes[-1]
-        if self.unified:
-            needed += sum(use for use, gpu in zip(used_bytes, self.devices.gpus, strict=False) if gpu.unified)
-        return needed - self.host_budget
+        """Return the bytes the host lacks, 0 or less when it has room."""
+        return self.host_room.short(used_bytes)
 
     def exact_bytes(self, placement: Placement, context_tokens: int) -> tuple[int, ...]:
         """Return what each device holds by the exact memory model, and learn from it for further quick looks."""

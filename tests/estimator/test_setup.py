@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from msgspec import structs
 
 from willitrun_catalog.find import find_model
@@ -9,6 +11,7 @@ from willitrun_estimator import setup
 from willitrun_estimator.answer import answer_on
 from willitrun_estimator.device import Devices
 from willitrun_estimator.hardware import devices
+from willitrun_estimator.prepared import Prepared
 from willitrun_estimator.question import Question
 from willitrun_estimator.request import Request
 from willitrun_estimator.throughput import products
@@ -58,3 +61,17 @@ def test_advice_can_be_left_out_where_nothing_starts():
     assert with_advice.fit.status == without.fit.status == "too-large"
     assert with_advice.improvements
     assert without == structs.replace(with_advice, improvements=())
+
+
+def test_a_question_leaves_no_setup_behind():
+    """`batch` keeps the cycle collector waiting."""
+    prepared = Prepared(find_model("qwen3-30b-a3b").spec)
+    plan_on = on("2x RTX 3060, 64 GiB RAM")
+    gc.collect()
+    gc.disable()
+    try:
+        answer_on(plan_on, prepared.spec, Request(quant="Q6_K", gpu_layers="all"), prepared=prepared)
+        left = [one for one in gc.get_objects() if isinstance(one, setup.LlamaSetup)]
+    finally:
+        gc.enable()
+    assert left == []
