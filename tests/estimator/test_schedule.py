@@ -11,7 +11,7 @@ def scheduled(graph: Graph) -> Schedule:
     return schedule(graph, offload=True, large={U: True}, pipeline=False)
 
 
-def test_a_leaf_belongs_to_the_section_that_first_names_its_device() -> None:
+def test_a_leaf_belongs_to_the_section_that_first_computes_on_its_device() -> None:
     graph = Graph(2)
     leaves = [graph.leaf("held", (64, U), device, kept=True) for device in (0, 1, 2)]
     x = graph.add("start", (64, U), graph.weight("embedding", 2), graph.input("x", (64, U)), rows=0)
@@ -22,18 +22,8 @@ def test_a_leaf_belongs_to_the_section_that_first_names_its_device() -> None:
     graph.end()
     planned = scheduled(graph)
     assert [planned.first(device) for device in (2, 1)] == [0, 1]
-    assert planned.first(0) == 0, "no section names it"
+    assert planned.first(0) == 0, "no section computes on it"
     assert [leaf.place for leaf in leaves] == planned.early[0][:3]
-
-
-def test_a_copy_names_the_devices_before_what_is_computed() -> None:
-    """The host computes nothing: the copy of its input is the first that names it."""
-    graph = Graph(1)
-    x = graph.input("x", (64, U))
-    graph.end()
-    x = graph.add("up", (64, U), graph.weight("0/up", 0), x)
-    graph.end()
-    assert scheduled(graph).first(1) == 1
 
 
 def test_what_nothing_asks_for_goes_where_most_of_its_sources_are() -> None:

@@ -7,6 +7,7 @@ and a graph has the same one for all blocks that are built alike.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ ANYWHERE = -1
 
 
 class Fragment(Struct, eq=False, gc=False):
-    """One section of a graph. Tuples have one item for each of its tensors, or for each of those that are computed."""
+    """One section of a graph. Arrays have an item for each tensor, `sources` and `moving` for each that is computed."""
 
     count: int
     """Its tensors."""
@@ -39,26 +40,26 @@ class Fragment(Struct, eq=False, gc=False):
     """What a device computes."""
     edges: tuple[int, ...]
     """What of this reads more than results of the section, and so may need a copy where one device has all of these."""
-    homes: tuple[int, ...]
+    homes: array[int]
     """Where a tensor is for itself, else `ANYWHERE`. Devices are named by their place in a list."""
     moves: tuple[tuple[int, Dim], ...]
     """Operations on the host's weights that a GPU can compute too, each with its rows."""
-    able: tuple[int, ...]
+    able: array[int]
     """The only device beside the host that can compute each tensor, or `ANYWHERE`."""
-    sizes: tuple[int, ...]
+    sizes: array[int]
     extras: tuple[tuple[int, int], ...]
     """What is larger where a GPU computes it, with that size."""
     gaps: dict[int, int]
     """Bytes by which a GPU's copy of a tensor is larger."""
     weights: dict[int, Name]
     """Names of the weights."""
-    layouts: tuple[int, ...]
-    solid: tuple[int, ...]
+    layouts: array[int]
+    solid: array[int]
     """Layouts of what may be written over, else 0."""
-    inplace: tuple[int, ...]
+    inplace: array[int]
     """The layout that an operation in place looks for, else 0."""
-    readers: tuple[int, ...]
-    looks: tuple[int, ...]
+    readers: array[int]
+    looks: array[int]
     """How often each tensor of the section is read, and looked at, in it."""
     read: tuple[tuple[int, int], ...]
     """The same of the others."""
@@ -134,7 +135,7 @@ def compiled(
     # Results of the section, and looks at them.
     inner = {index for index in range(len(nodes)) if 0 <= roots.get(index, index) < len(nodes)}
     own = slice(None, len(tensors))
-    layouts = tuple([known.layout(node.dims, node.element_bytes) for node in tensors])
+    layouts = array("i", [known.layout(node.dims, node.element_bytes) for node in tensors])
     fragment = Fragment(
         count=len(tensors),
         sources=tuple(sources),
@@ -148,10 +149,10 @@ def compiled(
         edges=tuple(
             [index for index, read in enumerate(sources) if nodes[index].computed and not inner.issuperset(read)]
         ),
-        homes=tuple([named(_home(node, host)) for node in tensors]),
+        homes=array("b", [named(_home(node, host)) for node in tensors]),
         moves=tuple([(index, node.rows) for index, node in enumerate(nodes) if _moves(node, host)]),
-        able=tuple([named(_able(node, host)) for node in tensors]),
-        sizes=tuple([known.size(node.size) for node in tensors]),
+        able=array("b", [named(_able(node, host)) for node in tensors]),
+        sizes=array("i", [known.size(node.size) for node in tensors]),
         extras=tuple(
             [
                 (index, known.size(plus(node.size, node.gpu_extra)))
@@ -162,15 +163,16 @@ def compiled(
         gaps={index: node.gap_bytes for index, node in enumerate(tensors) if node.gap_bytes},
         weights={index: _name(node.weight, section) for index, node in enumerate(tensors) if node.weight is not None},
         layouts=layouts,
-        solid=tuple(
+        solid=array(
+            "i",
             [
                 layout if node.contiguous and not node.is_output else 0
                 for layout, node in zip(layouts, tensors, strict=True)
-            ]
+            ],
         ),
-        inplace=tuple([layout if node.inplace else 0 for layout, node in zip(layouts, tensors, strict=True)]),
-        readers=tuple(readers[own]),
-        looks=tuple(looks[own]),
+        inplace=array("i", [layout if node.inplace else 0 for layout, node in zip(layouts, tensors, strict=True)]),
+        readers=array("i", readers[own]),
+        looks=array("i", looks[own]),
         read=tuple(zip(readers[: own.stop - 1 : -1], looks[: own.stop - 1 : -1], strict=True)),
         early=tuple(range(len(nodes), len(nodes) + len(early))),
         outputs=(*(index for index, node in enumerate(tensors) if node.is_output), *sorted(numbers.kept)),

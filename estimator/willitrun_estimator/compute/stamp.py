@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from willitrun_estimator.compute.builder import Builder
     from willitrun_estimator.compute.operations import Homes
 
-MOST_STAMPS = 512
+MOST_STAMPS = 400
 """Blocks kept, of all shapes together."""
 
 

@@ -99,7 +99,7 @@ class _Tracer:
         planned = self._planned
         for records, taken in zip(self._rounds, planned.early, strict=True):
             for tensor in taken:
-                # What a device holds throughout belongs to the section that first names it.
+                # What a device holds throughout belongs to the section that first computes on it.
                 device = planned.devices[tensor]
                 section = planned.asked[tensor] or planned.first(device)
                 self._take(tensor, INPUTS if planned.is_input(tensor) else EARLY, self._of(records, section))
