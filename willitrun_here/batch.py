@@ -21,8 +21,8 @@ from willitrun_here.recent import Recent
 from willitrun_probe.machine import Machine
 
 MOST_LINE_BYTES = 1 << 20
-MOST_ANSWER_BYTES = 16 << 20
-"""Packed answers a worker keeps: some 20,000 with plan and speed."""
+MOST_ANSWER_BYTES = 8 << 20
+"""Packed answers a worker keeps: some 10,000 with plan and speed."""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(dict[str, Any])

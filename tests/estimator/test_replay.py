@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 
 import pytest
@@ -146,3 +147,12 @@ def test_replays_asked_last_keep_their_states(monkeypatch: pytest.MonkeyPatch) -
         second.peak(blocks(6))
     assert len(first) == 1
     assert first.peak(line) == plain(line)
+
+
+def test_states_that_are_forgotten_are_freed_at_once() -> None:
+    replay = Replay(FORMS, VALUES, ALIGNMENT)
+    take, give = (Steps((code(*one),), ()) for one in ((0, TAKE, SINCE), (0, GIVE, SINCE)))
+    replay.peak([(take, ()), (give, ()), (take, ()), (give, ())])
+    gc.collect()
+    replay.forget()
+    assert gc.collect() == 0

@@ -144,6 +144,7 @@ class Replay:
         self._forms, self._values, self._alignment = forms, values, alignment
         self._sizes: dict[int, int] = {}
         self._asked: dict[Steps, Asked] = {}
+        self._states: dict[bytes, State] = {}
         self.forget()
 
     def __len__(self) -> int:
@@ -217,7 +218,9 @@ class Replay:
         return known
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Begin anew; states lead to one another, and nobody may look for such cycles for long."""
+        for state in self._states.values():
+            state.after.clear()
         self._start = State(EMPTY, (0, 0, 0))
         self._states = {EMPTY: self._start}
 
