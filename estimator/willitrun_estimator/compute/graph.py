@@ -6,7 +6,6 @@ What stands before the blocks, each block and what follows them are its sections
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -59,24 +58,6 @@ class Graph:
         self.sections.append(section)
         self.count += fragment.count
         return section
-
-    @property
-    def reach(self) -> int:
-        """How many sections away anything is read that was not there before all blocks."""
-        bases = [section.base for section in self.sections]
-
-        def made(tensor: int) -> int:
-            """Return the section that made the memory; 0 for what is there before all blocks."""
-            number = bisect_right(bases, tensor) - 1
-            fragment, base, others, _ = self.sections[number]
-            index = tensor - base
-            root = fragment.roots.get(index)
-            if root is not None:
-                return made(base + root if root >= 0 else others[~root])
-            return 0 if index in fragment.shared else number
-
-        read = {(number, other) for number, section in enumerate(self.sections) for other in section.others}
-        return max((number - at for number, other in read for at in [made(other)] if at), default=0)
 
     def input(self, name: str, dims: tuple[Dim, ...], element_bytes: int = 4) -> Node:
         """Add a tensor that the host fills before each batch."""
