@@ -34,8 +34,8 @@ HOST_ALIGNMENT = 32
 """`TENSOR_ALIGNMENT` of the CPU's buffers (ggml-impl.h)."""
 
 _SHAPES: OrderedDict[tuple[object, ...], Programs] = OrderedDict()
-_SHAPES_LIMIT = 128
-"""Shapes, with settings, of which programs are kept."""
+_SHAPES_LIMIT = 1024
+"""Shapes, with settings, of which programs are kept: eight of each of 128 models. `MOST_KEPT` bounds what they hold."""
 MOST_KEPT = 300_000
 """Parts of programs that are kept of all shapes together, of some 100 bytes each."""
 RESERVED_FOR_ONE_SLOT = frozenset({"minimax-01"})
