@@ -37,8 +37,7 @@ def manifest(target: Target) -> str:
     container: dict[str, Any] = {
         "name": "llama-server",
         "image": image(target),
-        # $(NAME) in an argument would be replaced by a variable; $$ stands for a dollar sign.
-        "args": [argument.replace("$(", "$$(") for argument in (*inner_arguments(target), *target.extra)],
+        "args": [literal(argument) for argument in (*inner_arguments(target), *target.extra)],
         "ports": [{"containerPort": PORT, "name": "http"}],
         "resources": {"limits": limits, "requests": {"cpu": cpus(target), "memory": f"{memory_mib}Mi"}},
         "startupProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 5, "failureThreshold": 360},
@@ -47,13 +46,25 @@ def manifest(target: Target) -> str:
     }
     if artifact(target).path is None:
         container["env"] = [{"name": "LLAMA_CACHE", "value": CACHE}]
-    pod: dict[str, Any] = {
-        "containers": [container],
-        "volumes": [{"name": "models", "persistentVolumeClaim": {"claimName": f"{name}-models"}}],
-    }
-    if selector := node_labels(target):
-        pod["nodeSelector"] = selector
+    volume = {"name": "models", "persistentVolumeClaim": {"claimName": f"{name}-models"}}
+    parts = workload(target, name, {"containers": [container], "volumes": [volume]}, service_port=80)
+    return "---\n".join(map(to_yaml, parts)) + commented(notes(target))
+
+
+def workload(target: Target, name: str, pod: dict[str, Any], *, service_port: int) -> tuple[dict[str, Any], ...]:
+    """Return the claim of a pod's first volume, which the model goes to, its Deployment and its Service."""
     labels = {"app.kubernetes.io/name": name}
+    if selector := node_labels(target):
+        pod = {**pod, "nodeSelector": selector}
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": pod["volumes"][0]["persistentVolumeClaim"]["claimName"], "labels": labels},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": f"{target.plan.file_bytes * 11 // 10 // GIB + 1}Gi"}},
+        },
+    }
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -69,18 +80,14 @@ def manifest(target: Target) -> str:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": name, "labels": labels},
-        "spec": {"selector": labels, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
+        "spec": {"selector": labels, "ports": [{"name": "http", "port": service_port, "targetPort": "http"}]},
     }
-    claim = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": f"{name}-models", "labels": labels},
-        "spec": {
-            "accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": {"storage": f"{plan.file_bytes * 11 // 10 // GIB + 1}Gi"}},
-        },
-    }
-    return "---\n".join(map(to_yaml, (claim, deployment, service))) + commented(notes(target))
+    return claim, deployment, service
+
+
+def literal(argument: str) -> str:
+    """Return an argument that Kubernetes leaves as it is: $(NAME) would become a variable's value, $$ is a dollar."""
+    return argument.replace("$(", "$$(")
 
 
 def cpus(target: Target) -> int:

@@ -8,7 +8,6 @@ from willitrun_estimator.vllm.versions import LATEST
 from willitrun_here.launch.systemd import quoted
 from willitrun_here.launch.target import Target
 from willitrun_here.launch.vllm import (
-    CACHE,
     PORT,
     VOLUME,
     environment,
@@ -20,7 +19,7 @@ from willitrun_here.launch.vllm import (
     shm_gib,
 )
 from willitrun_here.launch.vllm_installed import Installed, on
-from willitrun_here.launch.yaml import to_yaml
+from willitrun_here.launch.yaml import commented, to_yaml
 
 
 def document(target: Target, shape: str, *, installed: Installed | None = None) -> str:
@@ -84,44 +83,28 @@ def unit(target: Target, *, installed: Installed | None = None) -> str:
 
 
 def manifest(target: Target, *, installed: Installed | None = None) -> str:
-    """Give a Kubernetes Deployment and Service; shared memory is an in-memory volume."""
-    from willitrun_here.launch.kubernetes import RESOURCES, label  # noqa: PLC0415 - one shape of five
+    """Give the claim of the checkpoint's volume, a Deployment and a Service; shared memory is an in-memory volume."""
+    from willitrun_here.launch.kubernetes import RESOURCES, label, literal, workload  # noqa: PLC0415 - one of five
 
     name = label(f"vllm-{target.spec.name}")
-    labels = {"app.kubernetes.io/name": name}
     probe = {"httpGet": {"path": "/health", "port": "http"}}
+    source, _, inside = mounts(target)[0].removesuffix(":ro").rpartition(":")
+    copied = None if source == VOLUME else f"Copy {source} to the root of the claimed volume first."
     container = {
         "name": "vllm",
         "image": image(target, installed),
-        "args": inner(target),
+        "args": [literal(argument) for argument in inner(target)],
         "ports": [{"containerPort": PORT, "name": "http"}],
         "resources": {
             "limits": {RESOURCES["amd" if target.plan.backend == "rocm" else "nvidia"]: len(target.plan.gpu_uuids)}
         },
         "startupProbe": {**probe, "periodSeconds": 10, "failureThreshold": 360},
         "readinessProbe": {**probe, "periodSeconds": 10},
-        "volumeMounts": [{"name": "cache", "mountPath": CACHE}, {"name": "shm", "mountPath": "/dev/shm"}],  # noqa: S108
+        "volumeMounts": [{"name": "cache", "mountPath": inside}, {"name": "shm", "mountPath": "/dev/shm"}],  # noqa: S108
     }
     volumes = [
         {"name": "cache", "persistentVolumeClaim": {"claimName": f"{name}-cache"}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_gib(target)}Gi"}},
     ]
-    template = {"metadata": {"labels": labels}, "spec": {"containers": [container], "volumes": volumes}}
-    deployment = {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name, "labels": labels},
-        "spec": {
-            "replicas": 1,
-            "strategy": {"type": "Recreate"},
-            "selector": {"matchLabels": labels},
-            "template": template,
-        },
-    }
-    service = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": name, "labels": labels},
-        "spec": {"selector": labels, "ports": [{"port": PORT, "targetPort": "http", "name": "http"}]},
-    }
-    return to_yaml(deployment) + "---\n" + to_yaml(service)
+    parts = workload(target, name, {"containers": [container], "volumes": volumes}, service_port=PORT)
+    return "---\n".join(map(to_yaml, parts)) + commented((copied,))

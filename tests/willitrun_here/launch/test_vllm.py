@@ -22,6 +22,8 @@ from willitrun_here.launch.vllm_installed import Installed
 from willitrun_probe.machine import Cpu, Engine, Gpu, Machine, Memory
 from willitrun_probe.units import GIB
 
+pyyaml = pytest.importorskip("yaml", reason="install PyYAML to read the files back: pip install pyyaml")
+
 H100, T4, MI300X = "NVIDIA H100 SXM5 80 GB", "NVIDIA Tesla T4", "AMD Instinct MI300X"
 
 
@@ -185,6 +187,24 @@ def test_documents_of_every_shape():
     assert '"3Gi"' in manifest
     with pytest.raises(ValueError, match="modelfile"):
         vllm_documents.document(built, "modelfile")
+
+
+@pytest.mark.parametrize("source", [None, "/models/llama"])
+def test_a_manifest_claims_the_volume_that_it_mounts(source):
+    built = target() if source is None else target(source=source)
+    text = vllm_documents.document(structs.replace(built, extra=("--api-key", "$(HOME)")), "kubernetes")
+    parts = {part["kind"]: part for part in pyyaml.safe_load_all(text)}
+    pod = parts["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    claimed = pod["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    assert parts["PersistentVolumeClaim"]["metadata"]["name"] == claimed
+    assert container["volumeMounts"][0]["mountPath"] == ("/model" if source else vllm.CACHE)
+    assert ("# Copy /models/llama to" in text) == (source is not None)
+    assert container["args"][-1] == "$$(HOME)"
+    assert parts["Service"]["spec"]["ports"][0]["port"] == 8000
+    validator = pytest.importorskip("kubernetes_validate", reason="run: pip install kubernetes-validate")
+    for part in parts.values():
+        validator.validate(part, "1.32", strict=True)
 
 
 HOSTS = ("10.0.0.1", "10.0.0.2")
